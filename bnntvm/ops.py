@@ -1,0 +1,103 @@
+"""Relax operators of bnntvm, registered from Python.
+
+High-level operators (what the importer emits)
+    ``bnn.conv``, ``bnn.conv_transpose``, ``bnn.matmul``: the layers the report speaks of. Each carries ``layer``, the name of the first
+    output of its ONNX node, so that a layer can be followed through every pass.
+
+A layer's attributes are a ``DictAttrs``: ``call.attrs["strides"]`` and so on.
+"""
+
+import tvm
+from tvm import relax
+from tvm.ir import Op, _ffi_api
+from tvm.ir.op import register_op_attr
+
+
+def define(name, infer):
+    """Register the pure Relax operator ``name``; ``infer(call) -> relax.Type`` computes its result type."""
+    try:
+        return Op.get(name)
+    except Exception:  # noqa: BLE001  (TVM raises its own error class for an unknown operator)
+        pass
+    _ffi_api.RegisterOp(name, name)
+    register_op_attr(name, "FInferType", lambda call, _builder: infer(call))
+    register_op_attr(name, "FPurity", True)
+    return Op.get(name)
+
+
+def call(op, args, **attrs):
+    """A call of one of bnntvm's operators; attributes may be ints, strings, bools and (nested) lists of them."""
+    return relax.Call(op, list(args), tvm.ir.make_node("ir.DictAttrs", **attrs))
+
+
+def is_op(expr, name):
+    """Whether ``expr`` is a call of the operator ``name``."""
+    return isinstance(expr, relax.Call) and isinstance(expr.op, Op) and expr.op.name == name
+
+
+def shape_of(expr):
+    """Dimensions of a tensor expression, ints where static."""
+    return tuple(int(d) if isinstance(d, (int, tvm.tirx.IntImm)) else d for d in expr.ty.shape)
+
+
+def conv_out_dim(size, kernel, stride, pad_begin, pad_end, dilation):
+    """Output length of a convolution along one axis (ONNX Conv)."""
+    return (size + pad_begin + pad_end - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _ints(attr):
+    return [int(v) for v in attr]
+
+
+def _infer_conv(call_):
+    data, weight, attrs = call_.args[0], call_.args[1], call_.attrs
+    shape, kernel = list(data.ty.shape), _ints(weight.ty.shape)
+    spatial = len(kernel) - 2
+    strides, pads, dilations = _ints(attrs["strides"]), _ints(attrs["pads"]), _ints(attrs["dilations"])
+    channels_last = str(attrs["layout"]) == "NHWC"
+    first, kfirst = (1, 1) if channels_last else (2, 2)
+    out = [
+        conv_out_dim(shape[first + i], kernel[kfirst + i], strides[i], pads[i], pads[spatial + i], dilations[i]) for i in range(spatial)
+    ]
+    dims = [shape[0], *out, kernel[0]] if channels_last else [shape[0], kernel[0], *out]
+    return relax.TensorType(dims, data.ty.dtype)
+
+
+def _infer_conv_transpose(call_):
+    data, weight, attrs = call_.args[0], call_.args[1], call_.attrs
+    shape, kernel = list(data.ty.shape), _ints(weight.ty.shape)
+    spatial = len(kernel) - 2
+    strides, pads, dilations = _ints(attrs["strides"]), _ints(attrs["pads"]), _ints(attrs["dilations"])
+    extra, groups = _ints(attrs["output_padding"]), int(attrs["groups"])
+    out = [
+        (shape[2 + i] - 1) * strides[i] + extra[i] + (kernel[2 + i] - 1) * dilations[i] + 1 - pads[i] - pads[spatial + i]
+        for i in range(spatial)
+    ]
+    return relax.TensorType([shape[0], kernel[1] * groups, *out], data.ty.dtype)
+
+
+
+def _matmul_type(lhs, rhs):
+    a, b = list(lhs.shape), list(rhs.shape)
+    squeeze_a, squeeze_b = len(a) == 1, len(b) == 1
+    a, b = [1, *a] if squeeze_a else a, [*b, 1] if squeeze_b else b
+    batch_a, batch_b = a[:-2], b[:-2]
+    rank = max(len(batch_a), len(batch_b))
+    batch_a, batch_b = [1] * (rank - len(batch_a)) + batch_a, [1] * (rank - len(batch_b)) + batch_b
+    batch = [q if _is_one(p) else p for p, q in zip(batch_a, batch_b)]
+    dims = batch + ([] if squeeze_a else [a[-2]]) + ([] if squeeze_b else [b[-1]])
+    return relax.TensorType(dims, lhs.dtype)
+
+
+def _is_one(dim):
+    return isinstance(dim, (int, tvm.tirx.IntImm)) and int(dim) == 1
+
+
+#: ONNX Conv without bias. Arguments: data [N, C, *spatial], weight [O, C/groups, *kernel] (layout "NCHW"), or
+#: data [N, *spatial, C], weight [O, *kernel, C/groups] (layout "NHWC"). Attributes: layer, layout, strides[spatial],
+#: pads[2*spatial] (begins, then ends; zeros), dilations[spatial], groups.
+CONV = define("bnn.conv", _infer_conv)
+#: ONNX ConvTranspose without bias; weight [C, O/groups, *kernel]. Attributes as CONV (layout "NCHW" only) and output_padding[spatial].
+CONV_TRANSPOSE = define("bnn.conv_transpose", _infer_conv_transpose)
+#: numpy.matmul. Attributes: layer.
+MATMUL = define("bnn.matmul", lambda call_: _matmul_type(call_.args[0].ty, call_.args[1].ty))

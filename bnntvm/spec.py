@@ -1,0 +1,197 @@
+"""What a kernel computes, as plain data: the language between the passes and the kernel families.
+
+A fused kernel is an *anchor* (a convolution, a dense layer, a pool, or the identity) followed by an *epilogue*: elementwise steps on the
+anchor's result, and one or more stores. Specifications are frozen and hashable, so equal kernels are generated once and shared.
+
+Conventions
+-----------
+* Activations are NHWC (convolutions, pools) or [M, C] (dense). The leading dimension may be dynamic; it is never part of a specification.
+* Packed bits: ``uint32[..., ceil(C / 32)]``, channel c at bit c % 32 of word c // 32 (on little-endian machines: bit c % 8 of byte c // 8).
+  Bipolar planes: bit 1 <-> -1, bit 0 <-> +1. Unipolar planes: the bit is the value. Tail bits are 0.
+* PrimFunc parameters, in this order: the anchor's operands, the epilogue's inputs, the epilogue's outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+WORD_BITS = 32
+
+
+def words(channels):
+    """Number of 32-bit words that hold one bit for each of ``channels`` channels."""
+    return -(-channels // WORD_BITS)
+
+
+@dataclass(frozen=True)
+class EpilogueInput:
+    """One operand of the epilogue.
+
+    Attributes
+    ----------
+    kind : str
+        ``tensor``: same shape as the anchor's result.
+        ``channel``: one value per channel, ``[words(C) * 32]`` (padded so that whole vectors may be loaded; padding is zeros).
+        ``image``: one value per image and channel, ``[N, 1, 1, C]`` (or ``[M, C]`` never needs it).
+        ``pixel``: one value per pixel, ``[N, H, W, 1]`` (or ``[M, 1]``).
+        ``words``: ``uint32[words(C)]``, a constant xored onto a packed output.
+    dtype : str
+        ``float32``, ``int32`` or ``uint32``.
+    """
+
+    kind: str
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One elementwise operation. ``args`` are value numbers (ints) or float constants (floats): value 0 is the anchor's result, then come
+    the epilogue's inputs, then the steps. See ``OPERATIONS`` for the names. ``dtype`` is the result's (``bool`` for comparisons)."""
+
+    op: str
+    args: tuple
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Output:
+    """One store. ``tensor`` stores value ``value`` as ``dtype`` [..., C]; ``bits`` packs a bool value to ``uint32[..., words(C)]`` and,
+    if ``flip`` is the number of a ``words`` input, xors each word with it. Tail bits (channels >= C) are 0 whatever the value says."""
+
+    kind: str
+    value: int
+    dtype: str = "float32"
+    flip: int | None = None
+
+
+#: Names of Step.op and their arity. Float arithmetic is IEEE float32, one rounding per operation, never contracted; round is half to even;
+#: prelu(x, slope) = where(x < 0, x * slope, x); clip is min(max(x, lo), hi); cast goes to Step.dtype; where(bool, x, y).
+OPERATIONS = {
+    "add": 2, "subtract": 2, "multiply": 2, "divide": 2, "maximum": 2, "minimum": 2, "power": 2,
+    "greater": 2, "greater_equal": 2, "less": 2, "less_equal": 2, "equal": 2, "not_equal": 2,
+    "logical_and": 2, "logical_or": 2, "logical_not": 1, "logical_xor": 2,
+    "negative": 1, "abs": 1, "sign": 1, "sqrt": 1, "rsqrt": 1, "exp": 1, "log": 1, "tanh": 1, "sigmoid": 1, "erf": 1,
+    "floor": 1, "ceil": 1, "round": 1, "relu": 1, "cast": 1, "prelu": 2, "clip": 3, "where": 3,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """Elementwise tail of a kernel. The default stores nothing; see :func:`store` for the plainest one."""
+
+    inputs: tuple[EpilogueInput, ...] = ()
+    steps: tuple[Step, ...] = ()
+    outputs: tuple[Output, ...] = ()
+
+
+def store(dtype="float32", anchor_dtype="float32"):
+    """An epilogue that stores the anchor's result, converted to ``dtype``."""
+    if dtype == anchor_dtype:
+        return Epilogue(outputs=(Output("tensor", 0, dtype),))
+    return Epilogue(steps=(Step("cast", (0,), dtype),), outputs=(Output("tensor", 1, dtype),))
+
+
+@dataclass(frozen=True)
+class Window:
+    """A sliding window over an NHWC image: input size, kernel, strides, zero pads (top, left, bottom, right), dilations."""
+
+    in_height: int
+    in_width: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilations: tuple[int, int] = (1, 1)
+
+    @property
+    def out_height(self):
+        reach = self.dilations[0] * (self.kernel[0] - 1) + 1
+        return (self.in_height + self.pads[0] + self.pads[2] - reach) // self.strides[0] + 1
+
+    @property
+    def out_width(self):
+        reach = self.dilations[1] * (self.kernel[1] - 1) + 1
+        return (self.in_width + self.pads[1] + self.pads[3] - reach) // self.strides[1] + 1
+
+
+@dataclass(frozen=True)
+class BinaryConv2d:
+    """Convolution of bit planes. The anchor's value is the exact dot product, int32.
+
+    Operands: data ``uint32[N, H, W, groups * words(in_channels / groups)]`` (each group starts at a word), weights (kernel layout of the
+    family's choice, made by its ``pack_weights`` from ``uint32[O, kh, kw, words(in_channels / groups)]``, bipolar), and for ``zeros``
+    a third operand ``uint32`` like data: a mask plane, bit 1 where the activation is 0 (the sign bit is 0 there).
+
+    ``unipolar``: data bits are values {0, 1} instead of bipolar.
+    Zero padding contributes 0 (not +-1): padded taps are skipped or corrected.
+    """
+
+    window: Window
+    in_channels: int
+    out_channels: int
+    groups: int = 1
+    unipolar: bool = False
+    zeros: bool = False
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+
+@dataclass(frozen=True)
+class BinaryDense:
+    """Dense layer of bit planes: data ``uint32[M, words(K)]``, weights from ``uint32[N, words(K)]``, as BinaryConv2d otherwise."""
+
+    in_features: int
+    out_features: int
+    unipolar: bool = False
+    zeros: bool = False
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+
+@dataclass(frozen=True)
+class BitPool:
+    """Pool of a packed plane: ``op`` "and" or "or" over the window; padded positions are the identity. Output ``uint32[N, OH, OW, words]``.
+    (Max pool of bipolar bits is "and", of unipolar bits "or"; min pool the other way.)"""
+
+    window: Window
+    channels: int
+    op: str
+
+
+@dataclass(frozen=True)
+class Map:
+    """The identity as anchor: data float32 [..., C] seen as rows of C channels, ``[N, H, W, C]`` (rank 4) or ``[M, C]`` (rank 2). With a
+    ``bits`` output this is the packing kernel."""
+
+    rank: int
+    spatial: tuple[int, int]
+    channels: int
+    dtype: str = "float32"
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+
+@dataclass(frozen=True)
+class FloatConv2d:
+    """float32 convolution, NHWC, zero padding; weights from ``float32[O, kh, kw, I / groups]``. groups == in_channels is depthwise."""
+
+    window: Window
+    in_channels: int
+    out_channels: int
+    groups: int = 1
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+
+@dataclass(frozen=True)
+class FloatDense:
+    """float32 data ``[M, K]`` times constant weights from ``float32[N, K]``."""
+
+    in_features: int
+    out_features: int
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+
+@dataclass(frozen=True)
+class Pool2d:
+    """float32 pooling, NHWC. ``op``: "max", "avg" (padding not counted) or "avg_pad" (padding counted)."""
+
+    window: Window
+    channels: int
+    op: str
+    epilogue: Epilogue = field(default_factory=Epilogue)

@@ -1,0 +1,1 @@
+"""Where code runs: instruction-set facts as data, one target per file."""
