@@ -1,0 +1,308 @@
+"""A small builder over TensorIR nodes, shared by the kernel families.
+
+Kernels are written as explicit vector code: every value in a hot loop is a vector of ``isa.lanes`` 32-bit lanes, every register tile an
+array in scope ``local`` that is accessed at constant offsets only, so that LLVM keeps it in registers. What TensorIR cannot say (a bool
+vector as a word of bits, partial loads and stores) is said by one-line LLVM functions, which :func:`function` links into the kernel.
+
+Index arithmetic is int64. Statements are plain lists; :func:`seq` joins them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import tvm
+from tvm import tirx
+from tvm_ffi import structural_visit
+
+_fresh = itertools.count()
+_HELPERS = {}
+_LLVM_TYPES = {"float32": "float", "float64": "double", "float16": "half", "int8": "i8", "uint8": "i8", "int16": "i16", "uint16": "i16",
+               "int32": "i32", "uint32": "i32", "int64": "i64", "uint64": "i64", "bool": "i1"}  # fmt: skip
+
+
+# Scalars and vectors ------------------------------------------------------------------------------------------------------------------
+
+
+def i64(value):
+    """``value`` as an int64 expression; expressions pass through."""
+    return tirx.IntImm("int64", value) if isinstance(value, int) else value
+
+
+def constant(value, dtype):
+    """A scalar constant of type ``dtype``."""
+    return tirx.const(value, dtype)
+
+
+def dtype_of(value):
+    """The type of an expression as a string, such as ``float32x16``."""
+    return str(value.ty.dtype)
+
+
+def element_of(dtype):
+    """``float32`` of ``float32x16``."""
+    return re.sub(r"(?<=\d|l)x\d+$", "", dtype)
+
+
+def vector_type(dtype, lanes):
+    """``float32x16`` of ``float32`` and 16."""
+    return f"{dtype}x{lanes}" if lanes > 1 else dtype
+
+
+def broadcast(value, lanes):
+    """A vector with the same scalar in every lane."""
+    return tirx.Broadcast(value, lanes) if lanes > 1 else value
+
+
+def splat(value, dtype, lanes):
+    """A constant vector."""
+    return broadcast(constant(value, dtype), lanes)
+
+
+def lane_numbers(lanes, first=0):
+    """``int32[lanes]``: first, first + 1, ..."""
+    return tirx.Ramp(constant(first, "int32"), constant(1, "int32"), lanes)
+
+
+def static(value):
+    """The int behind a constant expression, else None."""
+    if isinstance(value, int):
+        return value
+    return int(value) if isinstance(value, tirx.IntImm) else None
+
+
+# Memory -------------------------------------------------------------------------------------------------------------------------------
+
+
+def buffer(name, shape, dtype):
+    """A parameter buffer, dense and row-major."""
+    return tirx.decl_buffer(tuple(i64(d) for d in shape), dtype, name)
+
+
+def local(name, size, dtype):
+    """``(buffer, statement)``: an array of ``size`` elements for registers, to be accessed at constant offsets only."""
+    array = tirx.decl_buffer((i64(size),), dtype, f"{name}_{next(_fresh)}", scope="local")
+    return array, tirx.AllocBuffer(array)
+
+
+def _indices(indices, lanes):
+    indices = [i64(i) for i in indices]
+    if lanes > 1:
+        indices[-1] = tirx.Ramp(indices[-1], i64(1), lanes)
+    return indices
+
+
+def load_vector(array, indices, lanes):
+    """``lanes`` consecutive elements along the last axis, from ``indices`` on; a scalar for one lane."""
+    return tirx.BufferLoad(array, _indices(indices, lanes))
+
+
+def load(array, *indices):
+    """One element."""
+    return load_vector(array, indices, 1)
+
+
+def store_vector(array, indices, value):
+    """Store a vector along the last axis, from ``indices`` on. Returns a statement."""
+    return tirx.BufferStore(array, value, _indices(indices, lanes_of(value)))
+
+
+def store(array, value, *indices):
+    """Store one element. Returns a statement."""
+    return tirx.BufferStore(array, value, [i64(i) for i in indices])
+
+
+def lanes_of(value):
+    """Number of lanes of an expression, 1 for a scalar."""
+    match = re.search(r"(?<=\d|l)x(\d+)$", dtype_of(value))
+    return int(match[1]) if match else 1
+
+
+# Linked-in LLVM functions -------------------------------------------------------------------------------------------------------------
+
+
+def _extern(name, text, dtype, *args):
+    # weak_odr: every kernel of a module brings its own copy, the linker keeps one; all calls are inlined.
+    _HELPERS[name] = f"define weak_odr hidden {text}"
+    return tirx.call_extern(dtype, name, *args)
+
+
+def _llvm_vector(dtype, lanes):
+    return f"<{lanes} x {_LLVM_TYPES[dtype]}>" if lanes > 1 else _LLVM_TYPES[dtype]
+
+
+def mask_word(masks):
+    """The bits of bool vectors, first lane lowest, as one unsigned integer.
+
+    Parameters
+    ----------
+    masks : list of bool vectors of L lanes
+        Their total number of lanes is the width of the result: 8, 16, 32 or 64.
+
+    Returns
+    -------
+    uint8, uint16, uint32 or uint64 expression
+    """
+    lanes, width = lanes_of(masks[0]), lanes_of(masks[0]) * len(masks)
+    vectors = [(f"%v{i}", lanes) for i in range(len(masks))]
+    lines = []
+    while len(vectors) > 1:  # join neighbours until one vector is left
+        joined = []
+        for (a, n), (b, _) in zip(vectors[::2], vectors[1::2]):
+            order = ", ".join(f"i32 {k}" for k in range(2 * n))
+            name = f"%j{len(lines)}"
+            lines.append(f"  {name} = shufflevector <{n} x i1> {a}, <{n} x i1> {b}, <{2 * n} x i32> <{order}>")
+            joined.append((name, 2 * n))
+        vectors = joined
+    name = f"bnn_mask_word_{lanes}_{width}"
+    params = ", ".join(f"<{lanes} x i1> %v{i}" for i in range(len(masks)))
+    text = "\n".join([f"i{width} @{name}({params}) alwaysinline nounwind {{", *lines,
+                      f"  %r = bitcast <{width} x i1> {vectors[0][0]} to i{width}", f"  ret i{width} %r", "}"])  # fmt: skip
+    return _extern(name, text, f"uint{width}", *masks)
+
+
+def expand_mask(word, lanes):
+    """The inverse of :func:`mask_word` for one vector: ``uint<lanes>`` word to a bool vector of ``lanes`` lanes.
+
+    For 4 lanes the word is a uint8 whose upper half is ignored.
+    """
+    width = max(lanes, 8)
+    name = f"bnn_expand_mask_{lanes}"
+    lines = [f"<{lanes} x i1> @{name}(i{width} %w) alwaysinline nounwind {{", f"  %v = bitcast i{width} %w to <{width} x i1>"]
+    if width != lanes:
+        order = ", ".join(f"i32 {k}" for k in range(lanes))
+        lines.append(f"  %r = shufflevector <{width} x i1> %v, <{width} x i1> poison, <{lanes} x i32> <{order}>")
+    lines += [f"  ret <{lanes} x i1> {'%v' if width == lanes else '%r'}", "}"]
+    return _extern(name, "\n".join(lines), f"boolx{lanes}", word)
+
+
+def prefix_mask(count, lanes, first=0):
+    """Bool vector: lane i is set where ``first + i < count``. ``count`` is an int or an integer expression."""
+    limit = tirx.Broadcast(tirx.Cast("int32", i64(count)) if static(count) is None else constant(static(count), "int32"), lanes)
+    return lane_numbers(lanes, first) < limit
+
+
+def _masked(kind, dtype, lanes):
+    vector, bits = _llvm_vector(dtype, lanes), int(re.search(r"\d+", dtype)[0])
+    suffix = {"float16": "f16", "float32": "f32", "float64": "f64"}.get(dtype, f"i{bits}")
+    intrinsic, align = f"@llvm.masked.{kind}.v{lanes}{suffix}.p0", bits // 8
+    name = f"bnn_masked_{kind}_{suffix}x{lanes}"
+    if kind == "load":
+        text = (f"{vector} @{name}(ptr %p, <{lanes} x i1> %m) alwaysinline nounwind {{\n"
+                f"  %r = call {vector} {intrinsic}(ptr %p, i32 {align}, <{lanes} x i1> %m, {vector} zeroinitializer)\n"
+                f"  ret {vector} %r\n}}\n"
+                f"declare {vector} {intrinsic}(ptr, i32, <{lanes} x i1>, {vector})")  # fmt: skip
+    else:
+        text = (f"i32 @{name}(ptr %p, {vector} %x, <{lanes} x i1> %m) alwaysinline nounwind {{\n"
+                f"  call void {intrinsic}({vector} %x, ptr %p, i32 {align}, <{lanes} x i1> %m)\n"
+                f"  ret i32 0\n}}\n"
+                f"declare void {intrinsic}({vector}, ptr, i32, <{lanes} x i1>)")  # fmt: skip
+    return name, text
+
+
+def load_masked(array, indices, mask):
+    """A vector of which only the lanes set in ``mask`` are read; the others are 0 and their memory is not touched."""
+    lanes, dtype = lanes_of(mask), element_of(str(array.dtype))
+    name, text = _masked("load", dtype, lanes)
+    return _extern(name, text, vector_type(dtype, lanes), tirx.address_of(load(array, *indices)), mask)
+
+
+def store_masked(array, indices, value, mask):
+    """Store only the lanes set in ``mask``. Returns a statement."""
+    name, text = _masked("store", element_of(dtype_of(value)), lanes_of(mask))
+    return tirx.Evaluate(_extern(name, text, "int32", tirx.address_of(load(array, *indices)), value, mask))
+
+
+def fence(value):
+    """``value``, out of reach of floating-point contraction: a product that is fenced is rounded before it is added."""
+    return tirx.call_llvm_pure_intrin(dtype_of(value), "llvm.arithmetic.fence", value)
+
+
+def opaque(value):
+    """``value``, hidden from TVM's integer analysis, which fails on some vector expressions (float comparisons, casts)."""
+    dtype, lanes = element_of(dtype_of(value)), lanes_of(value)
+    name, kind = f"bnn_value_{_LLVM_TYPES[dtype]}x{lanes}", _llvm_vector(dtype, lanes)
+    return _extern(name, f"{kind} @{name}({kind} %v) alwaysinline nounwind {{\n  ret {kind} %v\n}}", dtype_of(value), value)
+
+
+def intrinsic(name, *args):
+    """An LLVM intrinsic that returns the type of its first argument."""
+    return tirx.call_llvm_pure_intrin(dtype_of(args[0]), name, *args)
+
+
+# Statements ---------------------------------------------------------------------------------------------------------------------------
+
+
+def seq(*statements):
+    """One statement of statements and (nested) lists of them."""
+    flat = []
+
+    def visit(item):
+        if isinstance(item, (list, tuple)):
+            for part in item:
+                visit(part)
+        else:
+            flat.append(item)
+
+    visit(statements)
+    return flat[0] if len(flat) == 1 else tirx.SeqStmt(flat)
+
+
+def bind(name, value):
+    """``(variable, statement)``: a name for a value, visible in the statements that follow in the same block."""
+    if lanes_of(value) > 1 and (dtype_of(value).startswith("bool") or isinstance(value, tirx.Cast)):
+        value = opaque(value)
+    variable = tirx.Var(f"{name}_{next(_fresh)}", dtype_of(value))
+    return variable, tirx.Bind(variable, value)
+
+
+def for_(name, extent, body, kind=tirx.ForKind.SERIAL):
+    """A loop from 0. ``body(variable)`` returns a statement or a (nested) list of statements; a loop of one step is its body."""
+    if static(extent) == 1:
+        return seq(body(i64(0)))
+    variable = tirx.Var(f"{name}_{next(_fresh)}", "int64")
+    return tirx.For(variable, i64(0), i64(extent), kind, seq(body(variable)))
+
+
+def parallel(name, extent, body):
+    """A loop whose steps are shared out among the threads of TVM's pool."""
+    return for_(name, extent, body, tirx.ForKind.PARALLEL)
+
+
+def unrolled(extent, body):
+    """The statements ``body(0)``, ``body(1)``, ... as a list; unrolled here, not by the compiler."""
+    return [body(i) for i in range(extent)]
+
+
+def when(condition, then, otherwise=None):
+    """If, of statements or lists of them."""
+    return tirx.IfThenElse(condition, seq(then), None if otherwise is None else seq(otherwise))
+
+
+def function(name, params, body):
+    """A kernel: parameters are buffers, which do not overlap. LLVM helpers that the body calls are linked in.
+
+    Parameters
+    ----------
+    name : str
+        Global symbol.
+    params : list of Buffer
+    body : statement or (nested) list of statements
+
+    Returns
+    -------
+    tirx.PrimFunc
+    """
+    body = seq(body)
+    used = set()
+
+    def visit(string, _visitor):
+        if string.value in _HELPERS:
+            used.add(string.value)
+
+    structural_visit(body, [(tvm.ir.StringImm, visit)])
+    if used:
+        text = "\n".join(_HELPERS[key] for key in sorted(used))
+        body = tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", tvm.ir.StringImm(text), body)
+    return tirx.PrimFunc(list(params), body).with_attr("global_symbol", name).with_attr("tirx.noalias", True)
