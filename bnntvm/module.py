@@ -1,0 +1,374 @@
+"""A compiled network that runs: what ``bnntvm.build`` and ``bnntvm.load`` return."""
+
+import difflib
+import hashlib
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bnntvm import artefact, runtime
+from bnntvm.errors import ArtefactError, BnnError, InputError
+from bnntvm.report import Report
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of a network.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int or str or None
+        A str names a dynamic dimension, equal names are equal sizes; None is a dynamic dimension without a name.
+    dtype : str
+        numpy's name of the element type.
+    """
+
+    name: str
+    shape: tuple
+    dtype: str
+
+    def __str__(self):
+        return f"{self.name}: {self.dtype}{_shape_text(self.shape)}"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Result of :meth:`Module.benchmark`: times of single runs, in milliseconds."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    repeat: int
+
+    def __str__(self):
+        return f"{self.median_ms:.3f} ms (10 % of runs below {self.p10_ms:.3f}, 90 % below {self.p90_ms:.3f}; {self.repeat} runs)"
+
+
+class Module:
+    """A compiled network.
+
+    Made by ``bnntvm.build`` or ``bnntvm.load``. It may be run from several threads at once; each caller gets a virtual machine of its own,
+    code and constants are shared.
+
+    Parameters
+    ----------
+    file : binary file
+        Shared library or artefact, open for reading.
+    manifest : dict
+        ``format``, ``bnntvm`` (version), ``target`` (``name``, ``needs``: CPU flags), ``inputs`` and ``outputs`` (lists of ``name``, ``shape``,
+        ``dtype``), ``overridable`` (name -> ``shape``, ``dtype``, ``sha256`` of the C-order bytes), ``layers`` (see ``bnntvm.report.Layer``),
+        ``constants_bytes``, ``code_bytes``, ``workspace_bytes``, ``options``.
+    threads : int, optional
+        Threads for one run; default ``BNNTVM_NUM_THREADS``, else one per core.
+    library_bytes : int, optional
+        Length of the library where the file is an artefact.
+
+    Attributes
+    ----------
+    inputs, outputs : tuple of TensorInfo
+    report : bnntvm.report.Report
+    threads : int
+    """
+
+    def __init__(self, file, manifest, threads=None, library_bytes=None):
+        self.threads = runtime.choose_threads(threads)
+        self.inputs = _infos(manifest["inputs"])
+        self.outputs = _infos(manifest["outputs"])
+        self.report = Report.from_manifest(manifest)
+        self._manifest = manifest
+        self._overridable = manifest["overridable"]
+        self._file, self._library_bytes = file, library_bytes
+        self._library = _load_library(file)
+        self._idle = []  # machines that no caller uses now; list.pop and list.append are atomic
+
+    @classmethod
+    def from_library(cls, path, manifest, threads=None):
+        """A module from a shared library that was just built; the file may be deleted afterwards."""
+        file = open(path, "rb")  # noqa: SIM115  (kept: export copies from it)
+        artefact.check_machine(file, manifest, f"target {manifest['target']['name']}")
+        return cls(file, manifest, threads)
+
+    @classmethod
+    def load(cls, path, threads=None):
+        """See :func:`bnntvm.load`."""
+        file, manifest, library_bytes = artefact.read(path)
+        try:
+            return cls(file, manifest, threads, library_bytes)
+        except BnnError:
+            raise
+        except Exception as error:
+            raise ArtefactError("the artefact could not be loaded", where=str(path), why=_first_line(error), hint="build it again") from error
+
+    def run(self, feed, check_finite=True):
+        """Run the network.
+
+        Parameters
+        ----------
+        feed : dict of str to array
+            One entry per input. Any memory order and byte order; converted where the type is of the same kind and can hold every value.
+        check_finite : bool
+            Whether NaN and infinity in an input are an error.
+
+        Returns
+        -------
+        dict of str to numpy.ndarray
+            One new array per output.
+
+        Raises
+        ------
+        InputError
+            If a name, a shape, a type or a value is not what the network takes.
+        """
+        arrays = self._match(feed)
+        machine = self._machine()
+        staged = [self._stage(machine, i, arrays[i], check_finite) for i in range(len(arrays))]
+        try:
+            results = machine.run(staged, self.threads)
+        except Exception as error:
+            shapes = ", ".join(f"{info.name} {_shape_text(array.shape)}" for info, array in zip(self.inputs, arrays))
+            hint = "a smaller batch needs less memory" if "alloc" in str(error).lower() else None
+            raise BnnError("the network failed while it ran", where=shapes, why=_first_line(error), hint=hint) from error
+        self._idle.append(machine)
+        return {info.name: _as_declared(array, info) for info, array in zip(self.outputs, results)}
+
+    def __call__(self, array, check_finite=True):
+        """Run a network with one input; returns the array of its one output, or the dict of its outputs."""
+        if len(self.inputs) != 1:
+            raise InputError(
+                f"the network has {len(self.inputs)} inputs, module(array) is for one",
+                why="inputs: " + ", ".join(info.name for info in self.inputs),
+                hint="module.run({name: array, ...})",
+            )
+        outputs = self.run({self.inputs[0].name: array}, check_finite)
+        return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+    def export(self, path):
+        """Write the network to one ``.bnn`` file, atomically (see :mod:`bnntvm.artefact`)."""
+        artefact.write(self._file, self._manifest, path, self._library_bytes)
+
+    def benchmark(self, feed=None, repeat=None, warmup=5):
+        """Time single runs.
+
+        Parameters
+        ----------
+        feed : dict, optional
+            As for :meth:`run`; default :meth:`random_feed`.
+        repeat : int, optional
+            Number of timed runs; default as many as fit into a second, at least 10.
+        warmup : int
+            Runs before the first that is timed.
+
+        Returns
+        -------
+        Timing
+        """
+        feed = self.random_feed() if feed is None else feed
+        for _ in range(warmup):
+            self.run(feed)
+        times, end = [], time.perf_counter() + 1.0
+        while len(times) < (repeat or 10) or repeat is None and time.perf_counter() < end:
+            start = time.perf_counter()
+            self.run(feed)
+            times.append((time.perf_counter() - start) * 1e3)
+        p10, median, p90 = np.percentile(times, [10, 50, 90])
+        return Timing(float(median), float(p10), float(p90), len(times))
+
+    def random_feed(self, seed=0, batch=1):
+        """Inputs that fit: normal floats, small non-negative integers; every dynamic dimension is ``batch``."""
+        rng = np.random.default_rng(seed)
+        feed = {}
+        for info in self.inputs:
+            shape, dtype = [dim if isinstance(dim, int) else batch for dim in info.shape], np.dtype(info.dtype)
+            values = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)
+            feed[info.name] = values.astype(dtype)
+        return feed
+
+    def __repr__(self):
+        ins, outs = (", ".join(map(str, infos)) for infos in (self.inputs, self.outputs))
+        return f"<bnntvm.Module {ins} -> {outs}; target {self.report.target}, {self.threads} thread{'s' * (self.threads > 1)}>"
+
+    def __reduce__(self):
+        raise TypeError("a bnntvm.Module cannot be pickled; module.export(path) and bnntvm.load(path) in the other process")
+
+    def _machine(self):
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._library.machine()
+
+    def _match(self, feed):
+        """The feed as arrays in the order of the inputs, of declared type and shape; raises InputError."""
+        if not isinstance(feed, Mapping):
+            raise InputError(f"run takes a dict of input name to array, not {type(feed).__name__}", hint="module(array) for a network with one input")
+        self._check_names(feed)
+        arrays, sizes = [], {}
+        for info in self.inputs:
+            array = _convert(feed[info.name], info)
+            _check_shape(array.shape, info, sizes)
+            arrays.append(array)
+        return arrays
+
+    def _check_names(self, feed):
+        names = [info.name for info in self.inputs]
+        missing = [name for name in names if name not in feed]
+        extra = [name for name in feed if name not in names]
+        unknown = [name for name in extra if name not in self._overridable]
+        if missing or unknown:
+            why = [f"missing: {', '.join(missing)}"] if missing else []
+            why += [f"unknown: {', '.join(map(repr, unknown))}"] if unknown else []
+            close = {near for name in unknown for near in difflib.get_close_matches(str(name), missing, 1)}
+            raise InputError(
+                "the feed does not have the network's inputs",
+                where="inputs " + ", ".join(names),
+                why="; ".join(why),
+                hint=f"did you mean {', '.join(sorted(close))}?" if close else None,
+            )
+        for name in extra:
+            _check_override(name, feed[name], self._overridable[name])
+
+    def _stage(self, machine, index, array, check_finite):
+        """Copy input ``index`` into the machine's aligned buffer; float16 becomes float32."""
+        dtype = np.dtype(np.float32) if array.dtype == np.float16 else array.dtype.newbyteorder("=")
+        staged = machine.buffer(index, array.shape, dtype)
+        np.copyto(staged, array)
+        if check_finite and dtype.kind == "f":
+            _check_finite(staged, self.inputs[index].name)
+        return staged
+
+
+def load(path, threads=None):
+    """Load an artefact: no ONNX file, no compilation, no compiler library.
+
+    **An artefact is native code. Load only files whose maker you trust**; the checksum finds damage, not malice.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+    threads : int, optional
+        Threads for one run; default ``BNNTVM_NUM_THREADS``, else one per core.
+
+    Returns
+    -------
+    Module
+
+    Raises
+    ------
+    ArtefactError
+        If the file is missing, damaged, or not an artefact of this format.
+    TargetError
+        If this machine cannot run it.
+    """
+    return Module.load(path, threads)
+
+
+def _load_library(file):
+    # Through the descriptor that was verified, so that a file renamed over the path in between is not what gets loaded. The dynamic linker
+    # takes a library whose *name* it has seen for the same library, and descriptor numbers come back: every load spells its name anew.
+    global _loads
+    _loads += 1
+    spelling = format(_loads, "b").replace("0", "/").replace("1", "./")
+    if pathlib.Path("/proc/self/fd").is_dir():
+        return runtime.Library(f"/proc/self/fd/{spelling}{file.fileno()}")
+    return runtime.Library(os.path.abspath(file.name))
+
+
+_loads = 0
+
+
+def _infos(entries):
+    return tuple(TensorInfo(entry["name"], tuple(entry["shape"]), entry["dtype"]) for entry in entries)
+
+
+def _shape_text(shape):
+    return "[" + ", ".join("?" if dim is None else str(dim) for dim in shape) + "]"
+
+
+def _first_line(error):
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+
+
+def _convert(value, info):
+    """``value`` as an array of the input's type, without loss; raises InputError. A copy only where the type changes."""
+    want = np.dtype(info.dtype)
+    if isinstance(value, np.ndarray) and value.dtype == want:
+        return value
+    typed = hasattr(value, "dtype") or hasattr(value, "__array_interface__") or hasattr(value, "__array__")
+    try:
+        array = np.asarray(value)
+    except Exception as error:
+        raise InputError(f"input {info.name!r} is not an array", why=_first_line(error), hint=f"give {info}") from error
+    kinds = {"f": "f", "i": "iu", "u": "iu", "b": "b"}.get(want.kind, want.kind)
+    if not typed and (array.dtype.kind in kinds or want.kind == "f" and array.dtype.kind in "iu"):
+        # Plain Python numbers have no width of their own: any that the type holds are fine.
+        limits = np.iinfo(want) if want.kind in "iu" else None
+        if limits is None or array.size == 0 or limits.min <= array.min() and array.max() <= limits.max:
+            return array.astype(want)
+    elif array.dtype.kind in kinds and np.can_cast(array.dtype, want, "safe"):
+        return array if array.dtype.newbyteorder("=") == want else array.astype(want)
+    raise InputError(
+        f"input {info.name!r} has dtype {array.dtype}, the network takes {info.dtype}",
+        hint=f"convert it yourself if that is what you mean: array.astype(numpy.{'bool_' if want.kind == 'b' else info.dtype})",
+    )
+
+
+def _check_shape(shape, info, sizes):
+    """Compare with the declared shape. ``sizes`` collects name -> (size, input) of dynamic dimensions over all inputs."""
+
+    def refuse(why, hint=None):
+        raise InputError(f"input {info.name!r} has shape {_shape_text(shape)}, the network takes {_shape_text(info.shape)}", why=why, hint=hint)
+
+    if len(shape) != len(info.shape):
+        refuse(f"{len(shape)} dimensions instead of {len(info.shape)}", "a single image still needs its batch dimension" if len(shape) < len(info.shape) else None)
+    for axis, (got, want) in enumerate(zip(shape, info.shape)):
+        if isinstance(want, int):
+            if got != want:
+                refuse(f"axis {axis} is {got} instead of {want}")
+        elif got == 0:
+            refuse(f"axis {axis} is 0: there is nothing to compute", "skip the call for an empty batch")
+        elif want is not None:
+            size, other = sizes.setdefault(want, (got, info.name))
+            if size != got:
+                refuse(f"axis {axis}, {want!r}, is {got} here and {size} in input {other!r}")
+
+
+def _check_finite(array, name):
+    """Raise InputError for NaN or infinity. A sum shows both, and overflows only for huge values: then every element is looked at."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.add.reduce(array, axis=None)):
+            return
+    finite = np.isfinite(array)
+    if finite.all():
+        return
+    index = np.unravel_index(int(np.argmin(finite)), array.shape)
+    raise InputError(
+        f"input {name!r} is not finite: {array[index]} at {[int(i) for i in index]}",
+        why=f"{array.size - int(finite.sum())} of {array.size} values are NaN or infinite",
+        hint="run(feed, check_finite=False) if the network is meant to take them",
+    )
+
+
+def _check_override(name, value, compiled):
+    """An initializer that is also a graph input was compiled in; a feed may repeat it, not change it."""
+    array = np.asarray(value)
+    want = np.dtype(compiled["dtype"])
+    same = array.dtype == want and array.shape == tuple(compiled["shape"])
+    plain = np.ascontiguousarray(array, want.newbyteorder("<")) if same else None
+    if not same or hashlib.sha256(plain.tobytes()).hexdigest() != compiled["sha256"]:
+        raise InputError(
+            f"{name!r} is a constant of the compiled network and the feed gives another value",
+            why="an input with a default value was compiled in as that value",
+            hint="leave it out of the feed; to change it, change the model's initializer and build again",
+        )
+
+
+def _as_declared(array, info):
+    if array.dtype == info.dtype:
+        return array
+    with np.errstate(over="ignore"):  # float16 outputs round to infinity where ONNX Runtime's would
+        return array.astype(info.dtype)

@@ -1,0 +1,259 @@
+"""Runs a compiled library: TVM's small runtime library and nothing of its compiler.
+
+``import tvm`` maps the 260 MB compiler. A process that only runs a network needs three things instead: the ``tvm_ffi`` package, the 3 MB
+``libtvm_runtime.so`` that lies in the ``tvm`` package, and the network's own library. This file loads exactly these, unless ``tvm`` has
+been imported already, in which case both share the same libraries.
+
+Threads
+-------
+TVM keeps one pool of worker threads per *calling* thread. A pool's size is fixed when it is made, and its threads do not survive a fork.
+:func:`call_with_threads` configures the calling thread's pool and, where that pool cannot serve (too small, or made before a fork), runs
+the call on a helper thread whose own pool can.
+"""
+
+import concurrent.futures
+import ctypes
+import importlib.util
+import os
+import pathlib
+import sys
+import threading
+
+from bnntvm.errors import BnnError
+
+_CPU, _POOLED = 1, 2  # DLDevice type and TVM's allocator type
+_ALIGNMENT = 64  # what compiled kernels may assume of every buffer
+_THREADS_VARIABLE = "BNNTVM_NUM_THREADS"
+
+_lock = threading.Lock()
+_ffi = None
+_set_max_concurrency = None
+
+
+def ffi():
+    """The ``tvm_ffi`` package, with TVM's runtime library loaded. Cheap after the first call."""
+    global _ffi
+    if _ffi is None:
+        with _lock:
+            if _ffi is None:
+                _ffi = _load()
+    return _ffi
+
+
+def _load():
+    # TVM would pin its workers, and the caller, to cores of its own choice, whatever the process's affinity is.
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
+    # Workers spin between two kernels; the default keeps them spinning for a tenth of a second after the last one.
+    os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "20000")
+    package = import_tvm_ffi()
+    library = ctypes.CDLL(str(_runtime_library()), mode=ctypes.RTLD_GLOBAL)
+    global _set_max_concurrency
+    _set_max_concurrency = getattr(library, "_ZN3tvm7runtime9threading17SetMaxConcurrencyEi", None)
+    return package
+
+
+def import_tvm_ffi():
+    """Import ``tvm_ffi`` without PyTorch: it imports torch when it finds it, which costs seconds and hundreds of megabytes."""
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None
+    try:
+        import tvm_ffi
+    finally:
+        if hide:
+            del sys.modules["torch"]
+    return tvm_ffi
+
+
+def _runtime_library():
+    spec = importlib.util.find_spec("tvm")
+    folders = [pathlib.Path(p) / "lib" for p in (spec.submodule_search_locations if spec else [])]
+    if os.environ.get("TVM_LIBRARY_PATH"):
+        folders.insert(0, pathlib.Path(os.environ["TVM_LIBRARY_PATH"]))
+    for folder in folders:
+        path = folder / ("libtvm_runtime.dylib" if sys.platform == "darwin" else "libtvm_runtime.so")
+        if path.exists():
+            return path
+    raise BnnError(
+        "TVM's runtime library is not installed",
+        where=", ".join(map(str, folders)) or "no package called tvm",
+        hint="pip install apache-tvm, at the version that bnntvm asks for",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- threads
+
+
+def usable_cpus():
+    """CPUs that this process may run on: the affinity mask, less what a container's quota leaves of it."""
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return max(1, min(len(cpus), _quota()))
+
+
+def _quota():
+    try:
+        quota, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):  # no cgroup v2 here, or "max"
+        return sys.maxsize
+
+
+def _usable_cores():
+    """As :func:`usable_cpus`, with two hardware threads of one core counted once."""
+    cores = set()
+    for cpu in os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1):
+        try:
+            cores.add(pathlib.Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
+        except OSError:
+            cores.add(cpu)
+    return max(1, min(len(cores), _quota()))
+
+
+def choose_threads(threads=None):
+    """Number of threads to run on: ``threads``, else ``BNNTVM_NUM_THREADS``, else one per core; never more than the usable CPUs.
+
+    Raises
+    ------
+    BnnError
+        If the number is not a positive integer.
+    """
+    where = "threads="
+    if threads is None:
+        text = os.environ.get(_THREADS_VARIABLE, "").strip()
+        if not text:
+            return _usable_cores()
+        where = f"environment variable {_THREADS_VARIABLE}"
+        threads = int(text) if text.isdecimal() else text
+    if isinstance(threads, bool) or not hasattr(threads, "__index__") or threads < 1:
+        raise BnnError(f"not a number of threads: {threads!r}", where=where, hint="give an integer of 1 or more")
+    return min(int(threads), usable_cpus())
+
+
+class _Lane(threading.local):
+    """What one calling thread knows about its TVM thread pool."""
+
+    pid = None  # process in which the settings below were made
+    threads = None  # threads in force
+    has_pool = False
+    helper = None  # executor whose one thread has a pool of its own
+    helper_threads = None
+
+
+_lane = _Lane()
+
+
+def call_with_threads(function, args, threads):
+    """``function(*args)`` with TVM's parallel loops on ``threads`` threads of the calling thread's pool."""
+    if _lane.threads == threads and _lane.pid == os.getpid() or _configure(threads):
+        return function(*args)
+    if _lane.helper is None or _lane.helper_threads != threads:
+        _lane.helper = concurrent.futures.ThreadPoolExecutor(1, "bnntvm")
+        _lane.helper_threads = threads
+    return _lane.helper.submit(call_with_threads, function, args, threads).result()
+
+
+def _configure(threads):
+    """Give the calling thread's pool ``threads`` threads; False if that pool cannot have them."""
+    pid, lane = os.getpid(), _lane
+    forked = lane.pid is not None and lane.pid != pid
+    if forked:
+        lane.helper, lane.threads = None, None  # its thread stayed in the parent process
+    if threads == 1 and _set_max_concurrency is not None:
+        _set_max_concurrency(1)  # parallel loops run inline, no pool is made
+    elif forked and lane.has_pool:
+        return False
+    else:
+        # The list of CPUs only sets the size of a pool that does not exist yet: with TVM_BIND_THREADS=0 nothing is bound.
+        ffi().get_global_func("runtime.config_threadpool")(1, threads, ["0"] * threads)
+        lane.has_pool = True
+        if ffi().get_global_func("runtime.NumThreads")() != threads:
+            return False
+    lane.threads = threads
+    lane.pid = pid
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------- running
+
+
+def aligned_empty(shape, dtype):
+    """An uninitialised C-order array whose data begins at a multiple of 64 bytes."""
+    import numpy as np
+
+    dtype = np.dtype(dtype)
+    size = dtype.itemsize
+    for dim in shape:
+        size *= dim
+    raw = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+class Library:
+    """A compiled network, loaded: code and constants, shared by every machine that runs it.
+
+    Parameters
+    ----------
+    path : str
+        Shared library of a Relax VM executable; what follows its ELF contents in the file is ignored.
+
+    Notes
+    -----
+    Loading runs the library's initialisers, i.e. native code of whoever made the file.
+    """
+
+    def __init__(self, path):
+        self._module = ffi().get_global_func("ffi.Module.load_from_file.so")(path, "so")
+        self._clear_pool = ffi().get_global_func("vm.builtin.memory_manager.clear")
+
+    def machine(self):
+        """A new virtual machine: it has registers of its own, constants and code are shared."""
+        return Machine(self._module["vm_load_executable"](), self._clear_pool)
+
+
+class Machine:
+    """One virtual machine; it serves one caller at a time."""
+
+    #: Workspaces are pooled by size. When the shapes change this often, the pool is emptied, so that it cannot grow without end.
+    MAX_SHAPES = 8
+
+    def __init__(self, vm, clear_pool):
+        vm["vm_initialization"](_CPU, 0, _POOLED)
+        self._main = vm["main"]
+        self._clear_pool = clear_pool
+        self._shapes = set()
+        self._buffers = {}
+
+    def buffer(self, index, shape, dtype):
+        """The 64-byte aligned array for input ``index``; kept while its shape stays the same."""
+        array = self._buffers.get(index)
+        if array is None or array.shape != shape:
+            array = self._buffers[index] = aligned_empty(shape, dtype)
+        return array
+
+    def run(self, arrays, threads):
+        """Run ``main``.
+
+        Parameters
+        ----------
+        arrays : list of numpy.ndarray
+            Inputs, C order, 64-byte aligned, native byte order.
+        threads : int
+            Threads of TVM's pool.
+
+        Returns
+        -------
+        list of numpy.ndarray
+            Copies: nothing in them is the machine's.
+        """
+        import numpy as np
+
+        shapes = tuple(array.shape for array in arrays)
+        if shapes not in self._shapes:
+            if len(self._shapes) >= self.MAX_SHAPES:
+                self._shapes.clear()
+                self._clear_pool()
+            self._shapes.add(shapes)
+        tensors = [_ffi.from_dlpack(array) for array in arrays]
+        results = call_with_threads(self._main, tensors, threads)
+        return [np.array(np.from_dlpack(result), copy=True) for result in results]
