@@ -226,6 +226,11 @@ def opaque(value):
     return _extern(name, f"{kind} @{name}({kind} %v) alwaysinline nounwind {{\n  ret {kind} %v\n}}", dtype_of(value), value)
 
 
+def reinterpret(dtype, value):
+    """The bits of a vector as another element type of the same width."""
+    return tirx.reinterpret(vector_type(dtype, lanes_of(value)), value)
+
+
 def intrinsic(name, *args):
     """An LLVM intrinsic that returns the type of its first argument."""
     return tirx.call_llvm_pure_intrin(dtype_of(args[0]), name, *args)

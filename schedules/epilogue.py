@@ -1,0 +1,403 @@
+"""The elementwise tail of a kernel: from anchor vectors to stores.
+
+A kernel family computes vectors of 32-bit lanes, consecutive channels of one pixel, and hands them to :meth:`Emitter.emit`, which returns
+the statements of all steps and stores of a :class:`bnntvm.spec.Epilogue`. Arithmetic is IEEE float32, one rounding per operation: every
+product is fenced, because LLVM would otherwise contract it with an addition.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import tirx
+
+from bnntvm import spec
+from bnntvm.schedules import tir, vector_math
+
+_COMPARE = {"greater": tirx.GT, "greater_equal": tirx.GE, "less": tirx.LT, "less_equal": tirx.LE, "equal": tirx.EQ, "not_equal": tirx.NE}
+_ARITHMETIC = {"add": tirx.Add, "subtract": tirx.Sub, "maximum": tirx.Max, "minimum": tirx.Min}
+_LOGICAL = {"logical_and": tirx.And, "logical_or": tirx.Or}
+_ROUNDING = {"floor": "llvm.floor", "ceil": "llvm.ceil", "round": "llvm.rint", "sqrt": "llvm.sqrt", "abs": "llvm.fabs"}
+
+
+class Emitter:
+    """Writes the statements of one epilogue.
+
+    Parameters
+    ----------
+    epilogue : spec.Epilogue
+    channels : int
+        True number of channels C of the anchor's result.
+    isa : targets.x86.Isa
+        ``isa.lanes`` lanes in every vector.
+    dims : tuple
+        Leading and spatial dimensions of the anchor's result, ``(n, height, width)`` for NHWC or ``(m,)``; ints or int64 expressions.
+    anchor_dtype : str
+        Type of the anchor's value: ``int32``, ``uint32`` or ``float32``.
+
+    Attributes
+    ----------
+    inputs, outputs : list of Buffer
+        The kernel's parameters for the epilogue, in order.
+    """
+
+    def __init__(self, epilogue, channels, isa, dims, anchor_dtype):
+        self.epilogue, self.channels, self.lanes, self.anchor_dtype = epilogue, channels, isa.lanes, anchor_dtype
+        self.inputs = [tir.buffer(f"e{i}", input_shape(e, channels, dims), e.dtype) for i, e in enumerate(epilogue.inputs)]
+        self.outputs = [tir.buffer(f"y{i}", output_shape(o, channels, dims), output_dtype(o)) for i, o in enumerate(epilogue.outputs)]
+        self._uses = _count_uses(epilogue)
+
+    @property
+    def vectors_per_word(self):
+        """Vectors that hold the channels of one packed word."""
+        return spec.WORD_BITS // self.lanes
+
+    def emit(self, values, position, first_channel, scope=None, whole=None):
+        """Statements that evaluate and store the epilogue for some channels of one pixel.
+
+        Parameters
+        ----------
+        values : list of expressions
+            Anchor vectors of channels ``first_channel, first_channel + 1, ...``: whole 32-bit words of channels (``vectors_per_word``
+            vectors each), or fewer vectors where the epilogue has no packed output. Lanes past the last channel may hold anything.
+        position : tuple of int64 expressions
+            ``(n, y, x)`` or ``(m,)``.
+        first_channel : int or expression
+            A multiple of 32. If it is not a constant and C % 32 != 0, give one word of channels at a time, or say ``whole``.
+        scope : dict, optional
+            Created empty by the caller for each (straight-line block of statements, ``first_channel``): per-channel operands are loaded
+            by the first call and reused by the following ones. All statements must end up in one block, in order.
+        whole : bool, optional
+            Promise that all channels of ``values`` exist.
+
+        Returns
+        -------
+        list of statements
+        """
+        return _Tile(self, values, position, first_channel, {} if scope is None else scope, whole).statements()
+
+
+def input_shape(operand, channels, dims):
+    """Shape of an epilogue input's buffer; ``dims`` as in :class:`Emitter`."""
+    padded = spec.words(channels) * spec.WORD_BITS
+    shapes = {
+        "tensor": (*dims, channels),
+        "channel": (padded,),
+        "image": (dims[0], *(1 for _ in dims[1:]), channels),
+        "pixel": (*dims, 1),
+        "words": (spec.words(channels),),
+    }
+    return shapes[operand.kind]
+
+
+def output_shape(output, channels, dims):
+    """Shape of an epilogue output's buffer."""
+    return (*dims, channels if output.kind == "tensor" else spec.words(channels))
+
+
+def output_dtype(output):
+    """Type of an epilogue output's buffer."""
+    return output.dtype if output.kind == "tensor" else "uint32"
+
+
+def _count_uses(epilogue):
+    """How often each value (anchor, inputs, steps) is used by steps and outputs that matter."""
+    first_step = 1 + len(epilogue.inputs)
+    uses = [0] * (first_step + len(epilogue.steps))
+    for output in epilogue.outputs:
+        uses[output.value] += 1
+    for index in reversed(range(len(epilogue.steps))):
+        if uses[first_step + index]:
+            step = epilogue.steps[index]
+            for arg in step.args:
+                if isinstance(arg, int):
+                    uses[arg] += 2 if step.op in _REPEATS else 1
+    return uses
+
+
+#: Operations whose lowering names an argument more than once.
+_REPEATS = {"sign", "prelu", "exp", "log", "tanh", "sigmoid", "erf", "power"}
+
+
+class _Tile:
+    """One call of :meth:`Emitter.emit`."""
+
+    def __init__(self, emitter, values, position, first_channel, scope, whole):
+        self.emitter, self.epilogue, self.lanes = emitter, emitter.epilogue, emitter.lanes
+        self.position, self.first, self.scope = tuple(position), first_channel, scope
+        self.body = []
+        self.static_first = tir.static(first_channel)
+        self.whole = emitter.channels % spec.WORD_BITS == 0 if whole is None else whole
+        if self.static_first is None and not self.whole and len(values) > emitter.vectors_per_word:
+            raise ValueError("emit more than one word at a variable first_channel only where all channels exist")
+        self.table = [self._column(v, value) for v, value in enumerate(values) if self._count(v) != 0]
+
+    def statements(self):
+        for index, output in enumerate(self.epilogue.outputs):
+            target = self.emitter.outputs[index]
+            if output.kind == "tensor":
+                self._store_tensor(output, target)
+            else:
+                self._store_bits(output, target)
+        return self.body
+
+    # Which channels of a vector exist
+
+    def _count(self, v):
+        """Channels of vector ``v`` that exist, None if that is not known here."""
+        if self.static_first is None:
+            return self.lanes if self.whole else None
+        return int(np.clip(self.emitter.channels - self.static_first - v * self.lanes, 0, self.lanes))
+
+    def _mask(self, v):
+        """Bool vector of the channels of vector ``v`` that exist, None for all."""
+        count = self._count(v)
+        if count == self.lanes:
+            return None
+        if count is not None:
+            return tir.prefix_mask(count, self.lanes)
+        return self._shared(("mask", v), lambda: tir.prefix_mask(self._left(), self.lanes, v * self.lanes))
+
+    def _left(self):
+        return tir.i64(self.emitter.channels) - self.first
+
+    # Values
+
+    def _bind(self, name, value):
+        variable, statement = tir.bind(name, value)
+        self.body.append(statement)
+        return variable
+
+    def _shared(self, key, make):
+        """A value that calls with the same scope share."""
+        if key not in self.scope:
+            self.scope[key] = self._bind("c", make())
+        return self.scope[key]
+
+    def _column(self, v, anchor):
+        """All values of the epilogue for vector ``v``; None for those that nothing uses."""
+        uses = self.emitter._uses
+        values = [self._bind("a", anchor) if uses[0] > 1 else anchor]
+        for index, operand in enumerate(self.epilogue.inputs):
+            used = uses[len(values)] and operand.kind != "words"
+            values.append(self._load(index, operand, v) if used else None)
+        for step in self.epilogue.steps:
+            count = uses[len(values)]
+            value = self._step(step, values) if count else None
+            values.append(self._bind("s", value) if count > 1 else value)
+        return values
+
+    def _load(self, index, operand, v):
+        array, channel = self.emitter.inputs[index], self.first + v * self.lanes
+        if operand.kind == "channel":
+            return self._shared((index, v), lambda: tir.load_vector(array, [channel], self.lanes))
+        if operand.kind == "pixel":
+            pixel = (index, *(str(p) for p in self.position))
+            return self._shared(pixel, lambda: tir.broadcast(tir.load(array, *self.position, 0), self.lanes))
+        if operand.kind == "image":
+            where = (self.position[0], *(0 for _ in self.position[1:]), channel)
+            return self._shared((index, v, str(self.position[0])), lambda: self._load_channels(array, where, v))
+        return self._bind("t", self._load_channels(array, (*self.position, channel), v))
+
+    def _load_channels(self, array, where, v):
+        mask = self._mask(v)
+        return tir.load_vector(array, where, self.lanes) if mask is None else tir.load_masked(array, where, mask)
+
+    def _step(self, step, values):
+        args = _operands(step, values, self.lanes)
+        return _apply(step, args, self._bind)
+
+    # Stores
+
+    def _store_tensor(self, output, target):
+        for v, values in enumerate(self.table):
+            value, mask = values[output.value], self._mask(v)
+            if tir.element_of(tir.dtype_of(value)) != output.dtype:
+                value = tirx.Cast(tir.vector_type(output.dtype, self.lanes), value)
+            where = (*self.position, self.first + v * self.lanes)
+            self.body.append(tir.store_vector(target, where, value) if mask is None else tir.store_masked(target, where, value, mask))
+
+    def _store_bits(self, output, target):
+        per_word = self.emitter.vectors_per_word
+        nothing = tir.splat(False, "bool", self.lanes)
+        for start in range(0, len(self.table), per_word):
+            masks = [values[output.value] for values in self.table[start : start + per_word]]
+            word = tir.mask_word(masks + [nothing] * (per_word - len(masks)))
+            number, index = start // per_word, self._word_index(start // per_word)
+            if output.flip is not None:
+                array = self.emitter.inputs[output.flip - 1]
+                word = word ^ self._shared(("flip", output.flip, number), lambda: tir.load(array, index))  # noqa: B023
+            self.body.append(tir.store(target, self._clear_tail(word, number), *self.position, index))
+
+    def _word_index(self, number):
+        if self.static_first is not None:
+            return self.static_first // spec.WORD_BITS + number
+        return tirx.floordiv(self.first, tir.i64(spec.WORD_BITS)) + number
+
+    def _clear_tail(self, word, number):
+        if self.static_first is None and not self.whole:
+            left = tirx.Cast("uint32", tirx.min(self._left(), tir.i64(spec.WORD_BITS)))
+            ones = tir.constant(0xFFFFFFFF, "uint32")
+            return word & (ones >> (tir.constant(spec.WORD_BITS, "uint32") - left))
+        left = spec.WORD_BITS if self.static_first is None else self.emitter.channels - self.static_first - number * spec.WORD_BITS
+        return word if left >= spec.WORD_BITS else word & tir.constant((1 << left) - 1, "uint32")
+
+
+def _operands(step, values, lanes):
+    """The step's arguments as vectors; a constant takes the type of its neighbours (of the result for ``where``)."""
+    exprs = [values[arg] if isinstance(arg, int) else None for arg in step.args]
+    known = [tir.element_of(tir.dtype_of(e)) for e in exprs[1 if step.op == "where" else 0 :] if e is not None]
+    dtype = known[0] if known else step.dtype
+    if any(k != dtype for k in known):
+        raise TypeError(f"operands of {step} have different types: {known}")
+    return [tir.splat(_python(arg, dtype), dtype, lanes) if e is None else e for arg, e in zip(step.args, exprs)]
+
+
+def _python(value, dtype):
+    if dtype.startswith(("int", "uint")):
+        if value != int(value):
+            raise TypeError(f"constant {value} beside a value of type {dtype}")
+        return int(value)
+    return bool(value) if dtype == "bool" else float(np.float32(value))
+
+
+def _apply(step, args, bind):
+    """One operation on vectors; ``bind(name, value)`` names an intermediate result."""
+    op, lanes = step.op, tir.lanes_of(args[0])
+    dtype = tir.element_of(tir.dtype_of(args[-1]))
+    floating = dtype.startswith("float")
+
+    def number(value):
+        return tir.splat(value, dtype, lanes)
+
+    if op in _COMPARE:
+        return _COMPARE[op](*args)
+    if op in _ARITHMETIC:
+        return _ARITHMETIC[op](*args)
+    if op in _LOGICAL:
+        return _LOGICAL[op](*args)
+    if op in _ROUNDING and floating:
+        return tir.intrinsic(_ROUNDING[op], args[0])
+    if op in vector_math.FUNCTIONS:
+        return vector_math.FUNCTIONS[op](args[0], bind)
+    if op == "multiply":
+        return _product(*args)
+    if op == "divide":
+        return tirx.Div(*args)
+    if op == "power":
+        return _power(*args, step.args[1])
+    if op == "logical_not":
+        return tirx.Not(args[0])
+    if op == "logical_xor":
+        return tirx.Or(tirx.And(args[0], tirx.Not(args[1])), tirx.And(tirx.Not(args[0]), args[1]))
+    if op == "negative":
+        return number(-0.0) - args[0] if floating else number(0) - args[0]
+    if op == "abs":
+        return tirx.Max(args[0], number(0) - args[0])
+    if op == "sign":
+        return tirx.Select(args[0] > number(0), number(1), tirx.Select(args[0] < number(0), number(-1), number(0)))
+    if op == "rsqrt":
+        return tirx.Div(number(1.0), tir.intrinsic("llvm.sqrt", args[0]))
+    if op == "relu":
+        return tirx.Max(args[0], number(0))
+    if op == "prelu":
+        return tirx.Select(args[0] < number(0), _product(*args), args[0])
+    if op == "clip":
+        return tirx.Min(tirx.Max(args[0], args[1]), args[2])
+    if op == "where":
+        return tirx.Select(*args)
+    if op == "cast":
+        return tir.opaque(tirx.Cast(tir.vector_type(step.dtype, lanes), args[0])) if dtype != step.dtype else args[0]
+    return tir.intrinsic(_ROUNDING[op], args[0]) if op in _ROUNDING else _unknown(step)
+
+
+def _unknown(step):
+    raise KeyError(f"no lowering for the epilogue step {step}")
+
+
+def _product(a, b):
+    product = tirx.Mul(a, b)
+    return tir.fence(product) if tir.dtype_of(product).startswith("float") else product
+
+
+def _power(base, exponent, constant):
+    """ONNX Runtime computes squares and cubes as products; everything else is the C library's powf."""
+    if constant == 2.0:
+        return _product(base, base)
+    if constant == 3.0:
+        return _product(_product(base, base), base)
+    return tir.intrinsic("llvm.pow", base, exponent)
+
+
+# Reference ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _erf(x):
+    from math import erf
+
+    return np.vectorize(erf, otypes=[np.float32])(x)
+
+
+_NUMPY = {
+    "add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide, "maximum": np.maximum, "minimum": np.minimum,
+    "power": np.power, "greater": np.greater, "greater_equal": np.greater_equal, "less": np.less, "less_equal": np.less_equal,
+    "equal": np.equal, "not_equal": np.not_equal, "logical_and": np.logical_and, "logical_or": np.logical_or,
+    "logical_not": np.logical_not, "logical_xor": np.logical_xor, "negative": np.negative, "abs": np.abs, "sign": np.sign,
+    "sqrt": np.sqrt, "rsqrt": lambda x: np.float32(1) / np.sqrt(x), "exp": lambda x: np.exp(x.astype(np.float64)),
+    "log": lambda x: np.log(x.astype(np.float64)), "tanh": lambda x: np.tanh(x.astype(np.float64)),
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x.astype(np.float64))), "erf": _erf, "floor": np.floor, "ceil": np.ceil, "round": np.rint,
+    "relu": lambda x: np.maximum(x, x.dtype.type(0)), "cast": lambda x: x, "prelu": lambda x, s: np.where(x < 0, x * s, x),
+    "clip": lambda x, lo, hi: np.minimum(np.maximum(x, lo), hi), "where": np.where,
+}  # fmt: skip
+
+
+def reference(epilogue, anchor_value, inputs):
+    """The epilogue in numpy, operation by operation.
+
+    Parameters
+    ----------
+    epilogue : spec.Epilogue
+    anchor_value : ndarray [..., C]
+        The anchor's result, in its own type.
+    inputs : list of ndarray
+        In the shapes of :func:`input_shape`.
+
+    Returns
+    -------
+    list of ndarray
+        One for each output; packed outputs as ``uint32[..., words(C)]``.
+    """
+    channels = anchor_value.shape[-1]
+    values = [anchor_value]
+    for operand, array in zip(epilogue.inputs, inputs):
+        values.append(array[:channels] if operand.kind == "channel" else array)
+    with np.errstate(all="ignore"):
+        for step in epilogue.steps:
+            typed = [values[a].dtype for a in step.args if isinstance(a, int)][-1]
+            constant = np.dtype(step.dtype) if step.op == "where" else typed
+            args = [values[a] if isinstance(a, int) else constant.type(a) for a in step.args]
+            values.append(np.asarray(_NUMPY[step.op](*args)).astype(step.dtype))
+    return [_reference_output(o, values, channels, anchor_value.shape) for o in epilogue.outputs]
+
+
+def _reference_output(output, values, channels, shape):
+    value = np.broadcast_to(values[output.value], shape)
+    if output.kind == "tensor":
+        return value.astype(output.dtype)
+    packed = pack(value)
+    if output.flip is not None:
+        packed = packed ^ values[output.flip]
+    return packed & pack(np.ones(channels, bool))
+
+
+def pack(bits):
+    """``uint32[..., words(C)]`` of ``bool[..., C]``: channel c at bit c % 32 of word c // 32, tail bits 0."""
+    channels = bits.shape[-1]
+    padded = np.zeros((*bits.shape[:-1], spec.words(channels) * spec.WORD_BITS), np.uint8)
+    padded[..., :channels] = bits
+    return np.packbits(padded, axis=-1, bitorder="little").view("<u4")
+
+
+def unpack(packed, channels):
+    """``bool[..., C]`` of ``uint32[..., words(C)]``."""
+    raw = np.ascontiguousarray(packed).view(np.uint8)
+    return np.unpackbits(raw, axis=-1, bitorder="little")[..., :channels].astype(bool)
