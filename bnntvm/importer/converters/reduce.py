@@ -1,0 +1,179 @@
+"""Reductions and what is made of them: softmax, arg max, normalisations."""
+
+import numpy as np
+from tvm import relax
+
+from ..registry import converts
+from ..values import is_constant, shape_of
+from .elementwise import Arithmetic
+from .shape import _product, axes_of, part, reshaped
+
+_REDUCTIONS = {
+    "ReduceMean": relax.op.mean,
+    "ReduceSum": relax.op.sum,
+    "ReduceMax": relax.op.max,
+    "ReduceMin": relax.op.min,
+    "ReduceProd": relax.op.prod,
+}
+
+
+@converts(*_REDUCTIONS, "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp")
+def reduce(ctx, node, x, axes=None):
+    rank, keep = len(shape_of(x)), bool(node.attrs.get("keepdims", 1))
+    axes = axes_of(ctx, node, axes, rank)
+    if not axes and node.attrs.get("noop_with_empty_axes", 0):
+        return x
+    axes = sorted(axes or range(rank))
+    m = Arithmetic(ctx, x)
+
+    def total(value, op=relax.op.sum):
+        return ctx.emit(op(ctx.tensor(value), axes, keepdims=keep)) if axes else value
+
+    kind = node.op_type
+    if kind in _REDUCTIONS:
+        return total(x, _REDUCTIONS[kind])
+    if kind == "ReduceL1":
+        return total(m.abs(x))
+    if kind in ("ReduceL2", "ReduceSumSquare"):
+        result = total(m.multiply(x, x))
+        return m.sqrt(result) if kind == "ReduceL2" else result
+    if kind == "ReduceLogSum":
+        return m.log(total(x))
+    top = ctx.emit(relax.op.max(ctx.tensor(x), axes, keepdims=True))
+    result = m.log(total(m.exp(m.subtract(x, top))))
+    return m.add(result, top if keep else reshaped(ctx, top, shape_of(result)))
+
+
+@converts("Softmax", "LogSoftmax")
+def softmax(ctx, node, x):
+    op = relax.op.nn.softmax if node.op_type == "Softmax" else relax.op.nn.log_softmax
+    shape = shape_of(x)
+    if node.opset >= 13:
+        return ctx.emit(op(ctx.tensor(x), node.attrs.get("axis", -1) % len(shape)))
+    axis = node.attrs.get("axis", 1) % len(shape)
+    if all(isinstance(d, int) and d == 1 for d in shape[axis + 1 :]):
+        return ctx.emit(op(ctx.tensor(x), axis))
+    # Before opset 13 everything from the axis on was one axis.
+    flat = reshaped(ctx, x, [_product(shape[:axis]), _product(shape[axis:])])
+    return reshaped(ctx, ctx.emit(op(ctx.tensor(flat), 1)), shape)
+
+
+@converts("ArgMax", "ArgMin")
+def arg(ctx, node, x):
+    shape = shape_of(x)
+    axis = node.attrs.get("axis", 0) % len(shape)
+    op = relax.op.argmax if node.op_type == "ArgMax" else relax.op.argmin
+    last = node.attrs.get("select_last_index", 0)
+    if last:
+        x = part(ctx, x, axis, shape[axis] - 1, -1, -1)
+    result = ctx.emit(op(ctx.tensor(x), axis, bool(node.attrs.get("keepdims", 1))))
+    return Arithmetic(ctx, result).subtract(shape[axis] - 1, result) if last else result
+
+
+@converts("TopK")
+def top_k(ctx, node, x, k=None):
+    count = node.attrs["k"] if k is None else ctx.ints(k, "k")[0]
+    axis = node.attrs.get("axis", -1) % len(shape_of(x))
+    both = ctx.emit(relax.op.topk(ctx.tensor(x), count, axis, "both", bool(node.attrs.get("largest", 1)), "int64"))
+    return [ctx.emit(relax.TupleGetItem(both, i), node.outputs[i]) for i in range(2)]
+
+
+@converts("CumSum")
+def cumulative_sum(ctx, node, x, axis):
+    shape = shape_of(x)
+    axis = ctx.ints(axis, "the axis")[0] % len(shape)
+    backward = node.attrs.get("reverse", 0)
+    if backward:
+        x = part(ctx, x, axis, shape[axis] - 1, -1, -1)
+    x = ctx.emit(relax.op.cumsum(ctx.tensor(x), axis, exclusive=bool(node.attrs.get("exclusive", 0))))
+    return part(ctx, x, axis, shape[axis] - 1, -1, -1) if backward else x
+
+
+@converts("Einsum")
+def einsum(ctx, node, *xs):
+    equation = node.attrs["equation"].replace(" ", "")
+    if "..." in equation or "->" not in equation:
+        raise ctx.unsupported("this Einsum is not supported", why=f"'{equation}' has an ellipsis or no result")
+    return ctx.emit(relax.op.einsum([ctx.tensor(x) for x in xs], equation))
+
+
+# ---- normalisations
+
+
+@converts("BatchNormalization")
+def batch_normalisation(ctx, node, x, gamma, beta, mean, variance):
+    """``x * s + (beta - mean * s)`` with ``s = gamma / sqrt(var + eps)``, each operation rounded to float32 as ONNX Runtime does."""
+    if node.attrs.get("training_mode", 0):
+        raise ctx.unsupported("BatchNormalization in training mode is not supported", hint="export the model in evaluation mode")
+    eps = np.float32(node.attrs.get("epsilon", 1e-5))
+    shape = (1, -1) + (1,) * (len(shape_of(x)) - 2)
+    m = Arithmetic(ctx, x)
+    if all(map(is_constant, (gamma, beta, mean, variance))):
+        gamma, beta, mean, variance = (a.astype(np.float32) for a in (gamma, beta, mean, variance))
+        with np.errstate(all="ignore"):
+            scale = gamma / np.sqrt(variance + eps)
+            shift = beta - mean * scale
+        scale, shift = scale.reshape(shape), shift.reshape(shape)
+    else:
+        gamma, beta, mean, variance = (reshaped(ctx, a, [1, shape_of(a)[0], *shape[2:]]) for a in (gamma, beta, mean, variance))
+        scale = m.divide(gamma, m.sqrt(m.add(variance, float(eps))))
+        shift = m.subtract(beta, m.multiply(mean, scale))
+    return m.add(m.multiply(x, scale), shift)
+
+
+def _standardised(ctx, x, axes, eps):
+    """``(x - mean) / sqrt(variance + eps)`` over ``axes``; also the mean and the reciprocal deviation."""
+    m = Arithmetic(ctx, x)
+    mean = ctx.emit(relax.op.mean(ctx.tensor(x), axes, keepdims=True))
+    centred = m.subtract(x, mean)
+    variance = ctx.emit(relax.op.mean(m.multiply(centred, centred), axes, keepdims=True))
+    inverse = m.divide(1.0, m.sqrt(m.add(variance, eps)))
+    return m.multiply(centred, inverse), mean, inverse
+
+
+def _per_channel(ctx, value, rank):
+    return reshaped(ctx, value, [1, shape_of(value)[0]] + [1] * (rank - 2)) if not is_constant(value) else value.reshape((1, -1) + (1,) * (rank - 2))
+
+
+@converts("InstanceNormalization")
+def instance_normalisation(ctx, node, x, scale, bias):
+    m, rank = Arithmetic(ctx, x), len(shape_of(x))
+    result, *_ = _standardised(ctx, x, list(range(2, rank)), float(node.attrs.get("epsilon", 1e-5)))
+    return m.add(m.multiply(result, _per_channel(ctx, scale, rank)), _per_channel(ctx, bias, rank))
+
+
+@converts("GroupNormalization")
+def group_normalisation(ctx, node, x, scale, bias):
+    m, shape, groups = Arithmetic(ctx, x), ctx.static(x), int(node.attrs["num_groups"])
+    parts = reshaped(ctx, x, [shape[0], groups, _product(shape[1:]) // groups])
+    result, *_ = _standardised(ctx, parts, [2], float(node.attrs.get("epsilon", 1e-5)))
+    if node.opset < 21:  # one scale and one bias for each group
+        scale, bias = (np.repeat(ctx.array(a, "scale and bias"), shape[1] // groups) for a in (scale, bias))
+    result = reshaped(ctx, result, shape)
+    return m.add(m.multiply(result, _per_channel(ctx, scale, len(shape))), _per_channel(ctx, bias, len(shape)))
+
+
+@converts("LayerNormalization")
+def layer_normalisation(ctx, node, x, scale, bias=None):
+    m, rank = Arithmetic(ctx, x), len(shape_of(x))
+    axes = list(range(node.attrs.get("axis", -1) % rank, rank))
+    result, mean, inverse = _standardised(ctx, x, axes, float(node.attrs.get("epsilon", 1e-5)))
+    result = m.multiply(result, scale)
+    return (result if bias is None else m.add(result, bias)), mean, inverse
+
+
+@converts("RMSNormalization")
+def rms_normalisation(ctx, node, x, scale):
+    m, rank = Arithmetic(ctx, x), len(shape_of(x))
+    axes = list(range(node.attrs.get("axis", -1) % rank, rank))
+    mean = ctx.emit(relax.op.mean(m.multiply(x, x), axes, keepdims=True))
+    return m.multiply(m.divide(x, m.sqrt(m.add(mean, float(node.attrs.get("epsilon", 1e-5))))), scale)
+
+
+@converts("LpNormalization")
+def lp_normalisation(ctx, node, x):
+    m, axis, p = Arithmetic(ctx, x), node.attrs.get("axis", -1) % len(shape_of(x)), node.attrs.get("p", 2)
+    total = ctx.emit(relax.op.sum(m.abs(x) if p == 1 else m.multiply(x, x), [axis], keepdims=True))
+    return m.divide(x, total if p == 1 else m.sqrt(total))
+
+
