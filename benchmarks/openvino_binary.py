@@ -1,0 +1,288 @@
+"""Rewrites a network into OpenVINO's BinaryConvolution, as an expert who wants speed would.
+
+OpenVINO never binarises by itself. Here every Conv (and MatMul) of a +-1 activation with two-level weights becomes
+
+    FakeQuantize(levels=2, outputs 0 and 1) -> BinaryConvolution(xnor-popcount, u1 weights) -> Multiply(alpha)
+
+* A BatchNormalization or a bias in front of the sign is folded into the thresholds of the FakeQuantize, per channel (a negative slope swaps
+  its outputs). Where the FakeQuantize then follows a BinaryConvolution directly, the CPU plug-in fuses both and the bits stay packed.
+* Zero padding is exact: with ``pad_value=0`` the kernel skips padded taps; a Pad with +1 or -1 becomes ``pad_value``.
+* Weights are u1 constants, first element in the lowest bit, bit 1 for +alpha.
+* Sign(0) is taken as -1 where the network uses a plain Sign: there is no third level.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+
+@dataclass(frozen=True)
+class Bits:
+    """A +-1 tensor traced back to what is compared with zero.
+
+    Attributes
+    ----------
+    source : ov.Output
+        The tensor x with bit = (scale * x + offset compared with 0).
+    scale, offset : np.ndarray
+        float64[C].
+    zero_is_one : bool
+        Whether 0 becomes +1 (else -1).
+    pads : tuple of int
+        Spatial padding of a Pad node: top, left, bottom, right.
+    pad_value : float
+        What that node pads with.
+    """
+
+    source: object
+    scale: np.ndarray
+    offset: np.ndarray
+    zero_is_one: bool
+    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    pad_value: float = 0.0
+
+
+class NotBinary(Exception):
+    """This layer does not fit BinaryConvolution; the text says why."""
+
+
+def read(model: onnx.ModelProto, shape: tuple[int, ...]):
+    """Read an ONNX model for inputs of one shape and rewrite its binary layers.
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        With one input.
+    shape : tuple of int
+        Of the input, batch included.
+
+    Returns
+    -------
+    tuple of (ov.Model, int)
+        The model and the number of layers rewritten.
+    """
+    import openvino
+
+    network = openvino.Core().read_model(model.SerializeToString())
+    network.reshape({network.inputs[0]: list(shape)})
+    keep: list[np.ndarray] = []
+    count = 0
+    for node in network.get_ordered_ops():
+        rewrite = {"Convolution": _rewrite_conv, "MatMul": _rewrite_matmul}.get(node.get_type_name())
+        if rewrite is None:
+            continue
+        try:
+            result = rewrite(node, keep)
+        except NotBinary:
+            continue
+        for target in node.output(0).get_target_inputs():
+            target.replace_source_output(result)
+        count += 1
+    network.validate_nodes_and_infer_types()
+    # OpenVINO does not own the memory of a constant made from packed bits.
+    network.packed_weights = keep
+    return network, count
+
+
+def _rewrite_conv(node, keep: list[np.ndarray]):
+    """BinaryConvolution in place of a Convolution; returns its output."""
+    from openvino import opset1
+
+    weights = _constant(node.input_value(1))
+    bits = _trace(node.input_value(0), weights.shape[1])
+    alpha, signs = _levels(weights)
+    attributes = node.get_attributes()
+    begin = np.add(attributes["pads_begin"], bits.pads[:2])
+    end = np.add(attributes["pads_end"], bits.pads[2:])
+    if any(bits.pads) and any([*attributes["pads_begin"], *attributes["pads_end"]]):
+        raise NotBinary("padded twice with different values")
+    quantised = _quantise(bits, rank=4)
+    filters = _u1(signs, keep)
+    strides, dilations = attributes["strides"], attributes["dilations"]
+    result = opset1.binary_convolution(
+        quantised, filters, list(strides), begin.tolist(), end.tolist(), list(dilations), "xnor-popcount", float(bits.pad_value)
+    )
+    return _scaled(result.output(0), alpha)
+
+
+def _rewrite_matmul(node, keep: list[np.ndarray]):
+    """A 1x1 BinaryConvolution over [M, K, 1, 1] in place of a MatMul [M, K] x [K, N]."""
+    from openvino import opset1
+
+    weights = _constant(node.input_value(1))
+    if weights.ndim != 2 or node.get_attributes()["transpose_a"]:
+        raise NotBinary("not a plain dense layer")
+    if not node.get_attributes()["transpose_b"]:
+        weights = weights.T
+    bits = _trace(node.input_value(0), weights.shape[1])
+    alpha, signs = _levels(weights)
+    rows = bits.source.get_shape()[0]
+    image = opset1.reshape(bits.source, _i64([rows, weights.shape[1], 1, 1]), False).output(0)
+    quantised = _quantise(Bits(image, bits.scale, bits.offset, bits.zero_is_one), rank=4)
+    filters = _u1(signs[:, :, None, None], keep)
+    result = opset1.binary_convolution(quantised, filters, [1, 1], [0, 0], [0, 0], [1, 1], "xnor-popcount", 0.0)
+    return opset1.reshape(_scaled(result.output(0), alpha), _i64([rows, weights.shape[0]]), False).output(0)
+
+
+def _i64(values: list[int]):
+    from openvino import opset1
+
+    return opset1.constant(np.array(values, np.int64))
+
+
+def _constant(output) -> np.ndarray:
+    """Value of a constant, or `NotBinary`."""
+    node = output.get_node()
+    if node.get_type_name() != "Constant":
+        raise NotBinary("operand is not constant")
+    return node.data
+
+
+def _levels(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split weights [filters, ...] into alpha float32[filters] and a bool array of signs, if every filter is +-alpha."""
+    alpha = np.abs(weights).reshape(len(weights), -1).max(1)
+    if not np.array_equal(np.abs(weights), np.broadcast_to(alpha.reshape(-1, *[1] * (weights.ndim - 1)), weights.shape)):
+        raise NotBinary("weights have more than two levels")
+    return alpha, weights > 0
+
+
+def _trace(output, channels: int) -> Bits:
+    """Follow a +-1 tensor up through Pad, sign and per-channel affine nodes."""
+    node = output.get_node()
+    if node.get_type_name() == "Pad":
+        inner = _trace(node.input_value(0), channels)
+        begin, end = _constant(node.input_value(1)).ravel(), _constant(node.input_value(2)).ravel()
+        if begin[:2].any() or end[:2].any() or len(begin) != 4:
+            raise NotBinary("pads channels")
+        pads = tuple(int(p) for p in (*begin[2:], *end[2:]))
+        return Bits(inner.source, inner.scale, inner.offset, inner.zero_is_one, pads, float(_constant(node.input_value(3)).ravel()[0]))
+    if node.get_type_name() == "Sign":
+        source, zero_is_one = _sign_of_sign(node)
+    elif node.get_type_name() == "Select":
+        source, zero_is_one = _select(node), True
+    else:
+        raise NotBinary("activation is not +-1")
+    scale, offset = np.ones(channels), np.zeros(channels)
+    while True:
+        step = _affine(source, channels)
+        if step is None:
+            return Bits(source, scale, offset, zero_is_one)
+        # scale * (s x + o) + offset
+        source, s, o = step
+        scale, offset = scale * s, scale * o + offset
+
+
+def _sign_of_sign(node) -> tuple[object, bool]:
+    """Sign(Sign(x) + c) with 0 < c < 1 is the sign of x with 0 going to +1; else Sign(x)."""
+    add = node.input_value(0).get_node()
+    if add.get_type_name() == "Add":
+        for inner, other in ((0, 1), (1, 0)):
+            first, constant = (add.input_value(i).get_node() for i in (inner, other))
+            if first.get_type_name() == "Sign" and constant.get_type_name() == "Constant" and 0 < float(constant.data.ravel()[0]) < 1:
+                return first.input_value(0), True
+    return node.input_value(0), False
+
+
+def _select(node):
+    """x of Select(x >= 0, 1, -1)."""
+    condition = node.input_value(0).get_node()
+    values = [_constant(node.input_value(i)).ravel().tolist() for i in (1, 2)]
+    if condition.get_type_name() != "GreaterEqual" or values != [[1.0], [-1.0]] or _constant(condition.input_value(1)).any():
+        raise NotBinary("unknown selection")
+    return condition.input_value(0)
+
+
+def _affine(output, channels: int):
+    """(x, scale, offset) if ``output`` is scale * x + offset per channel and nothing else uses it; else None."""
+    node = output.get_node()
+    if len(output.get_target_inputs()) != 1 and node.get_type_name() != "Multiply":
+        return None
+    if node.get_type_name() == "BatchNormInference":
+        order = {"data": 0, "gamma": 1, "beta": 2, "mean": 3, "var": 4}
+        gamma, beta, mean, var = (np.asarray(_constant(node.input_value(order[k])), np.float64) for k in ("gamma", "beta", "mean", "var"))
+        scale = gamma / np.sqrt(var + node.get_attributes()["epsilon"])
+        return node.input_value(0), scale, beta - mean * scale
+    if node.get_type_name() not in ("Add", "Multiply"):
+        return None
+    for data, other in ((0, 1), (1, 0)):
+        constant = node.input_value(other).get_node()
+        if constant.get_type_name() == "Constant" and node.input_value(data).get_shape() == output.get_shape():
+            value = constant.data
+            if value.size not in (1, channels) or (value.size == channels and value.ndim > 1 and value.shape[1] != channels):
+                return None
+            value = np.broadcast_to(value.ravel().astype(np.float64), (channels,))
+            zero, one = np.zeros(channels), np.ones(channels)
+            return (node.input_value(data), one, value) if node.get_type_name() == "Add" else (node.input_value(data), value, zero)
+    return None
+
+
+def _quantise(bits: Bits, rank: int):
+    """FakeQuantize with two levels, 0 and 1, and a threshold per channel.
+
+    It gives the upper output where x > threshold. ``scale * x + offset >= 0`` is x >= t with t = -offset / scale for a positive scale,
+    x <= t for a negative one.
+    """
+    from openvino import opset1
+
+    if not bits.scale.all():
+        raise NotBinary("a channel that is constant")
+    threshold = (-bits.offset / bits.scale).astype(np.float32)
+    positive = bits.scale > 0
+    below = np.nextafter(threshold, np.float32(-np.inf))
+    threshold = np.where(positive == bits.zero_is_one, below, threshold)
+    shape = [1, -1] + [1] * (rank - 2)
+    if np.all(threshold == threshold[0]) and np.all(positive):
+        threshold, positive = threshold[:1], positive[:1]
+
+    def constant(values):
+        return opset1.constant(np.asarray(values, np.float32).reshape(shape))
+
+    limits = constant(threshold)
+    return opset1.fake_quantize(bits.source, limits, limits, constant(~positive), constant(positive), 2)
+
+
+def _u1(signs: np.ndarray, keep: list[np.ndarray]):
+    """A u1 constant of bool ``signs``; the buffer is appended to ``keep`` and must outlive the network."""
+    import openvino
+
+    packed = np.packbits(signs.reshape(-1), bitorder="little")
+    keep.append(packed)
+    return openvino.op.Constant(openvino.Tensor(packed, openvino.Shape(list(signs.shape)), openvino.Type.u1))
+
+
+def _scaled(output, alpha: np.ndarray):
+    """Multiply by alpha per channel, unless it is 1."""
+    from openvino import opset1
+
+    if np.all(alpha == 1):
+        return output
+    return opset1.multiply(output, opset1.constant(alpha.reshape(1, -1, 1, 1).astype(np.float32))).output(0)
+
+
+def compile_model(model: onnx.ModelProto, shape: tuple[int, ...], threads: int = 1):
+    """Rewrite and compile for the CPU in float32 (newer processors would otherwise be given bfloat16).
+
+    Parameters
+    ----------
+    model : onnx.ModelProto
+        With one input.
+    shape : tuple of int
+        Of the input.
+    threads : int
+        Inference threads of the one stream.
+
+    Returns
+    -------
+    ov.CompiledModel
+        With the rewritten network as ``.source_network`` (it owns the packed weights).
+    """
+    import openvino
+
+    network, count = read(model, shape)
+    options = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
+    compiled = openvino.Core().compile_model(network, "CPU", options)
+    compiled.source_network, compiled.binary_layers = network, count
+    return compiled
