@@ -157,6 +157,15 @@ def read(path):
     return file, manifest, library_bytes
 
 
+def is_artefact(path):
+    """Whether the file's last bytes are an artefact's; False if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return os.pread(file.fileno(), len(MAGIC), max(0, os.fstat(file.fileno()).st_size - len(MAGIC))) == MAGIC
+    except OSError:
+        return False
+
+
 def _verify(file, path):
     try:
         size = os.fstat(file.fileno()).st_size

@@ -45,6 +45,12 @@ class Timing:
     p90_ms: float
     repeat: int
 
+    @classmethod
+    def of(cls, times_ms):
+        """The summary of a list of times."""
+        p10, median, p90 = np.percentile(times_ms, [10, 50, 90])
+        return cls(float(median), float(p10), float(p90), len(times_ms))
+
     def __str__(self):
         return f"{self.median_ms:.3f} ms (10 % of runs below {self.p10_ms:.3f}, 90 % below {self.p90_ms:.3f}; {self.repeat} runs)"
 
@@ -151,7 +157,7 @@ class Module:
         """Write the network to one ``.bnn`` file, atomically (see :mod:`bnntvm.artefact`)."""
         artefact.write(self._file, self._manifest, path, self._library_bytes)
 
-    def benchmark(self, feed=None, repeat=None, warmup=5):
+    def benchmark(self, feed=None, repeat=None, warmup=5, against=None):
         """Time single runs.
 
         Parameters
@@ -162,21 +168,26 @@ class Module:
             Number of timed runs; default as many as fit into a second, at least 10.
         warmup : int
             Runs before the first that is timed.
+        against : callable, optional
+            Something to compare with: called without arguments, in turns with this network, so that both meet the same machine.
 
         Returns
         -------
-        Timing
+        Timing, or (Timing, Timing) with ``against``
         """
         feed = self.random_feed() if feed is None else feed
-        for _ in range(warmup):
-            self.run(feed)
-        times, end = [], time.perf_counter() + 1.0
-        while len(times) < (repeat or 10) or repeat is None and time.perf_counter() < end:
-            start = time.perf_counter()
-            self.run(feed)
-            times.append((time.perf_counter() - start) * 1e3)
-        p10, median, p90 = np.percentile(times, [10, 50, 90])
-        return Timing(float(median), float(p10), float(p90), len(times))
+        calls = [lambda: self.run(feed)] + ([against] if against else [])
+        times = [[] for _ in calls]
+        for call in calls * warmup:
+            call()
+        end = time.perf_counter() + len(calls)
+        while len(times[0]) < (repeat or 10) or repeat is None and time.perf_counter() < end:
+            for call, spent in zip(calls, times):
+                start = time.perf_counter()
+                call()
+                spent.append((time.perf_counter() - start) * 1e3)
+        timings = [Timing.of(spent) for spent in times]
+        return tuple(timings) if against else timings[0]
 
     def random_feed(self, seed=0, batch=1):
         """Inputs that fit: normal floats, small non-negative integers; every dynamic dimension is ``batch``."""

@@ -1,0 +1,240 @@
+"""The command ``bnntvm``: build, run, explain, bench, targets.
+
+Exit status: 0 done, 1 a :class:`bnntvm.BnnError` (its message is on standard error), 2 wrong usage. Results go to standard output, progress
+and errors to standard error. Only what a command needs is imported, so that ``--help`` answers at once.
+"""
+
+import contextlib
+import json
+import pathlib
+import sys
+import time
+
+import click
+
+import bnntvm
+from bnntvm.errors import BnnError, InputError
+
+_EXAMPLES = """
+\b
+Examples:
+  bnntvm build quicknet.onnx -o quicknet.bnn
+  bnntvm run quicknet.bnn --input images=photo.npy --output results
+  bnntvm explain quicknet.bnn
+  bnntvm bench quicknet.onnx --compare --threads 1
+  bnntvm targets
+
+An artefact (.bnn) is native code: run only those whose maker you trust.
+"""
+
+
+class _Group(click.Group):
+    """A group whose commands report a BnnError as a message and exit status 1."""
+
+    def invoke(self, context):
+        try:
+            return super().invoke(context)
+        except BnnError as error:
+            click.echo(f"error: {error}", err=True)
+            context.exit(1)
+
+
+@click.group(cls=_Group, epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(bnntvm.__version__, prog_name="bnntvm")
+def main():
+    """Compile binarised ONNX networks into bit-packed code, and run what was compiled."""
+
+
+def _build_options(command):
+    """Options of every command that may build."""
+    for option in (
+        click.option("--weight-tolerance", type=click.FloatRange(0), default=0.0, help="Take weights as two-level if none is further off, relatively."),
+        click.option("--assume-nonzero", is_flag=True, help="Promise that no input of a Sign is ever exactly 0."),
+        click.option("--target", default="x86", show_default=True, help="x86 (this machine), or a level that `bnntvm targets` lists."),
+        click.option("--threads", type=click.IntRange(1), help="Threads [default: BNNTVM_NUM_THREADS, else one per core]."),
+    ):
+        command = option(command)
+    return command
+
+
+_MODEL = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
+
+
+@main.command(short_help="ONNX file to artefact.", epilog="\b\nExample:\n  bnntvm build quicknet.onnx -o quicknet.bnn --target x86-64-v3")
+@click.argument("model", type=_MODEL)
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=pathlib.Path), help="Artefact to write [default: MODEL with .bnn].")
+@_build_options
+def build(model, output, **options):
+    """Compile the ONNX file MODEL to an artefact."""
+    output = output or model.with_suffix(".bnn")
+    start = time.perf_counter()
+    module = _build(model, options)
+    module.export(output)
+    from bnntvm.report import LOW_BIT, human_bytes
+
+    layers = module.report.layers
+    click.echo(
+        f"{output}: {human_bytes(output.stat().st_size)} from {human_bytes(model.stat().st_size)} of ONNX, "
+        f"{sum(layer.kind in LOW_BIT for layer in layers)} of {len(layers)} layers on low bits, "
+        f"target {module.report.target}, {time.perf_counter() - start:.1f} s"
+    )
+
+
+@main.command(short_help="Run once, show or store the outputs.", epilog="\b\nExamples:\n  bnntvm run net.bnn --input images=photo.npy --output results\n  bnntvm run net.onnx --random")
+@click.argument("model", type=_MODEL)
+@click.option("-i", "--input", "inputs", multiple=True, metavar="NAME=FILE.npy", help="An input; NAME= may be left out if there is one.")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=pathlib.Path), help="Folder for one .npy file per output.")
+@click.option("--random", is_flag=True, help="Random values for the inputs that are not given.")
+@click.option("--no-check-finite", is_flag=True, help="Let NaN and infinity through.")
+@_build_options
+def run(model, inputs, output, random, no_check_finite, **options):
+    """Run MODEL, an artefact or an ONNX file, once, and show or store its outputs."""
+    module = _open(model, options)
+    feed = (module.random_feed() if random else {}) | _read_inputs(module, inputs)
+    outputs = module.run(feed, check_finite=not no_check_finite)
+    files = _store(outputs, output) if output else {}
+    for name, array in outputs.items():
+        kept = f" -> {files[name]}" if files else ""
+        click.echo(f"{name}: {array.dtype}{list(array.shape)}{_summary(array)}{kept}")
+
+
+@main.command(short_help="What became of each layer, and why.", epilog="\b\nExample:\n  bnntvm explain quicknet.bnn --json | jq '.layers[] | select(.kind == \"float\")'")
+@click.argument("model", type=_MODEL)
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
+@_build_options
+def explain(model, as_json, **options):
+    """Show what became of each layer of MODEL, an artefact or an ONNX file, and why."""
+    report = _open(model, options).report
+    click.echo(json.dumps(report.as_dict(), indent=1) if as_json else str(report))
+
+
+@main.command(short_help="Time single runs.", epilog="\b\nExamples:\n  bnntvm bench net.onnx --compare --threads 1\n  bnntvm bench net.bnn --onnx net.onnx --batch 8")
+@click.argument("model", type=_MODEL)
+@click.option("--compare", is_flag=True, help="Measure ONNX Runtime too, in turns.")
+@click.option("--onnx", type=_MODEL, help="ONNX file to compare with where MODEL is an artefact.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Size of dynamic dimensions.")
+@click.option("--repeat", type=click.IntRange(1), help="Timed runs [default: what fits into a second, at least 10].")
+@_build_options
+def bench(model, compare, onnx, batch, repeat, **options):
+    """Time single runs of MODEL, an artefact or an ONNX file, on random inputs: median and spread."""
+    from bnntvm import artefact
+
+    if compare and onnx is None and artefact.is_artefact(model):
+        raise click.UsageError("an artefact holds no ONNX model: --onnx FILE names the one to compare with")
+    module = _open(model, options)
+    feed = module.random_feed(batch=batch)
+    if not (compare or onnx):
+        click.echo(f"bnntvm, {_threads(module)}: {module.benchmark(feed, repeat)}")
+        return
+    other = _onnxruntime(onnx or model, feed, module.threads)
+    ours, theirs = module.benchmark(feed, repeat, against=other)
+    click.echo(f"bnntvm, {_threads(module)}: {ours}\nONNX Runtime, {_threads(module)}: {theirs}\n{theirs.median_ms / ours.median_ms:.2f}x")
+
+
+@main.command(short_help="Instruction-set levels.")
+def targets():
+    """List the instruction-set levels, and which of them this machine can run."""
+    from bnntvm.artefact import cpu_flags
+    from bnntvm.targets.x86 import LEVELS
+
+    flags = cpu_flags() or frozenset()
+    best = next((level for level in LEVELS if level.needs <= flags), None)
+    for level in LEVELS:
+        missing = sorted(level.needs - flags)
+        state = "yes, what x86 means here" if level is best else "yes" if not missing else "no, lacks " + ", ".join(missing)
+        click.echo(f"{level.name:<20} {32 * level.lanes:>4} bit  popcount: {level.popcount:<8} this machine: {state}")
+
+
+# ------------------------------------------------------------------------------------------------------------------- parts
+
+
+def _threads(module):
+    return f"{module.threads} thread{'s' * (module.threads > 1)}"
+
+
+@contextlib.contextmanager
+def _progress(text):
+    """A spinner with the time on standard error; one plain line where that is not a terminal."""
+    if not sys.stderr.isatty():
+        click.echo(text, err=True)
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(text.replace("[", "\\["))
+        yield
+
+
+def _build(model, options):
+    with _progress(f"building {model} for {options['target']}"):
+        return bnntvm.build(str(model), **options)
+
+
+def _open(model, options):
+    """A module from an artefact or an ONNX file; by content, except that a file called .bnn is never taken for ONNX."""
+    from bnntvm import artefact
+
+    if model.suffix == ".bnn" or artefact.is_artefact(model):
+        return bnntvm.load(model, threads=options["threads"])
+    return _build(model, options)
+
+
+def _read_inputs(module, inputs):
+    """``NAME=FILE`` options as a feed."""
+    import numpy as np
+
+    feed = {}
+    for text in inputs:
+        name, separator, path = text.partition("=")
+        if not separator or pathlib.Path(text).exists():
+            if len(module.inputs) != 1:
+                raise click.UsageError(f"--input {text}: which input? The network has " + ", ".join(info.name for info in module.inputs))
+            name, path = module.inputs[0].name, text
+        try:
+            feed[name] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"the file for input {name!r} could not be read", where=path, why=str(error), hint="give a .npy file") from error
+    return feed
+
+
+def _store(outputs, folder):
+    """Write every output to ``folder``; returns output name -> path. Names become file names: characters that cannot be in one are replaced."""
+    import numpy as np
+
+    files = {}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, array in outputs.items():
+            stem = "".join(c if c.isalnum() or c in "._-" else "_" for c in name).lstrip(".") or "output"
+            while folder / f"{stem}.npy" in files.values():
+                stem += "_"
+            files[name] = folder / f"{stem}.npy"
+            np.save(files[name], array)
+    except OSError as error:
+        raise BnnError("the outputs could not be written", where=str(folder), why=error.strerror or str(error)) from error
+    return files
+
+
+def _summary(array):
+    """The whole of a small array, the range of a large one."""
+    if array.size <= 10:
+        return " " + " ".join(f"{value:.6g}" if array.dtype.kind == "f" else str(value) for value in array.ravel().tolist())
+    return f" from {array.min():.6g} to {array.max():.6g}"
+
+
+def _onnxruntime(path, feed, threads):
+    """A function that runs the ONNX file once in ONNX Runtime, on as many threads."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BnnError("ONNX Runtime is not installed", hint="pip install onnxruntime, or leave --compare out") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session.run(None, feed)
+    except Exception as error:  # its errors have no common base
+        raise BnnError("ONNX Runtime cannot run this model", where=str(path), why=str(error).splitlines()[0]) from error
+    return lambda: session.run(None, feed)
