@@ -4,6 +4,10 @@ High-level operators (what the importer emits)
     ``bnn.conv``, ``bnn.conv_transpose``, ``bnn.matmul``: the layers the report speaks of. Each carries ``layer``, the name of the first
     output of its ONNX node, so that a layer can be followed through every pass.
 
+Packed operators (what the passes make of them)
+    ``bnn.encode``: "the packed plane of this float tensor"; ``bnn.pack``, ``bnn.conv2d_bits``, ``bnn.dense_bits``, ``bnn.pool_bits``.
+    Words are ``uint32`` with channel c at bit c % 32 of word c // 32.
+
 A layer's attributes are a ``DictAttrs``: ``call.attrs["strides"]`` and so on.
 """
 
@@ -101,3 +105,46 @@ CONV = define("bnn.conv", _infer_conv)
 CONV_TRANSPOSE = define("bnn.conv_transpose", _infer_conv_transpose)
 #: numpy.matmul. Attributes: layer.
 MATMUL = define("bnn.matmul", lambda call_: _matmul_type(call_.args[0].ty, call_.args[1].ty))
+
+
+def _words(channels):
+    return -(-int(channels) // 32)
+
+
+def _infer_packed(call_):
+    shape, groups = list(call_.args[0].ty.shape), int(call_.attrs["groups"])
+    return relax.TensorType([*shape[:-1], groups * _words(int(shape[-1]) // groups)], "uint32")
+
+
+def _infer_conv_bits(call_):
+    data, weight, attrs = call_.args[0], call_.args[-1], call_.attrs
+    shape, kernel = list(data.ty.shape), _ints(weight.ty.shape)
+    strides, pads, dilations = _ints(attrs["strides"]), _ints(attrs["pads"]), _ints(attrs["dilations"])
+    out = [conv_out_dim(shape[1 + i], kernel[1 + i], strides[i], pads[i], pads[2 + i], dilations[i]) for i in range(2)]
+    return relax.TensorType([shape[0], *out, kernel[0]], "int32")
+
+
+def _infer_dense_bits(call_):
+    return relax.TensorType([*list(call_.args[0].ty.shape)[:-1], int(call_.args[-1].ty.shape[0])], "int32")
+
+
+def _infer_pool_bits(call_):
+    shape, attrs = list(call_.args[0].ty.shape), call_.attrs
+    kernel, strides, pads, dilations = (_ints(attrs[key]) for key in ("kernel", "strides", "pads", "dilations"))
+    out = [conv_out_dim(shape[1 + i], kernel[i], strides[i], pads[i], pads[2 + i], dilations[i]) for i in range(2)]
+    return relax.TensorType([shape[0], *out, shape[3]], "uint32")
+
+
+#: Plane of a float tensor [..., C] that holds few levels: bit 1 where the value equals ``level``. Attributes: level, groups (each group of
+#: channels starts at a word). Result uint32[..., groups * ceil(C / groups / 32)].
+ENCODE = define("bnn.encode", _infer_packed)
+#: Plane of a bool tensor [..., C], xored with the optional second argument, constant uint32 words. Attributes: groups.
+PACK = define("bnn.pack", _infer_packed)
+#: Packed convolution. Arguments: data words [N, H, W, G * Cw], the mask plane of zeros (only if attribute zeros), weight words
+#: [O, kh, kw, Cw] (bit 1 <-> -1). Attributes: layer, strides, pads, dilations, groups, channels, unipolar, zeros, and reachable =
+#: [low, high, stride], the values that the int32 result can take.
+CONV_BITS = define("bnn.conv2d_bits", _infer_conv_bits)
+#: Packed dense layer: data words [M, Kw], mask plane (if zeros), weight words [N, Kw]. Attributes: layer, channels, unipolar, zeros, reachable.
+DENSE_BITS = define("bnn.dense_bits", _infer_dense_bits)
+#: Packed pooling of words [N, H, W, Cw]. Attributes: kind ("and" or "or"), kernel, strides, pads, dilations, channels.
+POOL_BITS = define("bnn.pool_bits", _infer_pool_bits)

@@ -1,0 +1,337 @@
+"""From fused groups to kernels: every ``fused_*`` function becomes a specification, and the kernel family that owns it a TensorIR function.
+
+Equal specifications share one kernel; weights and per-channel constants are arguments, packed here into the layout that the schedule wants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from bnntvm import spec as sp
+from bnntvm.graph import Rewriter, bindings, const, constant, dims, dtype, op_name
+from bnntvm.passes.fuse_epilogues import operand_kind
+from bnntvm.schedules import families
+
+
+@dataclass
+class Kernel:
+    """A generated kernel: its name in the module, its specification, and how it was scheduled."""
+
+    name: str
+    spec: object
+    schedule: object
+
+
+@dataclass
+class Lowered:
+    """What lowering tells the report: layer name -> (kernel name, bytes of its packed weights)."""
+
+    kernels: dict = field(default_factory=dict)
+    layers: dict = field(default_factory=dict)
+
+
+class EpilogueBuilder:
+    """Numbers the values of a group and collects its epilogue.
+
+    Parameters
+    ----------
+    anchor : relax.Var
+        The variable that is value 0.
+    shape : tuple
+        Shape of the group.
+    """
+
+    def __init__(self, anchor, shape):
+        self.shape, self.numbers = shape, {anchor: 0}
+        self.inputs, self.arguments, self.steps, self.outputs = [], [], [], []
+        self.recorded = []  # (var, op, args as ("input", i) | ("var", v) | float, dtype)
+
+    def input(self, arg):
+        """Reference to an operand that is not a member of the group."""
+        kind = operand_kind(arg, self.shape)
+        array = constant(arg)
+        if kind == "scalar":
+            return float(array.reshape(-1)[0])
+        for i, known in enumerate(self.arguments):
+            if known is arg:
+                return ("input", i)
+        if kind == "channel":
+            arg = _padded_channels(array, self.shape[-1])
+        self.inputs.append(sp.EpilogueInput(kind, dtype(arg)))
+        self.arguments.append(arg)
+        return ("input", len(self.inputs) - 1)
+
+    def reference(self, arg):
+        """Reference to any operand of a member."""
+        return ("var", arg) if arg in self.numbers or any(var is arg for var, *_ in self.recorded) else self.input(arg)
+
+    def member(self, var, call):
+        """Record an elementwise member."""
+        name = op_name(call).removeprefix("relax.").removeprefix("nn.")
+        args = [self.reference(arg) for arg in call.args] if name != "clip" else self.clip_args(call)
+        self.recorded.append((var, "cast" if name == "astype" else name, tuple(args), dtype(var)))
+
+    def clip_args(self, call):
+        return [self.reference(call.args[0]), *(float(getattr(a, "value", a)) for a in call.args[1:3])]
+
+    def pack(self, call):
+        """Record a packed output."""
+        flip = None
+        if len(call.args) > 1:
+            self.inputs.append(sp.EpilogueInput("words", "uint32"))
+            self.arguments.append(call.args[1])
+            flip = ("input", len(self.inputs) - 1)
+        return ("bits", call.args[0], flip)
+
+    def finish(self, results):
+        """The Epilogue that stores ``results``: relax.Var for tensors, or what :meth:`pack` returned."""
+        base = 1 + len(self.inputs)
+        for i, (var, *_rest) in enumerate(self.recorded):
+            self.numbers[var] = base + i
+
+        def number(ref):
+            if isinstance(ref, float):
+                return ref
+            return 1 + ref[1] if ref[0] == "input" else self.numbers[ref[1]]
+
+        steps = tuple(sp.Step(op, tuple(number(a) for a in args), kind) for _, op, args, kind in self.recorded)
+        outputs = []
+        for result in results:
+            if isinstance(result, tuple):
+                _, plane, flip = result
+                outputs.append(sp.Output("bits", self.numbers[plane], "uint32", number(flip) if flip else None))
+            else:
+                outputs.append(sp.Output("tensor", self.numbers[result], dtype(result)))
+        return simplify(sp.Epilogue(tuple(self.inputs), steps, tuple(outputs)))
+
+
+def simplify(epilogue):
+    """Recognise prelu (where(x < 0, x * s, x)) and drop steps that nothing reads."""
+    base = 1 + len(epilogue.inputs)
+    steps = list(epilogue.steps)
+
+    def step(number):
+        return steps[number - base] if isinstance(number, int) and number >= base else None
+
+    for i, one in enumerate(steps):
+        if one.op != "where":
+            continue
+        test, yes, x = step(one.args[0]), step(one.args[1]), one.args[2]
+        if test and yes and test.op == "less" and test.args == (x, 0.0) and yes.op == "multiply" and x in yes.args:
+            slope = yes.args[1] if yes.args[0] == x else yes.args[0]
+            steps[i] = sp.Step("prelu", (x, slope), one.dtype)
+    return _drop_dead(sp.Epilogue(epilogue.inputs, tuple(steps), epilogue.outputs))
+
+
+def _drop_dead(epilogue):
+    base, live = 1 + len(epilogue.inputs), set()
+    todo = [o.value for o in epilogue.outputs]
+    while todo:
+        number = todo.pop()
+        if isinstance(number, int) and number >= base and number not in live:
+            live.add(number)
+            todo.extend(a for a in epilogue.steps[number - base].args if isinstance(a, int))
+    keep = [base + i for i in range(len(epilogue.steps)) if base + i in live]
+    renumber = {**{i: i for i in range(base)}, **{old: base + new for new, old in enumerate(keep)}}
+
+    def args(step):
+        return tuple(renumber[a] if isinstance(a, int) else a for a in step.args)
+
+    steps = tuple(sp.Step(epilogue.steps[n - base].op, args(epilogue.steps[n - base]), epilogue.steps[n - base].dtype) for n in keep)
+    outputs = tuple(sp.Output(o.kind, renumber[o.value], o.dtype, o.flip) for o in epilogue.outputs)
+    return sp.Epilogue(epilogue.inputs, steps, outputs)
+
+
+def _padded_channels(array, channels):
+    flat = np.broadcast_to(array.reshape(-1), (channels,))
+    out = np.zeros(sp.words(channels) * sp.WORD_BITS, array.dtype)
+    out[:channels] = flat
+    return const(out)
+
+
+def _pair(attr):
+    return tuple(int(v) for v in attr)
+
+
+def _window(data, kernel, attrs, names=("strides", "pads", "dilations")):
+    _, height, width, _ = dims(data)
+    return sp.Window(height, width, tuple(kernel), _pair(attrs[names[0]]), _pair(attrs[names[1]]), _pair(attrs[names[2]]))
+
+
+def anchor_spec(call, epilogue, shape):
+    """Specification of a group, without its weights' values.
+
+    Returns
+    -------
+    (spec, operands, weights)
+        Operand expressions before the epilogue's inputs, with ``None`` at the place of the packed weights.
+    """
+    name, attrs = op_name(call), call.attrs
+    if name == "bnn.conv2d_bits":
+        weights = constant(call.args[-1])
+        groups, mask = int(attrs["groups"]), list(call.args[1:-1])
+        spec = sp.BinaryConv2d(
+            _window(call.args[0], weights.shape[1:3], attrs), int(attrs["channels"]), weights.shape[0], groups,
+            bool(attrs["unipolar"]), bool(attrs["zeros"]), epilogue,
+        )  # fmt: skip
+        return spec, [call.args[0], None, *mask], weights
+    if name == "bnn.dense_bits":
+        weights = constant(call.args[-1])
+        spec = sp.BinaryDense(int(attrs["channels"]), weights.shape[0], bool(attrs["unipolar"]), bool(attrs["zeros"]), epilogue)
+        return spec, [call.args[0], None, *call.args[1:-1]], weights
+    if name == "bnn.conv":
+        weights = constant(call.args[1])
+        spec = sp.FloatConv2d(
+            _window(call.args[0], weights.shape[1:3], attrs), dims(call.args[0])[3], weights.shape[0], int(attrs["groups"]), epilogue
+        )
+        return spec, [call.args[0], None], weights
+    if name == "bnn.matmul":
+        weights = constant(call.args[1]).T
+        return sp.FloatDense(weights.shape[1], weights.shape[0], epilogue), [call.args[0], None], weights
+    if name in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
+        window = _pool_window(call, shape)
+        op = "max" if "max" in name else "avg_pad" if bool(attrs["count_include_pad"]) else "avg"
+        return sp.Pool2d(window, shape[-1], op, epilogue), [call.args[0]], None
+    if name == "relax.mean":
+        _, height, width, channels = dims(call.args[0])
+        return sp.GlobalPool("avg", (height, width), channels, epilogue), [call.args[0]], None
+    raise AssertionError(name)
+
+
+def _pool_window(call, shape):
+    """The window of a pool; a ceiling is expressed by more padding at the end."""
+    attrs = call.attrs
+    window = _window(call.args[0], _pair(attrs["pool_size"]), attrs, ("strides", "padding", "dilation"))
+    pads = list(window.pads)
+    for axis, (have, want) in enumerate(((window.out_height, shape[1]), (window.out_width, shape[2]))):
+        if want > have:
+            pads[2 + axis] += window.strides[axis] * (want - have)
+    return sp.Window(window.in_height, window.in_width, window.kernel, window.strides, tuple(pads), window.dilations)
+
+
+class Lower(Rewriter):
+    """Replaces calls of fused functions by calls of generated kernels.
+
+    Parameters
+    ----------
+    isa : bnntvm.targets.x86.Isa
+    """
+
+    def __init__(self, isa):
+        self.isa, self.lowered, self.cache = isa, Lowered(), {}
+
+    def rewrite(self, var, value):
+        if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar):
+            func = self.mod[value.op]
+            if func.attrs and "bnn.anchor" in func.attrs:
+                return self.group(func, [self.substitute(arg) for arg in value.args])
+        name = op_name(value)
+        if name == "bnn.pool_bits":
+            return self.pool_bits(self.substitute(value))
+        return super().rewrite(var, value)
+
+    def pool_bits(self, call):
+        attrs = call.attrs
+        spec = sp.BitPool(_window(call.args[0], _pair(attrs["kernel"]), attrs), int(attrs["channels"]), str(attrs["kind"]))
+        return self.call(spec, [call.args[0]], [call.ty], None)
+
+    def group(self, func, arguments):
+        actual = dict(zip(func.params, arguments))
+        members = [(b.var, b.value) for b in bindings(func)]
+        results = _results(func)
+        if str(func.attrs["bnn.anchor"]) == "identity":
+            return self.identity(members, results, actual)
+        (anchor, call), *rest = members
+        shape = dims(anchor)
+        epilogue, inputs = self.epilogue(anchor, shape, rest, results)
+        spec, operands, weights = anchor_spec(call, epilogue, shape)
+        layer = str(call.attrs["layer"]) if op_name(call).startswith("bnn.") else None
+        types = [r.ty for r in results]
+        return self.call(spec, [_actual(a, actual) for a in operands + inputs], _retyped(types, arguments, func), weights, layer)
+
+    def epilogue(self, anchor, shape, members, results):
+        builder, packs = EpilogueBuilder(anchor, shape), {}
+        for var, call in members:
+            if op_name(call) == "bnn.pack":
+                packs[var] = builder.pack(call)
+            else:
+                builder.member(var, call)
+        return builder.finish([packs.get(r, r) for r in results]), builder.arguments
+
+    def identity(self, members, results, actual):
+        shape = dims(members[0][0])
+        data = next(a for a in members[0][1].args if isinstance(a, relax.Var) and operand_kind(a, shape) == "tensor" and dtype(a) != "bool")
+        epilogue, inputs = self.epilogue(data, shape, members, results)
+        operands = [_actual(a, actual) for a in [data, *inputs]]
+        types = _retyped([r.ty for r in results], operands, None)
+        if len(shape) == 4:
+            return self.call(sp.Map(4, (shape[1], shape[2]), shape[3], dtype(data), epilogue), operands, types, None)
+        flat = [self.flat(a, kind) for a, kind in zip(operands, ["tensor", *(i.kind for i in epilogue.inputs)])]
+        spec = sp.Map(2, (1, 1), shape[-1], dtype(data), epilogue)
+        if len(shape) == 2:
+            return self.call(spec, flat, types, None)
+        rows = dims(flat[0])[0]
+        made = self.call(spec, flat, [relax.TensorType([rows, dims(t)[-1]], t.dtype) for t in types], None)
+        made = [made] if len(types) == 1 else [self.emit(relax.TupleGetItem(made, i)) for i in range(len(types))]
+        made = [self.emit(relax.op.reshape(m, list(t.shape))) for m, t in zip(made, types)]
+        return made[0] if len(made) == 1 else self.emit(relax.Tuple(made))
+
+    def flat(self, arg, kind):
+        """A tensor or pixel operand as rows."""
+        shape = dims(arg)
+        if kind not in ("tensor", "pixel") or len(shape) == 2:
+            return arg
+        rows = 1
+        for d in shape[:-1]:
+            rows = rows * d
+        return self.emit(relax.op.reshape(arg, [rows, shape[-1]]))
+
+    def call(self, spec, operands, types, weights, layer=None):
+        """Emit a call of the kernel for ``spec``, generated on first use."""
+        family = families.of(spec)
+        if spec not in self.cache:
+            schedule = family.default_schedule(spec, self.isa)
+            prim = family.build(spec, schedule, self.isa)
+            name = f"{family.__name__.rsplit('.', 1)[-1]}_{len(self.cache)}"
+            gvar = self.builder.add_func(prim.with_attr("global_symbol", name), name)
+            self.cache[spec] = gvar, Kernel(name, spec, schedule)
+            self.lowered.kernels[name] = self.cache[spec][1]
+        gvar, kernel = self.cache[spec]
+        if weights is not None:
+            packed = family.pack_weights(spec, kernel.schedule, self.isa, weights)
+            operands = [const(packed) if a is None else a for a in operands]
+            self.lowered.layers[layer] = kernel.name, packed.nbytes
+        return self.emit(relax.call_tir(gvar, relax.Tuple(operands), types if len(types) > 1 else types[0]))
+
+
+def _actual(arg, actual):
+    return actual[arg] if isinstance(arg, relax.Var) else arg
+
+
+def _results(func):
+    """The variables that a group returns."""
+    result = func.body.body
+    by_var = {b.var: b.value for b in bindings(func)}
+    while isinstance(result, relax.Var) and isinstance(by_var.get(result), (relax.Var, relax.Tuple)):
+        result = by_var[result]
+    return list(result.fields) if isinstance(result, relax.Tuple) else [result]
+
+
+def _retyped(types, arguments, _func):
+    """Types of a group's results in terms of the caller's dynamic dimensions."""
+    lead = {}
+    for arg in arguments:
+        if isinstance(arg, relax.Var) and isinstance(arg.ty, relax.TensorType) and dims(arg):
+            lead.setdefault(len(dims(arg)), dims(arg)[0])
+    fallback = next(iter(lead.values()), None)
+    out = []
+    for ty in types:
+        shape = list(ty.shape)
+        if shape and not isinstance(shape[0], (int, tvm.tirx.IntImm)):
+            shape[0] = lead.get(len(shape), fallback)
+        out.append(relax.TensorType(shape, ty.dtype))
+    return out

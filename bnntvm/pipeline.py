@@ -1,0 +1,41 @@
+"""The passes, in order. This list is the one place where the order lives."""
+
+from __future__ import annotations
+
+from bnntvm.passes.binarise import Binarise
+from bnntvm.passes.canonicalise import Canonicalise
+from bnntvm.passes.fold_thresholds import FoldThresholds
+from bnntvm.passes.fuse_epilogues import FuseEpilogues
+from bnntvm.passes.layout import ChannelsLast
+from bnntvm.passes.propagate_bits import PropagateBits
+
+
+def passes(decisions, *, assume_nonzero=False, weight_tolerance=0.0):
+    """All passes between the importer and lowering.
+
+    Parameters
+    ----------
+    decisions : dict
+        Filled by Binarise: layer name -> passes.binarise.Decision.
+    """
+    return [
+        # one layout
+        ChannelsLast(),
+        # one form
+        Canonicalise(),
+        # which layers compute on bits
+        Binarise(decisions, assume_nonzero, weight_tolerance),
+        # where the bits are made
+        PropagateBits(),
+        FoldThresholds(),
+        Canonicalise(),
+        # what is computed together
+        FuseEpilogues(),
+    ]
+
+
+def optimise(mod, decisions, **options):
+    """Run every pass on ``mod``."""
+    for one in passes(decisions, **options):
+        mod = one(mod)
+    return mod

@@ -1,0 +1,67 @@
+"""Bring equal things into one form before anything is inferred.
+
+Dense layers on tensors of rank above two become two-dimensional; multiplications and divisions by one and additions of zero vanish;
+repeated expressions are computed once (two spellings of clip(x) must be one value for a straight-through term to cancel).
+
+Ordering contract: after ChannelsLast, before Binarise.
+"""
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from bnntvm import ops
+from bnntvm.graph import Rewriter, constant, dims, dtype, op_name
+
+#: operator -> the constant on the right that makes it the identity
+NEUTRAL = {"relax.multiply": 1, "relax.divide": 1, "relax.add": 0, "relax.subtract": 0}
+
+
+class _Canonicalise(Rewriter):
+    def rewrite(self, var, value):
+        name = op_name(value)
+        if name in NEUTRAL:
+            kept = self.neutral(var, value, NEUTRAL[name])
+            if kept is not None:
+                return kept
+        if name == "relax.astype" and dtype(value.args[0]) == dtype(var):
+            return self.env[value.args[0]] if isinstance(value.args[0], relax.Var) else self.emit(value.args[0])
+        if name == "bnn.matmul":
+            return self.dense(value)
+        return super().rewrite(var, value)
+
+    def neutral(self, var, call, number):
+        """The operand that an operation by a neutral constant leaves unchanged, or None. (x + 0 turns -0 to 0, which nothing tells apart.)"""
+        sides = [(call.args[0], call.args[1])]
+        if op_name(call) in ("relax.multiply", "relax.add"):
+            sides.append((call.args[1], call.args[0]))
+        for kept, other in sides:
+            array = constant(other)
+            if array is not None and np.all(array == number) and isinstance(kept, relax.Var) and len(dims(kept)) == len(dims(var)):
+                if all(p is q or p == q for p, q in zip(dims(kept), dims(var))):
+                    return self.env[kept]
+        return None
+
+    def dense(self, call):
+        """matmul of [..., K] by constant [K, N] on two-dimensional operands."""
+        new = self.substitute(call)
+        data, weight = new.args[0], constant(new.args[1])
+        shape = dims(data)
+        if weight is None or weight.ndim != 2 or len(shape) < 3:
+            return self.emit(new)
+        rows = 1
+        for d in shape[:-1]:
+            rows = rows * d
+        flat = self.emit(relax.op.reshape(data, [rows, shape[-1]]))
+        out = self.emit(ops.call(ops.MATMUL, [flat, new.args[1]], layer=str(call.attrs["layer"])))
+        return self.emit(relax.op.reshape(out, [*shape[:-1], weight.shape[1]]))
+
+
+@tvm.transform.module_pass(opt_level=0, name="bnn.Canonicalise")
+class Canonicalise:
+    """See the module's documentation."""
+
+    def transform_module(self, mod, _context):
+        mod = relax.transform.EliminateCommonSubexpr()(mod)
+        mod = _Canonicalise().run(mod)
+        return relax.transform.EliminateCommonSubexpr()(mod)

@@ -1,0 +1,142 @@
+"""Turn every remaining ``bnn.encode`` into comparisons with thresholds on the deepest tensor that decides it.
+
+If the encoded tensor is a step function of a source (an integer accumulator behind scale, bias, BatchNorm, PReLU, ...; or a float tensor),
+the plane "value equals level" is a xor of comparisons ``source < t_k``, one per cut at which membership changes, with the per-channel
+thresholds that the analysis found by evaluating the chain itself (Umuroglu et al., FINN, 2017, section 4.2.2, but by evaluation). The
+float chain then has no user left unless something else reads it. Channels whose sense is reversed (negative BatchNorm scale) are flipped
+by one xor per word.
+
+A comparison behind a max pool is moved before it: ``max(u) < t`` is the conjunction of ``u < t``.
+
+Ordering contract: after PropagateBits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from bnntvm import ops
+from bnntvm.bits import WORD_BITS, pack_bits
+from bnntvm.graph import Rewriter, bindings, const, dims, dtype, op_name, uses
+from bnntvm.levels import Mono, Step, quantise, threshold_values
+
+from .infer_levels import infer_levels
+from .propagate_bits import pool_bits
+
+
+class _Fold(Rewriter):
+    def begin(self):
+        self.facts = infer_levels(self.func).facts
+        self.producer = {binding.var: binding.value for binding in bindings(self.func)}
+        self.uses = uses(self.func)
+
+    def rewrite(self, var, value):
+        if op_name(value) != "bnn.encode":
+            return super().rewrite(var, value)
+        data, groups = value.args[0], int(value.attrs["groups"])
+        fact = self.facts[data]
+        if groups > 1 and dims(data)[-1] // groups % WORD_BITS:
+            return self.grouped(data, fact, float(value.attrs["level"]), groups)
+        terms, flip = membership(fact, float(value.attrs["level"]), dtype(fact.source), dims(data)[-1])
+        pooled = self.before_pool(fact, terms, flip, groups)
+        return pooled if pooled is not None else self.packed(self.env[fact.source], terms, flip, groups)
+
+    def packed(self, source, terms, flip, groups):
+        plane = self.compare(source, terms)
+        words = [const(group_words(flip, groups))] if flip.any() else []
+        return self.emit(ops.call(ops.PACK, [plane, *words], groups=groups))
+
+    def compare(self, source, terms):
+        """Xor of ``source < t`` over all thresholds."""
+        if not terms:
+            terms = [np.asarray(_never(dtype(source)))]
+        planes = [self.emit(relax.op.less(source, const(t))) for t in terms]
+        plane = planes[0]
+        for other in planes[1:]:
+            plane = self.emit(relax.op.logical_xor(plane, other))
+        return plane
+
+    def before_pool(self, fact, terms, flip, groups):
+        """The comparison done before a max pool that only feeds this step function."""
+        pool = self.producer.get(fact.source)
+        if len(terms) != 1 or op_name(pool) != "relax.nn.max_pool2d" or str(pool.attrs["layout"]) != "NHWC" or bool(pool.attrs["ceil_mode"]):
+            return None
+        if self.uses.get(fact.source, 0) > 1:
+            return None
+        inner, threshold = self.facts[pool.args[0]], terms[0]
+        if not isinstance(inner, Mono):
+            return None
+        below = quantise(inner, lambda x: (x >= threshold).astype(np.int64), np.broadcast_to(np.array([1.0, 0.0], np.float32), (*threshold.shape, 2)))
+        inner_terms, inner_flip = membership(below, 1.0, dtype(inner.source), len(flip))
+        words = self.packed(self.env[inner.source], inner_terms, inner_flip, groups)
+        words = self.emit(pool_bits(words, pool, "and", len(flip)))
+        return self.emit(relax.op.bitwise_xor(words, const(group_words(flip, groups)))) if flip.any() else words
+
+    def grouped(self, data, fact, level, groups):
+        """Groups that do not start at a word: give each its own row, pack, and put the rows side by side."""
+        shape = dims(data)
+        terms, flip = membership(fact, level, dtype(fact.source), shape[-1])
+        plane = self.compare(self.env[fact.source], terms)
+        value = self.emit(relax.op.where(plane, const(np.float32(1)), const(np.float32(0))))
+        if flip.any():
+            value = self.emit(relax.op.abs(self.emit(relax.op.subtract(value, const(flip.astype(np.float32))))))
+        rows = self.emit(relax.op.reshape(value, [*shape[:-2], shape[-2] * groups, shape[-1] // groups]))
+        words = self.emit(ops.call(ops.PACK, [self.emit(relax.op.greater(rows, const(np.float32(0.5))))], groups=1))
+        return self.emit(relax.op.reshape(words, [*shape[:-1], groups * dims(words)[-1]]))
+
+
+def membership(step, level, kind, channels):
+    """Thresholds whose comparisons, xored, tell where a step function equals ``level``.
+
+    Returns
+    -------
+    (list of np.ndarray, np.ndarray)
+        Thresholds t of the source's dtype (scalars or [C]; "source < t"), and bool [C]: channels whose result must be flipped.
+    """
+    inside = (step.values + 0) == np.asarray(level).astype(step.values.dtype)
+    occupied = step.occupied()
+    inside = _spread(inside, occupied)
+    terms = []
+    for k in range(step.cuts.shape[-1]):
+        changes = inside[..., k] != inside[..., k + 1]
+        if changes.any():
+            threshold = threshold_values(step, k, kind)
+            terms.append(np.where(changes, threshold, np.asarray(_never(kind), threshold.dtype)))
+    flip = np.broadcast_to(inside[..., -1], (*inside.shape[:-2], channels) if inside.ndim > 1 else (channels,))
+    return [_narrow(t) for t in terms], flip.reshape(-1, channels)[0]
+
+
+def _spread(inside, occupied):
+    """Give levels that no value reaches the membership of the level below (above, at the start), so that they cost no comparison."""
+    out = inside.copy()
+    for k in range(1, out.shape[-1]):
+        out[..., k] = np.where(occupied[..., k], out[..., k], out[..., k - 1])
+    for k in range(out.shape[-1] - 2, -1, -1):
+        reached = occupied[..., : k + 1].any(-1)
+        out[..., k] = np.where(reached, out[..., k], out[..., k + 1])
+    return out
+
+
+def _never(kind):
+    """A threshold t for which ``x < t`` is never true."""
+    return np.asarray(-np.inf, kind) if np.dtype(kind).kind == "f" else np.asarray(np.iinfo(kind).min, kind)
+
+
+def _narrow(threshold):
+    """Per-channel thresholds that are all equal are one scalar."""
+    return threshold.reshape(-1)[0].reshape(()) if threshold.size and np.all(threshold == threshold.reshape(-1)[0]) else threshold
+
+
+def group_words(flip, groups):
+    """bool [C] -> the packed words of all groups side by side, uint32[groups * ceil(C / groups / 32)]."""
+    return pack_bits(flip.reshape(groups, -1)).reshape(-1)
+
+
+@tvm.transform.module_pass(opt_level=0, name="bnn.FoldThresholds")
+class FoldThresholds:
+    """See the module's documentation."""
+
+    def transform_module(self, mod, _context):
+        return _Fold().run(mod)
