@@ -1,0 +1,187 @@
+"""Convolution of packed bit planes: the family of :class:`bnntvm.spec.BinaryConv2d`.
+
+A direct convolution: a register tile of pixels times output channels, the activation word broadcast, the weights one word per channel and
+lane, ``a ^ w`` counted into the lanes. See :mod:`.binary_conv2d_kernel` for the loops, :mod:`.binary_conv2d_adders` for the ways to count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bnntvm.schedules import epilogue
+from bnntvm.schedules.binary_conv2d_kernel import Kernel
+from bnntvm.schedules.binary_conv2d_tiles import Geometry
+from bnntvm.spec import WORD_BITS, words
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What may be tuned.
+
+    Attributes
+    ----------
+    pixels : int
+        Pixels of a row in the register tile.
+    vectors : int
+        Vectors of output channels in the register tile; times the lanes, a divisor of 32.
+    adder : str
+        ``plain``, ``carry_save`` or ``bytes``, see :mod:`.binary_conv2d_adders`.
+    task_rows, task_blocks : int
+        Output rows and blocks of 32 output channels of one parallel task.
+    """
+
+    pixels: int
+    vectors: int
+    adder: str
+    task_rows: int
+    task_blocks: int
+
+
+def default_schedule(spec, isa):
+    """A schedule that is fast without tuning.
+
+    Returns
+    -------
+    Schedule
+    """
+    geometry = Geometry.of(spec)
+    if _carry_save_fits(spec, isa):
+        adder, vectors, most = "carry_save", 1, 7
+    elif isa.popcount == "vector":
+        adder, vectors, most = "plain", 2, 7
+    else:
+        adder, vectors, most = "bytes", 1, 4
+    task_rows, task_blocks = _tasks(geometry.out_height, words(spec.out_channels))
+    return Schedule(_tile_width(geometry.out_width, most), vectors, adder, task_rows, task_blocks)
+
+
+def _carry_save_fits(spec, isa):
+    geometry = Geometry.of(spec)
+    plain = not spec.unipolar and spec.groups == 1
+    return isa.popcount == "vector" and isa.lanes == 16 and plain and geometry.group_words % 2 == 0
+
+
+def _tile_width(width, most):
+    """The tile width up to ``most`` that computes the fewest pixels twice; the widest of those."""
+    return min(range(1, min(width, most) + 1), key=lambda p: (-(-width // p) * p / width + 0.5 / p, -p))
+
+
+def _tasks(rows, blocks, wanted=8):
+    """Rows and blocks per task, so that there are about ``wanted`` tasks of equal size; rows are divided first."""
+    row_tasks = max(d for d in range(1, wanted + 1) if d <= rows and (rows % d == 0 or -(-rows // d) * d < rows * 1.1))
+    task_rows = -(-rows // row_tasks)
+    row_tasks = -(-rows // task_rows)
+    block_tasks = max(d for d in range(1, wanted // row_tasks + 1) if blocks % d == 0)
+    return task_rows, blocks // block_tasks
+
+
+def space(spec, isa):
+    """Schedules worth trying, the default first.
+
+    Returns
+    -------
+    list of Schedule
+    """
+    first = default_schedule(spec, isa)
+    found = [first]
+    width = Geometry.of(spec).out_width
+    adders = ["bytes"] if isa.popcount != "vector" else ["plain", "carry_save"] if _carry_save_fits(spec, isa) else ["plain"]
+    for adder in adders:
+        for vectors in (1, 2, 4):
+            cells = isa.registers // (2 if adder != "plain" else 1) - vectors - 1
+            if WORD_BITS % (vectors * isa.lanes):
+                continue
+            for pixels in range(1, min(width, 14, cells // vectors) + 1):
+                found.append(replace(first, pixels=pixels, vectors=vectors, adder=adder))
+    return list(dict.fromkeys(found))
+
+
+def pack_weights(spec, schedule, isa, weights):
+    """Bring weights into the kernel's layout.
+
+    Parameters
+    ----------
+    weights : uint32[O, kh, kw, words(in_channels / groups)]
+        Bit 1 <-> -1, tail bits 0.
+
+    Returns
+    -------
+    uint32[words(O), parts * kh * kw * words(in_channels / groups) * channels], parts * channels = 32
+        ``channels`` output channels side by side, one per lane. For ``carry_save`` the second word of each pair is xored with the first.
+    """
+    blocks, channels = words(spec.out_channels), schedule.vectors * isa.lanes
+    flat = np.zeros((blocks * WORD_BITS, int(np.prod(weights.shape[1:]))), "uint32")
+    flat[: spec.out_channels] = weights.reshape(weights.shape[0], -1)
+    if schedule.adder == "carry_save":
+        flat[:, 1::2] ^= flat[:, ::2]
+    parts = flat.reshape(blocks, WORD_BITS // channels, channels, -1)
+    return np.ascontiguousarray(parts.transpose(0, 1, 3, 2)).reshape(blocks, -1)
+
+
+def reference(spec, operands, epilogue_inputs):
+    """The kernel in numpy: slow and plain.
+
+    Parameters
+    ----------
+    spec : BinaryConv2d
+    operands : list of ndarray
+        Data, canonical weights ``uint32[O, kh, kw, words(in_channels / groups)]`` (not packed), the zeros' mask if ``spec.zeros``.
+    epilogue_inputs : list of ndarray
+
+    Returns
+    -------
+    list of ndarray
+        The epilogue's outputs.
+    """
+    return epilogue.reference(spec.epilogue, _dot_products(spec, *operands), epilogue_inputs)
+
+
+def _dot_products(spec, data, weights, zeros=None):
+    bits, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
+    size = words(bits)
+    result = []
+    for group in range(spec.groups):
+        plane = np.s_[..., group * size : (group + 1) * size]
+        values = epilogue.unpack(data[plane], bits).astype(np.int64)
+        if not spec.unipolar:
+            values = 1 - 2 * values
+        if zeros is not None:
+            values = values * ~epilogue.unpack(zeros[plane], bits)
+        kernel = 1 - 2 * epilogue.unpack(weights[group * outputs : (group + 1) * outputs], bits).astype(np.int64)
+        result.append(_convolve(spec.window, values, kernel))
+    return np.concatenate(result, axis=-1).astype(np.int32)
+
+
+def _convolve(window, values, kernel):
+    """Plain convolution, ``[N, H, W, I]`` with ``[O, kh, kw, I]``."""
+    top, left, bottom, right = window.pads
+    padded = np.pad(values, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    height, width = window.out_height, window.out_width
+    result = 0
+    for r in range(window.kernel[0]):
+        for s in range(window.kernel[1]):
+            y, x = r * window.dilations[0], s * window.dilations[1]
+            rows = slice(y, y + (height - 1) * window.strides[0] + 1, window.strides[0])
+            columns = slice(x, x + (width - 1) * window.strides[1] + 1, window.strides[1])
+            result = result + padded[:, rows, columns] @ kernel[:, r, s].T
+    return result
+
+
+def build(spec, schedule, isa):
+    """The kernel.
+
+    Parameters
+    ----------
+    spec : BinaryConv2d
+    schedule : Schedule
+    isa : Isa
+
+    Returns
+    -------
+    tirx.PrimFunc
+        Parameters: data, weights (see :func:`pack_weights`), the zeros' mask if ``spec.zeros``, epilogue inputs, epilogue outputs. The
+        leading dimension is symbolic.
+    """
+    return Kernel(spec, schedule, isa).build()

@@ -1,0 +1,202 @@
+"""Inner loops of a binary convolution: how the bits of one activation word times one weight word are counted.
+
+An adder keeps one or two vectors of counters for every pixel and weight vector of a register tile. All of them end in an exact total, an
+int32 vector per pixel and weight vector:
+
+=============== ================================================= ======================= =====================
+adder           what is added per word                            dot product             operations per word
+=============== ================================================= ======================= =====================
+``plain``       popc(a ^ w)                                       K - 2 total             3
+``carry_save``  two words at a time, see :class:`CarrySave`       K - 2 total             2.5
+``bytes``       popc(a ^ w), in 8-bit counters                    K - 2 total             without vpopcnt: fewest
+``zeros``       2 popc((a ^ w) & ~z) + popc(z)                    K - total               7
+=============== ================================================= ======================= =====================
+
+For unipolar data ``^`` is ``&`` and the dot product popc(a) - 2 total.
+"""
+
+from __future__ import annotations
+
+from bnntvm.schedules import tir as T
+
+#: 8-bit counters hold this many words of at most 8 set bits per byte.
+BYTE_STEPS = 31
+_XOR3 = 0x96
+#: pternlog table of ``a != b ? a : c``.
+_SELECT_CHANGED = 0xB2
+
+
+def popcount(vector):
+    """Set bits of every lane."""
+    return T.tirx.popcount(vector)
+
+
+def inverted(vector):
+    """All bits flipped. (TensorIR's own operator makes a negative unsigned constant, which its simplifier refuses.)"""
+    return vector ^ T.splat(0xFFFFFFFF, "uint32", T.lanes_of(vector))
+
+
+class Adder:
+    """Counters of a tile of ``pixels`` times ``vectors`` vectors of ``lanes`` 32-bit lanes.
+
+    Parameters
+    ----------
+    pixels, vectors, lanes : int
+    combine : callable
+        ``combine(a, w)``: the word whose set bits are counted.
+    """
+
+    #: Weight words that one step takes.
+    words = 1
+    #: What one count in ``totals`` stands for.
+    carry_weight = 1
+    #: Steps after which ``flush`` must be called, or None.
+    flush_every = None
+
+    def __init__(self, pixels, vectors, lanes, combine):
+        self.pixels, self.vectors, self.lanes, self.combine = pixels, vectors, lanes, combine
+        self.cells = [(p, v) for p in range(pixels) for v in range(vectors)]
+        self.totals, self.allocations = self._array("total", "int32")
+
+    def _array(self, name, dtype):
+        array, allocation = T.local(name, len(self.cells) * self.lanes, dtype)
+        return array, [allocation]
+
+    def _at(self, p, v):
+        return [(p * self.vectors + v) * self.lanes]
+
+    def _get(self, array, p, v, lanes=None):
+        return T.load_vector(array, self._at(p, v), lanes or self.lanes)
+
+    def _put(self, array, p, v, value):
+        return T.store_vector(array, self._at(p, v), value)
+
+    def _count(self, p, v, word):
+        """total += popc(word)."""
+        return self._put(self.totals, p, v, self._get(self.totals, p, v) + T.tirx.Cast(T.vector_type("int32", self.lanes), popcount(word)))
+
+    def start(self, initial=None):
+        """Statements that set the counters: 0, or ``initial[p]`` (int32 vectors), each standing for ``carry_weight`` bits."""
+        zero = T.splat(0, "int32", self.lanes)
+        return [self._put(self.totals, p, v, initial[p] if initial else zero) for p, v in self.cells]
+
+    def step(self, p, v, data, weights):
+        """Statements that add ``words`` words: ``data`` and ``weights`` are lists of uint32 vectors."""
+        return [self._count(p, v, self.combine(data[0], weights[0]))]
+
+    def flush(self, cells=None):
+        """Statements that move partial counters into the totals."""
+        return []
+
+    def finish(self):
+        """Statements after which ``total`` may be read."""
+        return []
+
+    def total(self, p, v):
+        """The number of set bits, ``int32`` vector."""
+        return self._get(self.totals, p, v)
+
+
+class CarrySave(Adder):
+    """Pairs of words through a full adder whose sum bits stay in a register.
+
+    Words are stored encoded: the pair (x0, x1) as x0 and x0 ^ x1, activations and weights alike. With ``ones`` the sum bits so far and the
+    two products a0 ^ w0, a1 ^ w1, the full adder's sum is ones' = ones ^ (a0 ^ a1) ^ (w0 ^ w1), one operation, and its carry is ones
+    where that sum changed (the products differ) and a0 ^ w0 where it did not. The carry counts twice: five operations for two words.
+    """
+
+    words = 2
+    carry_weight = 2
+
+    def __init__(self, pixels, vectors, lanes, combine):
+        super().__init__(pixels, vectors, lanes, combine)
+        self.ones, allocation = self._array("ones", "uint32")
+        self.allocations = self.allocations + allocation
+
+    def start(self, initial=None):
+        return super().start(initial) + [self._put(self.ones, p, v, T.splat(0, "uint32", self.lanes)) for p, v in self.cells]
+
+    def step(self, p, v, data, weights):
+        ones = self._get(self.ones, p, v)
+        total, bind = T.bind("sum", ternary_logic(ones, data[1], weights[1], _XOR3))
+        carry = ternary_logic(ones, total, data[0] ^ weights[0], _SELECT_CHANGED)
+        return [bind, self._count(p, v, carry), self._put(self.ones, p, v, total)]
+
+    def total(self, p, v):
+        twice = super().total(p, v)
+        return twice + twice + T.tirx.Cast(T.vector_type("int32", self.lanes), popcount(self._get(self.ones, p, v)))
+
+
+class Bytes(Adder):
+    """Counts in bytes, for processors that count bits by looking nibbles up: widening to 32 bits waits for ``flush``."""
+
+    flush_every = BYTE_STEPS
+
+    def __init__(self, pixels, vectors, lanes, combine):
+        super().__init__(pixels, vectors, lanes, combine)
+        self.counts, allocation = self._array("counts", "uint32")
+        self.allocations = self.allocations + allocation
+
+    def start(self, initial=None):
+        return super().start(initial) + [self._put(self.counts, p, v, T.splat(0, "uint32", self.lanes)) for p, v in self.cells]
+
+    def step(self, p, v, data, weights):
+        as_bytes = T.vector_type("uint8", 4 * self.lanes)
+        word = T.tirx.reinterpret(as_bytes, self.combine(data[0], weights[0]))
+        count = T.tirx.reinterpret(as_bytes, self._get(self.counts, p, v)) + popcount(word)
+        return [self._put(self.counts, p, v, T.tirx.reinterpret(T.vector_type("uint32", self.lanes), count))]
+
+    def flush(self, cells=None):
+        statements = []
+        for p, v in cells or self.cells:
+            counts = self._get(self.counts, p, v)
+            low = T.splat(0x00FF00FF, "uint32", self.lanes)
+            pairs, bind = T.bind("pairs", (counts & low) + ((counts >> T.splat(8, "uint32", self.lanes)) & low))
+            count = (pairs + (pairs >> T.splat(16, "uint32", self.lanes))) & T.splat(0xFFFF, "uint32", self.lanes)
+            wide = T.tirx.Cast(T.vector_type("int32", self.lanes), count)
+            statements += [bind, self._put(self.totals, p, v, self._get(self.totals, p, v) + wide),
+                           self._put(self.counts, p, v, T.splat(0, "uint32", self.lanes))]  # fmt: skip
+        return statements
+
+    def finish(self):
+        return self.flush()
+
+
+class Zeros(Adder):
+    """Counts what is missing from K: twice the bits that differ and once the zeros. ``data`` is signs and zeros, alternating."""
+
+    def step(self, p, v, data, weights):
+        count = None
+        for signs, zeros, weight in zip(data[::2], data[1::2], self.decode(weights)):
+            differ = popcount((signs ^ weight) & inverted(zeros))
+            missing = differ + differ + popcount(zeros)
+            count = missing if count is None else count + missing
+        count = T.tirx.Cast(T.vector_type("int32", self.lanes), count)
+        return [self._put(self.totals, p, v, self._get(self.totals, p, v) + count)]
+
+    def decode(self, weights):
+        """Plain weight words."""
+        return weights
+
+
+class EncodedZeros(Zeros):
+    """The same with the weights of :class:`CarrySave`."""
+
+    words = 2
+
+    def decode(self, weights):
+        return [weights[0], weights[0] ^ weights[1]]
+
+
+class Unipolar(Adder):
+    """Adds the dot product itself, popc(a & ~w) - popc(a & w)."""
+
+    def step(self, p, v, data, weights):
+        kind = T.vector_type("int32", self.lanes)
+        plus, minus = popcount(data[0] & inverted(weights[0])), popcount(data[0] & weights[0])
+        return [self._put(self.totals, p, v, self._get(self.totals, p, v) + T.tirx.Cast(kind, plus) - T.tirx.Cast(kind, minus))]
+
+
+def ternary_logic(a, b, c, table):
+    """Bitwise function of three ``uint32x16`` vectors; bit 4a + 2b + c of ``table`` is its value (AVX-512 only)."""
+    return T.intrinsic("llvm.x86.avx512.pternlog.d.512", a, b, c, T.constant(table, "int32"))

@@ -1,0 +1,346 @@
+"""The kernel of a packed binary convolution: loops, addresses and what surrounds the inner loop.
+
+Loop order, outermost first: tasks (image, block of rows, block of output channels; parallel) - 32 output channels - rows - tiles of pixels -
+groups of vectors of channels - kernel rows - kernel columns and input words. The weights of 32 output channels stay in the first-level
+cache while all rows of the task use them. There is no im2col buffer and no padded copy.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+
+from bnntvm.schedules import tir as T
+from bnntvm.schedules.binary_conv2d_adders import Adder, Bytes, CarrySave, EncodedZeros, Unipolar, Zeros
+from bnntvm.schedules.binary_conv2d_tiles import Geometry, Segment, plan_row, segments
+from bnntvm.schedules.epilogue import Emitter
+from bnntvm.spec import WORD_BITS, words
+
+BLOCK = WORD_BITS
+
+
+class Kernel:
+    """Builds one PrimFunc. The methods that return statements follow the loop nest from outside in."""
+
+    def __init__(self, spec, schedule, isa):
+        self.spec, self.schedule, self.isa = spec, schedule, isa
+        self.geometry = Geometry.of(spec)
+        self.plan = plan_row(self.geometry, schedule.pixels)
+        self.lanes, self.vectors = isa.lanes, schedule.vectors
+        self.step = self.lanes * self.vectors
+        self.parts = BLOCK // self.step
+        self.blocks = words(spec.out_channels)
+        self.group_channels = spec.out_channels // spec.groups
+        g = self.geometry
+        self.kernel_words = g.kernel[0] * g.kernel[1] * g.group_words
+
+    # Parameters and tasks -------------------------------------------------------------------------------------------------------------
+
+    def build(self):
+        g, spec = self.geometry, self.spec
+        batch = tirx.Var("n", "int64")
+        shape = (batch, spec.window.in_height, spec.window.in_width, g.pixel_words)
+        self.data = T.buffer("data", shape, "uint32")
+        self.weights = T.buffer("weights", (self.blocks, self.kernel_words * BLOCK), "uint32")
+        params = [self.data, self.weights]
+        if spec.zeros:
+            self.mask = T.buffer("zeros", shape, "uint32")
+            params.append(self.mask)
+        dims = (batch, spec.window.out_height, spec.window.out_width)
+        self.emitter = Emitter(spec.epilogue, spec.out_channels, self.isa, dims, "int32")
+        params += self.emitter.inputs + self.emitter.outputs
+        return T.function("binary_conv2d", params, self.tasks(batch))
+
+    def tasks(self, batch):
+        rows, blocks = self.schedule.task_rows, self.schedule.task_blocks
+        row_tasks, block_tasks = -(-self.geometry.out_height // rows), -(-self.blocks // blocks)
+
+        def task(number):
+            image, bind_image = T.bind("image", number // (row_tasks * block_tasks))
+            row, bind_row = T.bind("row", number // block_tasks % row_tasks * rows)
+            block, bind_block = T.bind("block", number % block_tasks * blocks)
+            return [bind_image, bind_row, bind_block, self.task(image, row, block)]
+
+        return T.parallel("task", batch * (row_tasks * block_tasks), task)
+
+    def task(self, image, row, block):
+        """The output rows from ``row`` on and the blocks of channels from ``block`` on that belong to one task."""
+        rows = self._count(self.geometry.out_height, self.schedule.task_rows, row)
+        blocks = self._count(self.blocks, self.schedule.task_blocks, block)
+        self.image = image
+        self.results, results = T.local("results", self.plan.pixels * BLOCK, "int32")
+
+        def nest(adder):
+            return T.for_("block", blocks, lambda b: self.block(adder, block + b, row, rows))
+
+        if not self.spec.zeros:
+            return [results, self.source(row, rows), nest(self.fast_adder)]
+        found, scan = self.scan_zeros(row, rows)
+        return [results, scan, T.when(found == T.constant(0, "int32"), [self.source(row, rows), nest(self.fast_adder)], nest(EncodedZeros if self.fast_adder is CarrySave else Zeros))]
+
+    @staticmethod
+    def _count(total, per_task, first):
+        return per_task if total % per_task == 0 else tirx.min(T.i64(per_task), total - first)
+
+    @property
+    def fast_adder(self):
+        if self.spec.unipolar:
+            return Unipolar
+        return {"plain": Adder, "carry_save": CarrySave, "bytes": Bytes}[self.schedule.adder]
+
+    def _input_rows(self, row, rows):
+        """First input row and number of input rows that the task needs."""
+        g = self.geometry
+        top = row * g.strides[0] - g.before[0]
+        bottom = top + (rows - 1) * g.strides[0] + (g.kernel[0] - 1) * g.dilations[0] + 1
+        top = tirx.max(T.i64(0), top)
+        return top, tirx.max(T.i64(0), tirx.min(T.i64(g.height), bottom) - top)
+
+    def scan_zeros(self, row, rows):
+        """``(word, statements)``: the word is not 0 where the task's input rows have a zero."""
+        row_words = self.geometry.width * self.geometry.pixel_words
+        top, count = self._input_rows(row, rows)
+        wide, narrow = T.local("any", self.lanes, "uint32"), T.local("any", 1, "uint32")
+        words_, bind = T.bind("words", count * row_words)
+        first, bind_first = T.bind("first", top * row_words)
+        lanes = self.lanes
+        vectors = words_ // lanes
+
+        def either(array, at, size):
+            index = [self.image, 0, 0, first + at]
+            return T.store_vector(array[0], [0], T.load_vector(array[0], [0], size) | T.load_vector(self.mask, index, size))
+
+        body = [
+            bind, bind_first, wide[1], narrow[1],
+            T.store_vector(wide[0], [0], T.splat(0, "uint32", lanes)), T.store(narrow[0], T.constant(0, "uint32"), 0),
+            T.for_("i", vectors, lambda i: either(wide, i * lanes, lanes)),
+            T.for_("i", words_ - vectors * lanes, lambda i: either(narrow, vectors * lanes + i, 1)),
+        ]  # fmt: skip
+        gathered = T.load(narrow[0], 0)
+        for lane in range(lanes):
+            gathered = gathered | T.load(wide[0], lane)
+        found, bind_found = T.bind("found", tirx.Cast("int32", gathered))  # the simplifier cannot compare unsigned with 0
+        return found, [body, bind_found]
+
+    def source(self, row, rows):
+        """Statements that make the words that the inner loop broadcasts; sets ``self.words`` to their buffer."""
+        self.origin = T.i64(0)
+        if self.fast_adder is not CarrySave:
+            return []
+        g = self.geometry
+        row_words = g.width * g.pixel_words
+        top, count = self._input_rows(row, rows)
+        most = min(g.height, (self.schedule.task_rows - 1) * g.strides[0] + (g.kernel[0] - 1) * g.dilations[0] + 1)
+        self.encoded = tirx.decl_buffer((T.i64(most * row_words),), "uint32", "encoded")
+        first, bind_first = T.bind("first", top * row_words)
+        length, bind_length = T.bind("length", count * row_words)
+        self.origin = first
+        lanes = self.lanes
+
+        def encode(at, size):
+            wide = T.vector_type("uint64", size // 2)
+            pairs = tirx.reinterpret(wide, T.load_vector(self.data, [self.image, 0, 0, first + at], size))
+            pairs = pairs ^ (pairs << T.splat(32, "uint64", size // 2))
+            return T.store_vector(self.encoded, [at], tirx.reinterpret(T.vector_type("uint32", size), pairs))
+
+        vectors = length // lanes
+        return [
+            tirx.AllocBuffer(self.encoded), bind_first, bind_length,
+            T.for_("i", vectors, lambda i: encode(i * lanes, lanes)),
+            T.for_("i", (length - vectors * lanes) // 2, lambda i: encode(vectors * lanes + i * 2, 2)),
+        ]  # fmt: skip
+
+    # Rows and tiles -------------------------------------------------------------------------------------------------------------------
+
+    def block(self, adder, block, row, rows):
+        number, bind = T.bind("block", block)
+        return [bind, T.for_("y", rows, lambda y: self.row(adder, number, row + y))]
+
+    def row(self, adder, block, y):
+        g, plan = self.geometry, self.plan
+        y, bind_y = T.bind("y", y)
+        first, last, bind_taps = self._taps(0, y)
+        start, bind_start = T.bind("start", ((y * g.strides[0] - g.before[0]) * g.width - g.before[1]) * g.pixel_words)
+        place = (block, y, first, last, start)
+        body = [bind_y, bind_taps, bind_start]
+        simple = issubclass(adder, Zeros)  # rare: one variant of code is enough
+        if plan.tiles and not simple:
+            body.append(T.for_("tile", plan.tiles, lambda tile: self.tile(adder, place, tile)))
+        begin, end = (0, 0) if simple else (plan.begin, plan.end)
+        for low, high in ((0, begin), (end, g.out_width)):
+            if high > low:
+                body.append(T.for_("x", high - low, lambda x, low=low: self.point(adder, place, x + low)))
+        return body
+
+    def _taps(self, axis, position):
+        """First tap inside the image, last + 1, and the statements that bind them: constants where no position leaves the image."""
+        g = self.geometry
+        size, kernel, dilation = (g.height, g.width)[axis], g.kernel[axis], g.dilations[axis]
+        outputs = (g.out_height, g.out_width)[axis]
+        if all(g.taps(axis, p) == (0, kernel) for p in (0, outputs - 1)):
+            return T.i64(0), T.i64(kernel), []
+        origin = position * g.strides[axis] - g.before[axis]
+        first = tirx.max(T.i64(0), (dilation - 1 - origin) // dilation)
+        last = tirx.min(T.i64(kernel), (size - 1 - origin) // dilation + 1)
+        first, bind_first = T.bind("first", first)
+        last, bind_last = T.bind("last", tirx.max(first, last))
+        return first, last, [bind_first, bind_last]
+
+    def tile(self, adder, place, tile):
+        plan = self.plan
+        x = plan.begin + tile * plan.pixels
+        if (plan.end - plan.begin) % plan.pixels:
+            x = tirx.min(x, T.i64(plan.end - plan.pixels))
+        x, bind = T.bind("x", x)
+        *rare, common = sorted(plan.patterns.items(), key=lambda item: len(item[1]))
+
+        def part(number):
+            statement = self.reduce(adder, place, x, common[0], number)
+            for pattern, tiles in rare:
+                condition = tile == T.i64(tiles[0])
+                for other in tiles[1:]:
+                    condition = tirx.Or(condition, tile == T.i64(other))
+                statement = T.when(condition, self.reduce(adder, place, x, pattern, number), statement)
+            return statement
+
+        return [bind, T.for_("part", self.parts, part), self.epilogue(place, x, plan.pixels)]
+
+    def point(self, adder, place, x):
+        """One pixel, whose kernel columns are known at run time only."""
+        x, bind = T.bind("x", x)
+        first, last, bind_taps = self._taps(1, x)
+        columns = (Segment(first, last, (0,)),)
+        parts = T.for_("part", self.parts, lambda part: self.reduce(adder, place, x, ((first, last),), part, columns))
+        return [bind, bind_taps, parts, self.epilogue(place, x, 1)]
+
+    def epilogue(self, place, x, pixels):
+        block, y = place[:2]
+        g = self.geometry
+
+        def pixel(p):
+            values = [T.load_vector(self.results, [p * BLOCK + lane], self.lanes) for lane in range(0, BLOCK, self.lanes)]
+            # Rows may be joined rows of the image: addresses count, not coordinates.
+            place = (y, x + p) if g.out_width == self.spec.window.out_width else (T.i64(0), y * g.out_width + (x + p))
+            return self.emitter.emit(values, (self.image, *place), block * BLOCK)
+
+        return T.for_("p", pixels, pixel)
+
+    # The inner loop -------------------------------------------------------------------------------------------------------------------
+
+    def reduce(self, adder, place, x, pattern, part, columns=None):
+        """Compute the tile at ``x`` for vectors ``part`` of the block, into ``results``."""
+        block, _, first_row, last_row, start = place
+        g = self.geometry
+        sums = adder(len(pattern), self.vectors, self.lanes, (lambda a, w: a ^ w))
+        start_at, bind_start = T.bind("at", start + x * (g.strides[1] * g.pixel_words) - (self.origin if adder is CarrySave else 0))
+        weights_at, bind_weights = T.bind("weights", part * (self.kernel_words * self.step))
+        groups, bind_groups = self._groups(block, part)
+        columns = columns if columns is not None else segments(pattern)
+
+        def kernel_row(r):
+            r = first_row + r
+            data_at, bind_data = T.bind("data", start_at + r * (g.dilations[0] * g.width * g.pixel_words))
+            row_at, bind_row = T.bind("row", weights_at + r * (g.kernel[1] * g.group_words * self.step))
+            return [bind_data, bind_row, [self.segment(sums, block, columns_, data_at, row_at, groups) for columns_ in columns]]
+
+        return [
+            sums.allocations, bind_start, bind_weights, bind_groups, sums.start(),
+            T.for_("r", last_row - first_row, kernel_row),
+            sums.finish(), self.keep(adder, sums, pattern, last_row - first_row, part),
+        ]  # fmt: skip
+
+    def segment(self, sums, block, columns, data_at, weights_at, groups):
+        g = self.geometry
+        at = data_at + columns.first * (g.dilations[1] * g.pixel_words)
+        w_at = weights_at + columns.first * (g.group_words * self.step)
+        count = columns.last - columns.first
+        if g.contiguous:
+            return self.run(sums, block, columns.pixels, count * g.group_words, at, w_at, groups)
+
+        def column(s):
+            return self.run(sums, block, columns.pixels, g.group_words, at + s * (g.dilations[1] * g.pixel_words),
+                            w_at + s * (g.group_words * self.step), groups)  # fmt: skip
+
+        return T.for_("s", count, column)
+
+    def run(self, sums, block, pixels, length, at, weights_at, groups):
+        """Add ``length`` consecutive words of every pixel in ``pixels``."""
+        steps = length // sums.words
+        cells = [(p, v) for p in pixels for v in range(self.vectors)]
+
+        def step(k):
+            return self.words(sums, block, pixels, at + k * sums.words, weights_at + k * (sums.words * self.step), groups)
+
+        every = sums.flush_every
+        total = self.kernel_words // sums.words
+        if every is None or total <= every:
+            return T.for_("k", steps, step)
+        whole = T.for_("chunk", steps // every, lambda c: [T.for_("k", every, lambda k: step(c * every + k)), sums.flush(cells)])
+        left = steps - steps // every * every
+        return [whole, T.for_("k", left, lambda k: step(steps // every * every + k)), sums.flush(cells)]
+
+    def words(self, sums, block, pixels, at, weights_at, groups):
+        """One step of the adder for every pixel and vector."""
+        g = self.geometry
+        binds, weights, statements = [], [], []
+        for v in range(self.vectors):
+            loaded = []
+            for word in range(sums.words):
+                index = [block, weights_at + word * self.step + v * self.lanes]
+                vector, bind = T.bind("w", T.load_vector(self.weights, index, self.lanes))
+                loaded.append(vector)
+                binds.append(bind)
+            weights.append(loaded)
+        for p in pixels:
+            place = at + p * g.strides[1] * g.pixel_words
+            for v in range(self.vectors):
+                statements += sums.step(p, v, self.activations(sums, place, v, groups), weights[v])
+        return [binds, statements]
+
+    def activations(self, sums, at, v, groups):
+        """The ``sums.words`` vectors of activation words at ``at``, as the lanes of vector ``v`` need them."""
+        if isinstance(sums, CarrySave):
+            return [T.broadcast(T.load(self.encoded, at + groups[v] + word), self.lanes) for word in range(2)]
+        planes = [self.data, self.mask] if isinstance(sums, Zeros) else [self.data]
+        return [self._activation(plane, at + word, groups[v]) for word in range(sums.words) for plane in planes]
+
+    def _activation(self, plane, at, group):
+        if T.lanes_of(group) == 1:
+            return T.broadcast(T.load(plane, self.image, 0, 0, at + group), self.lanes)
+        return tirx.BufferLoad(plane, [self.image, T.i64(0), T.i64(0), group + T.broadcast(at, self.lanes)])
+
+    def _groups(self, block, part):
+        """Per vector, the offset of its group's words in a pixel: a scalar where all lanes have the same group, else one per lane."""
+        g = self.geometry
+        offsets, binds = [], []
+        for v in range(self.vectors):
+            first = block * BLOCK + part * self.step + v * self.lanes
+            if g.groups == 1:
+                offset = T.i64(0)
+            elif self.group_channels % BLOCK == 0:
+                offset = block // (self.group_channels // BLOCK) * g.group_words
+            elif self.group_channels % self.lanes == 0:
+                offset = tirx.min(first // self.group_channels, T.i64(g.groups - 1)) * g.group_words
+            else:
+                channels = tirx.Ramp(first, T.i64(1), self.lanes)
+                channels = tirx.min(channels, T.broadcast(T.i64(self.spec.out_channels - 1), self.lanes))
+                offset = channels // T.broadcast(T.i64(self.group_channels), self.lanes) * T.broadcast(T.i64(g.group_words), self.lanes)
+            if T.static(offset) is None:
+                offset, bind = T.bind("group", offset)
+                binds.append(bind)
+            offsets.append(offset)
+        return offsets, binds
+
+    def keep(self, adder, sums, pattern, rows, part):
+        """Statements that turn totals into dot products and put them into ``results``."""
+        statements = []
+        group_bits = self.spec.in_channels // self.spec.groups
+        for p, (first, last) in enumerate(pattern):
+            valid = T.broadcast(tirx.Cast("int32", rows * ((last - first) * group_bits)), self.lanes)
+            for v in range(self.vectors):
+                total = sums.total(p, v)
+                if issubclass(adder, Zeros):
+                    total = valid - total
+                elif adder is not Unipolar:
+                    total = valid - (total + total)
+                statements.append(T.store_vector(self.results, [p * BLOCK + part * self.step + v * self.lanes], total))
+        return statements
