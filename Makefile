@@ -1,0 +1,50 @@
+# make demo    build the digits network that is in the repository and run it on real images
+# make test    the tests
+# make bench   this project beside ONNX Runtime and OpenVINO, on this machine
+# make lint    style
+# A virtual environment is made in .venv; PYTHON chooses its interpreter.
+
+PYTHON ?= python3
+TEST_JOBS ?= 2
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test bench lint clean tools
+.DELETE_ON_ERROR:
+
+demo: tools $(VENV)/.demo
+	$(BIN)/python tutorials/demo.py
+
+test: tools $(VENV)/.test
+	$(BIN)/python -m pytest -n $(TEST_JOBS) --durations=15 $(PYTEST_ARGS)
+
+bench: tools $(VENV)/.bench
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .hypothesis
+
+# One stamp per extra: pip runs again only when pyproject.toml changes.
+$(VENV)/.%: pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --editable ".[$*]"
+	touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "bnntvm needs Python 3.10 or newer; $(PYTHON) is older or missing. Try: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip
+
+# A compiled network is linked by the system's C compiler.
+tools:
+	@command -v cc >/dev/null || command -v gcc >/dev/null || command -v clang >/dev/null || \
+	  { echo "no C compiler found. On Debian and Ubuntu: apt-get install gcc libc6-dev" >&2; exit 1; }
