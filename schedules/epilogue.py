@@ -16,6 +16,9 @@ from bnntvm.schedules import tir, vector_math
 _COMPARE = {"greater": tirx.GT, "greater_equal": tirx.GE, "less": tirx.LT, "less_equal": tirx.LE, "equal": tirx.EQ, "not_equal": tirx.NE}
 _ARITHMETIC = {"add": tirx.Add, "subtract": tirx.Sub, "maximum": tirx.Max, "minimum": tirx.Min}
 _LOGICAL = {"logical_and": tirx.And, "logical_or": tirx.Or}
+#: Comparisons of the anchor ``K - 2 p`` with t: (comparison of p with the half difference, whether that is rounded up).
+_ON_POPCOUNTS = {"less": (tirx.GT, 0), "less_equal": (tirx.GE, 1), "greater": (tirx.LT, 1), "greater_equal": (tirx.LE, 0)}
+_MIRRORED = {"less": "greater", "less_equal": "greater_equal", "greater": "less", "greater_equal": "less_equal"}
 _ROUNDING = {"floor": "llvm.floor", "ceil": "llvm.ceil", "round": "llvm.rint", "sqrt": "llvm.sqrt", "abs": "llvm.fabs"}
 
 
@@ -51,7 +54,7 @@ class Emitter:
         """Vectors that hold the channels of one packed word."""
         return spec.WORD_BITS // self.lanes
 
-    def emit(self, values, position, first_channel, scope=None, whole=None):
+    def emit(self, values, position, first_channel, scope=None, whole=None, popcounts_of=None):
         """Statements that evaluate and store the epilogue for some channels of one pixel.
 
         Parameters
@@ -68,12 +71,25 @@ class Emitter:
             by the first call and reused by the following ones. All statements must end up in one block, in order.
         whole : bool, optional
             Promise that all channels of ``values`` exist.
+        popcounts_of : int, optional
+            K: ``values`` are not the anchor but numbers p of differing bits, and the anchor is ``K - 2 * p``. Comparisons of the anchor
+            with per-channel integers are then made on p itself, with thresholds that ``scope`` keeps.
 
         Returns
         -------
         list of statements
         """
-        return _Tile(self, values, position, first_channel, {} if scope is None else scope, whole).statements()
+        scope = {} if scope is None else scope
+        return _Tile(self, values, position, first_channel, scope, whole, popcounts_of).statements()
+
+    def compares_anchor(self, step):
+        """Whether ``step`` orders the anchor and an integer that is the same for all pixels."""
+        if step.op not in _ON_POPCOUNTS or self.anchor_dtype != "int32" or 0 not in step.args:
+            return False
+        other = step.args[1] if step.args[0] == 0 else step.args[0]
+        if isinstance(other, float):
+            return other == int(other)
+        return 1 <= other <= len(self.epilogue.inputs) and self.epilogue.inputs[other - 1].kind == "channel"
 
 
 def input_shape(operand, channels, dims):
@@ -121,9 +137,9 @@ _REPEATS = {"sign", "prelu", "exp", "log", "tanh", "sigmoid", "erf", "power"}
 class _Tile:
     """One call of :meth:`Emitter.emit`."""
 
-    def __init__(self, emitter, values, position, first_channel, scope, whole):
+    def __init__(self, emitter, values, position, first_channel, scope, whole, popcounts_of):
         self.emitter, self.epilogue, self.lanes = emitter, emitter.epilogue, emitter.lanes
-        self.position, self.first, self.scope = tuple(position), first_channel, scope
+        self.position, self.first, self.scope, self.total = tuple(position), first_channel, scope, popcounts_of
         self.body = []
         self.static_first = tir.static(first_channel)
         self.whole = emitter.channels % spec.WORD_BITS == 0 if whole is None else whole
@@ -176,15 +192,34 @@ class _Tile:
     def _column(self, v, anchor):
         """All values of the epilogue for vector ``v``; None for those that nothing uses."""
         uses = self.emitter._uses
-        values = [self._bind("a", anchor) if uses[0] > 1 else anchor]
+        values = [self._anchor(anchor)]
         for index, operand in enumerate(self.epilogue.inputs):
             used = uses[len(values)] and operand.kind != "words"
             values.append(self._load(index, operand, v) if used else None)
         for step in self.epilogue.steps:
             count = uses[len(values)]
-            value = self._step(step, values) if count else None
+            value = None
+            if count and self.total is not None and self.emitter.compares_anchor(step):
+                value = self._compare_popcount(step, anchor, values, v)
+            elif count:
+                value = _apply(step, _operands(step, values, self.lanes), self._bind)
             values.append(self._bind("s", value) if count > 1 else value)
         return values
+
+    def _anchor(self, value):
+        if self.total is None:
+            return self._bind("a", value) if self.emitter._uses[0] > 1 else value
+        return self._bind("a", tir.splat(self.total, "int32", self.lanes) - (value + value))
+
+    def _compare_popcount(self, step, popcount, values, v):
+        """``K - 2 p < t`` as a comparison of p with (K - t) / 2, rounded towards the side that keeps it exact."""
+        op = step.op if step.args[0] == 0 else _MIRRORED[step.op]
+        other = step.args[1] if step.args[0] == 0 else step.args[0]
+        compare, up = _ON_POPCOUNTS[op]
+        if isinstance(other, float):
+            return compare(popcount, tir.splat((self.total - int(other) + up) // 2, "int32", self.lanes))
+        threshold = self._shared(("threshold", other, v, up), lambda: _half_difference(self.total, values[other], up))
+        return compare(popcount, threshold)
 
     def _load(self, index, operand, v):
         array, channel = self.emitter.inputs[index], self.first + v * self.lanes
@@ -201,10 +236,6 @@ class _Tile:
     def _load_channels(self, array, where, v):
         mask = self._mask(v)
         return tir.load_vector(array, where, self.lanes) if mask is None else tir.load_masked(array, where, mask)
-
-    def _step(self, step, values):
-        args = _operands(step, values, self.lanes)
-        return _apply(step, args, self._bind)
 
     # Stores
 
@@ -240,6 +271,18 @@ class _Tile:
             return word & (ones >> (tir.constant(spec.WORD_BITS, "uint32") - left))
         left = spec.WORD_BITS if self.static_first is None else self.emitter.channels - self.static_first - number * spec.WORD_BITS
         return word if left >= spec.WORD_BITS else word & tir.constant((1 << left) - 1, "uint32")
+
+
+def _half_difference(total, vector, up):
+    """``(total - vector + up) // 2`` for int32 lanes and ``up`` in {0, 1}, without overflow for any value of the lanes."""
+
+    def number(value):
+        return tir.splat(value, "int32", tir.lanes_of(vector))
+
+    odd, half = vector & number(1), number(total >> 1) - (vector >> number(1))
+    if up:
+        return half + (number(1) - odd) if total & 1 else half
+    return half if total & 1 else half - odd
 
 
 def _operands(step, values, lanes):

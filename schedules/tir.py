@@ -231,6 +231,16 @@ def reinterpret(dtype, value):
     return tirx.reinterpret(vector_type(dtype, lanes_of(value)), value)
 
 
+def sum_lanes(value):
+    """The scalar sum of an int32 vector."""
+    lanes = lanes_of(value)
+    name = f"bnn_sum_{lanes}"
+    text = (f"i32 @{name}(<{lanes} x i32> %v) alwaysinline nounwind {{\n"
+            f"  %r = call i32 @llvm.vector.reduce.add.v{lanes}i32(<{lanes} x i32> %v)\n  ret i32 %r\n}}\n"
+            f"declare i32 @llvm.vector.reduce.add.v{lanes}i32(<{lanes} x i32>)")  # fmt: skip
+    return _extern(name, text, "int32", value)
+
+
 def intrinsic(name, *args):
     """An LLVM intrinsic that returns the type of its first argument."""
     return tirx.call_llvm_pure_intrin(dtype_of(args[0]), name, *args)
