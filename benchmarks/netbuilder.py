@@ -103,7 +103,6 @@ class NetBuilder:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self._constants: dict[tuple, str] = {}
-        self._sessions: dict[bytes, object] = {}
         self._arrays: dict[str, np.ndarray] = {}
         self.input = Value("input", self.rng.standard_normal((samples, *shape)).astype(np.float32))
 
@@ -242,8 +241,12 @@ class NetBuilder:
         alpha = self.rng.uniform(0.02, 0.06, shape[0]).astype(np.float32)
         return signs * alpha.reshape(-1, *[1] * (len(shape) - 1))
 
-    def binary_conv(self, x: Value, filters: int, kernel: int, *, scaled: bool = False, pad_one: bool = False, **geometry) -> Value:
-        """Sign, then a convolution with two-level weights.
+    def binary_conv(self, x: Value, filters: int, kernel: int, **options) -> Value:
+        """Sign, then `conv_of_bits`."""
+        return self.conv_of_bits(self.sign(x), filters, kernel, **options)
+
+    def conv_of_bits(self, bits: Value, filters: int, kernel: int, *, scaled: bool = False, pad_one: bool = False, **geometry) -> Value:
+        """Convolution of a +-1 tensor with two-level weights.
 
         Parameters
         ----------
@@ -252,13 +255,13 @@ class NetBuilder:
         pad_one : bool
             Pad with +1 by a Pad node (Larq's ``pad_values=1``) in place of zeros.
         """
-        bits = self.sign(x)
-        attributes = self._geometry(x, kernel, **geometry)
+        channels = bits.channels
+        attributes = self._geometry(bits, kernel, **geometry)
         if pad_one:
             top, left, bottom, right = attributes.pop("pads")
             pads = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
             bits = self.node("Pad", [bits, self.constant(pads, "pads"), self.constant(np.float32(1), "one")], mode="constant")
-        weights = self.binary_weights((filters, x.channels, kernel, kernel), scaled)
+        weights = self.binary_weights((filters, channels, kernel, kernel), scaled)
         return self.node("Conv", [bits, self.constant(weights, "weight")], **attributes)
 
     def binary_dense(self, x: Value, units: int) -> Value:

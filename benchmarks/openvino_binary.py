@@ -13,7 +13,7 @@ OpenVINO never binarises by itself. Here every Conv (and MatMul) of a +-1 activa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -35,6 +35,8 @@ class Bits:
         Spatial padding of a Pad node: top, left, bottom, right.
     pad_value : float
         What that node pads with.
+    name : str
+        Of the node that made the sign.
     """
 
     source: object
@@ -43,6 +45,23 @@ class Bits:
     zero_is_one: bool
     pads: tuple[int, int, int, int] = (0, 0, 0, 0)
     pad_value: float = 0.0
+    name: str = ""
+
+
+@dataclass
+class State:
+    """What the rewriting of one network collects.
+
+    Attributes
+    ----------
+    buffers : list of np.ndarray
+        Memory of the u1 constants, which OpenVINO does not own: it must outlive the network.
+    quantised : dict
+        The FakeQuantize made for a sign, by the name of that sign: several layers share it.
+    """
+
+    buffers: list[np.ndarray] = field(default_factory=list)
+    quantised: dict[str, object] = field(default_factory=dict)
 
 
 class NotBinary(Exception):
@@ -68,26 +87,25 @@ def read(model: onnx.ModelProto, shape: tuple[int, ...]):
 
     network = openvino.Core().read_model(model.SerializeToString())
     network.reshape({network.inputs[0]: list(shape)})
-    keep: list[np.ndarray] = []
+    state = State()
     count = 0
     for node in network.get_ordered_ops():
         rewrite = {"Convolution": _rewrite_conv, "MatMul": _rewrite_matmul}.get(node.get_type_name())
         if rewrite is None:
             continue
         try:
-            result = rewrite(node, keep)
+            result = rewrite(node, state)
         except NotBinary:
             continue
         for target in node.output(0).get_target_inputs():
             target.replace_source_output(result)
         count += 1
     network.validate_nodes_and_infer_types()
-    # OpenVINO does not own the memory of a constant made from packed bits.
-    network.packed_weights = keep
+    network.packed_weights = state.buffers
     return network, count
 
 
-def _rewrite_conv(node, keep: list[np.ndarray]):
+def _rewrite_conv(node, state: State):
     """BinaryConvolution in place of a Convolution; returns its output."""
     from openvino import opset1
 
@@ -99,8 +117,8 @@ def _rewrite_conv(node, keep: list[np.ndarray]):
     end = np.add(attributes["pads_end"], bits.pads[2:])
     if any(bits.pads) and any([*attributes["pads_begin"], *attributes["pads_end"]]):
         raise NotBinary("padded twice with different values")
-    quantised = _quantise(bits, rank=4)
-    filters = _u1(signs, keep)
+    quantised = _quantise(bits, state)
+    filters = _u1(signs, state)
     strides, dilations = attributes["strides"], attributes["dilations"]
     result = opset1.binary_convolution(
         quantised, filters, list(strides), begin.tolist(), end.tolist(), list(dilations), "xnor-popcount", float(bits.pad_value)
@@ -108,7 +126,7 @@ def _rewrite_conv(node, keep: list[np.ndarray]):
     return _scaled(result.output(0), alpha)
 
 
-def _rewrite_matmul(node, keep: list[np.ndarray]):
+def _rewrite_matmul(node, state: State):
     """A 1x1 BinaryConvolution over [M, K, 1, 1] in place of a MatMul [M, K] x [K, N]."""
     from openvino import opset1
 
@@ -121,8 +139,8 @@ def _rewrite_matmul(node, keep: list[np.ndarray]):
     alpha, signs = _levels(weights)
     rows = bits.source.get_shape()[0]
     image = opset1.reshape(bits.source, _i64([rows, weights.shape[1], 1, 1]), False).output(0)
-    quantised = _quantise(Bits(image, bits.scale, bits.offset, bits.zero_is_one), rank=4)
-    filters = _u1(signs[:, :, None, None], keep)
+    quantised = _quantise(replace(bits, source=image), state)
+    filters = _u1(signs[:, :, None, None], state)
     result = opset1.binary_convolution(quantised, filters, [1, 1], [0, 0], [0, 0], [1, 1], "xnor-popcount", 0.0)
     return opset1.reshape(_scaled(result.output(0), alpha), _i64([rows, weights.shape[0]]), False).output(0)
 
@@ -158,7 +176,7 @@ def _trace(output, channels: int) -> Bits:
         if begin[:2].any() or end[:2].any() or len(begin) != 4:
             raise NotBinary("pads channels")
         pads = tuple(int(p) for p in (*begin[2:], *end[2:]))
-        return Bits(inner.source, inner.scale, inner.offset, inner.zero_is_one, pads, float(_constant(node.input_value(3)).ravel()[0]))
+        return replace(inner, pads=pads, pad_value=float(_constant(node.input_value(3)).ravel()[0]))
     if node.get_type_name() == "Sign":
         source, zero_is_one = _sign_of_sign(node)
     elif node.get_type_name() == "Select":
@@ -169,7 +187,7 @@ def _trace(output, channels: int) -> Bits:
     while True:
         step = _affine(source, channels)
         if step is None:
-            return Bits(source, scale, offset, zero_is_one)
+            return Bits(source, scale, offset, zero_is_one, name=node.get_friendly_name())
         # scale * (s x + o) + offset
         source, s, o = step
         scale, offset = scale * s, scale * o + offset
@@ -219,37 +237,41 @@ def _affine(output, channels: int):
     return None
 
 
-def _quantise(bits: Bits, rank: int):
-    """FakeQuantize with two levels, 0 and 1, and a threshold per channel.
+def _quantise(bits: Bits, state: State):
+    """FakeQuantize of an image [N, C, H, W] with two levels, 0 and 1, and a threshold per channel.
 
     It gives the upper output where x > threshold. ``scale * x + offset >= 0`` is x >= t with t = -offset / scale for a positive scale,
     x <= t for a negative one.
     """
     from openvino import opset1
 
+    if bits.name in state.quantised:
+        return state.quantised[bits.name]
     if not bits.scale.all():
         raise NotBinary("a channel that is constant")
     threshold = (-bits.offset / bits.scale).astype(np.float32)
     positive = bits.scale > 0
     below = np.nextafter(threshold, np.float32(-np.inf))
     threshold = np.where(positive == bits.zero_is_one, below, threshold)
-    shape = [1, -1] + [1] * (rank - 2)
+    shape = [1, -1, 1, 1]
     if np.all(threshold == threshold[0]) and np.all(positive):
         threshold, positive = threshold[:1], positive[:1]
 
     def constant(values):
         return opset1.constant(np.asarray(values, np.float32).reshape(shape))
 
-    limits = constant(threshold)
-    return opset1.fake_quantize(bits.source, limits, limits, constant(~positive), constant(positive), 2)
+    # The plug-in fuses a FakeQuantize into the convolution before it only if each of the four constants has no other user.
+    node = opset1.fake_quantize(bits.source, constant(threshold), constant(threshold), constant(~positive), constant(positive), 2)
+    state.quantised[bits.name] = node.output(0)
+    return state.quantised[bits.name]
 
 
-def _u1(signs: np.ndarray, keep: list[np.ndarray]):
-    """A u1 constant of bool ``signs``; the buffer is appended to ``keep`` and must outlive the network."""
+def _u1(signs: np.ndarray, state: State):
+    """A u1 constant of bool ``signs``; its buffer goes into the state."""
     import openvino
 
     packed = np.packbits(signs.reshape(-1), bitorder="little")
-    keep.append(packed)
+    state.buffers.append(packed)
     return openvino.op.Constant(openvino.Tensor(packed, openvino.Shape(list(signs.shape)), openvino.Type.u1))
 
 

@@ -196,10 +196,10 @@ def _reactnet_block(net: NetBuilder, x: Value, filters: int, stride: int) -> Val
     way = x if stride == 1 else net.average_pool(x, 2, 2)
     y = net.batchnorm(net.binary_conv(net.channel_bias(x, centre=True), x.channels, 3, stride=stride, pads=1, scaled=True))
     x = _rprelu(net, net.node("Add", [y, way]))
-    bits = net.channel_bias(x, centre=True)
+    bits = net.sign(net.channel_bias(x, centre=True))
     halves = []
     for _ in range(filters // x.channels):
-        y = net.batchnorm(net.binary_conv(bits, x.channels, 1, pads=0, scaled=True))
+        y = net.batchnorm(net.conv_of_bits(bits, x.channels, 1, pads=0, scaled=True))
         halves.append(net.node("Add", [y, x]))
     return _rprelu(net, halves[0] if len(halves) == 1 else net.node("Concat", halves, axis=1))
 
