@@ -57,7 +57,7 @@ class EpilogueBuilder:
         if kind == "scalar":
             return float(array.reshape(-1)[0])
         for i, known in enumerate(self.arguments):
-            if known is arg:
+            if known.same_as(arg):
                 return ("input", i)
         if kind == "channel":
             arg = _padded_channels(array, self.shape[-1])
@@ -67,13 +67,14 @@ class EpilogueBuilder:
 
     def reference(self, arg):
         """Reference to any operand of a member."""
-        return ("var", arg) if arg in self.numbers or any(var is arg for var, *_ in self.recorded) else self.input(arg)
+        return ("var", arg) if arg in self.numbers else self.input(arg)
 
     def member(self, var, call):
         """Record an elementwise member."""
         name = op_name(call).removeprefix("relax.").removeprefix("nn.")
         args = [self.reference(arg) for arg in call.args] if name != "clip" else self.clip_args(call)
         self.recorded.append((var, "cast" if name == "astype" else name, tuple(args), dtype(var)))
+        self.numbers[var] = None  # known in finish(), when all inputs are
 
     def clip_args(self, call):
         return [self.reference(call.args[0]), *(float(getattr(a, "value", a)) for a in call.args[1:3])]
@@ -241,7 +242,7 @@ class Lower(Rewriter):
 
     def group(self, func, arguments):
         actual = dict(zip(func.params, arguments))
-        members = [(b.var, b.value) for b in bindings(func)]
+        members = [(b.var, b.value) for b in bindings(func) if op_name(b.value)]
         results = _results(func)
         if str(func.attrs["bnn.anchor"]) == "identity":
             return self.identity(members, results, actual)

@@ -11,7 +11,7 @@ import tvm
 from tvm import relax
 
 from bnntvm import ops
-from bnntvm.graph import Rewriter, constant, dims, dtype, op_name
+from bnntvm.graph import Rewriter, constant, dims, dtype, op_name, same_dims
 
 #: operator -> the constant on the right that makes it the identity
 NEUTRAL = {"relax.multiply": 1, "relax.divide": 1, "relax.add": 0, "relax.subtract": 0}
@@ -37,9 +37,8 @@ class _Canonicalise(Rewriter):
             sides.append((call.args[1], call.args[0]))
         for kept, other in sides:
             array = constant(other)
-            if array is not None and np.all(array == number) and isinstance(kept, relax.Var) and len(dims(kept)) == len(dims(var)):
-                if all(p is q or p == q for p, q in zip(dims(kept), dims(var))):
-                    return self.env[kept]
+            if array is not None and np.all(array == number) and isinstance(kept, relax.Var) and same_dims(dims(kept), dims(var)):
+                return self.env[kept]
         return None
 
     def dense(self, call):

@@ -74,6 +74,8 @@ class Analysis:
     ----------
     facts : dict
         relax.Var -> Mono | Step.
+    absolutes : dict
+        relax.Var -> the Mono whose absolute value it is.
     linear : dict
         relax.Var -> Linear: sums in which a straight-through term may still cancel.
     unbounded : dict
@@ -81,7 +83,7 @@ class Analysis:
     """
 
     def __init__(self, params=()):
-        self.facts, self.linear, self.negations, self.unbounded = {}, {}, {}, {}
+        self.facts, self.linear, self.negations, self.absolutes, self.unbounded = {}, {}, {}, {}, {}
         for param in params:
             self.facts[param] = identity(param, _domain_of_dtype(dtype(param)))
 
@@ -96,6 +98,8 @@ class Analysis:
         fact = None
         if name == "negative" and isinstance(value.args[0], relax.Var):
             self.negations[var] = (value.args[0], -1)
+        if name == "abs" and isinstance(self.facts.get(value.args[0]), Mono):
+            self.absolutes[var] = self.facts[value.args[0]]
         if dtype(var) in ("float32", "bool", "int8", "uint8", "int32", "int64"):
             fact = self.transfer(name, var, value)
         self.facts[var] = fact if fact is not None else identity(var, self.domain(name, var, value))
@@ -154,13 +158,13 @@ class Analysis:
         if a is not None:
             return self.with_constant(name, rhs, a, swapped=True)
         fa, fb = self.facts.get(lhs), self.facts.get(rhs)
-        if isinstance(fa, Step) and isinstance(fb, Step) and fa.source is fb.source:
+        if isinstance(fa, Step) and isinstance(fb, Step) and fa.source == fb.source:
             return merge_steps(fa, fb, BINARY[name])
         if name in ("add", "subtract"):
             step = self.linear_sum(var, lhs, rhs, 1 if name == "add" else -1)
             if step is not None:
                 return step
-        if isinstance(fa, Mono) and isinstance(fb, Mono) and fa.source is fb.source and name in ("add", "maximum", "minimum"):
+        if isinstance(fa, Mono) and isinstance(fb, Mono) and fa.source == fb.source and name in ("add", "maximum", "minimum"):
             direction = _common_direction(fa.direction, fb.direction)
             if direction is not None:
                 function = BINARY[name]
@@ -170,7 +174,7 @@ class Analysis:
     def linear_sum(self, var, lhs, rhs, sign):
         """Add or subtract straight-through terms: a Step when every term has cancelled, else None (and the sum is remembered)."""
         left, right = self.as_linear(lhs), self.as_linear(rhs)
-        if left.base is not None and right.base is not None and left.base.source is not right.base.source:
+        if left.base is not None and right.base is not None and left.base.source != right.base.source:
             return None
         terms = dict(left.terms)
         for term, s in right.terms.items():
@@ -215,6 +219,13 @@ class Analysis:
             return _map_broadcast(fact, other.shape, (lambda v: function(c, v)) if swapped else (lambda v: function(v, c)))
         if not isinstance(fact, Mono):
             return None
+        if name in COMPARISONS and var in self.absolutes and np.all(other > 0):
+            below, equal, above = COMPARISONS[MIRRORED[name] if swapped else name]
+            table = np.broadcast_to(np.array([above, equal, below, equal, above], bool), (*other.shape, 5))
+            c = other.astype(_f32)
+            return quantise(
+                self.absolutes[var], lambda x: (x >= -c).astype(np.int64) + (x > -c) + (x >= c) + (x > c), table
+            )
         if name in COMPARISONS:
             below_equal_above = COMPARISONS[MIRRORED[name] if swapped else name]
             table = np.broadcast_to(np.array(below_equal_above, bool), (*other.shape, 3))
@@ -257,7 +268,7 @@ class Analysis:
 
     def select_steps(self, condition, yes, no):
         steps = [v if isinstance(v, Step) else _constant_step(condition, v) for v in (yes, no)]
-        if any(s.source is not condition.source for s in steps):
+        if any(s.source != condition.source for s in steps):
             return None
         tagged = merge_steps(condition, steps[0], lambda c, v: np.where(c, v, np.nan))
         if tagged is None:
@@ -266,7 +277,7 @@ class Analysis:
 
     def piecewise(self, condition, yes, no):
         """where(step(x), f(x), g(x)), PReLU for one: monotone if both pieces are, and the junction is."""
-        if not (isinstance(yes, Mono) and isinstance(no, Mono) and yes.source is no.source is condition.source):
+        if not (isinstance(yes, Mono) and isinstance(no, Mono) and yes.source == no.source == condition.source):
             return None
         if condition.values.shape[-1] != 2:
             return None
@@ -333,7 +344,7 @@ class Analysis:
             if len(levels) <= MAX_LEVELS:
                 return Domain(float(levels[0]), float(levels[-1]), values=tuple(float(v) for v in levels))
         if isinstance(fact, Mono):
-            if fact.domain.integer and fact.source is arg:
+            if fact.domain.integer and fact.source == arg:
                 return fact.domain
             low, high = ends(fact)
             low, high = float(np.min(low)), float(np.max(high))

@@ -43,7 +43,7 @@ class _Propagate(Rewriter):
     def deepest(self, var, level):
         """The low-bit tensor that ``var`` is a one-to-one relabelling of, and its level that corresponds."""
         fact = self.facts.get(var)
-        if not isinstance(fact, Step) or fact.source is var or fact.domain.values is None or fact.shape:
+        if not isinstance(fact, Step) or fact.source == var or fact.domain.values is None or fact.shape:
             return var, level
         inverse = [v for k, v in enumerate(fact.domain.values) if fact.values[np.sum(fact.cuts <= k)] == level]
         return self.deepest(fact.source, float(inverse[0])) if len(inverse) == 1 else (var, level)

@@ -47,3 +47,52 @@ LEVELS = (
     Isa("x86-64-v3", "x86-64-v3", 8, 16, "shuffle", _V3),
     Isa("x86-64-v2", "x86-64-v2", 4, 16, "scalar", _V2),
 )
+
+
+def host_flags():
+    """Flags of this machine's processor, as /proc/cpuinfo names them."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            for line in file:
+                if line.startswith("flags"):
+                    return frozenset(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def host_level():
+    """The best level that this machine runs; the baseline if it tells nothing."""
+    flags = host_flags()
+    return next((level for level in LEVELS if level.needs <= flags), LEVELS[-1])
+
+
+#: Processor names that users write as ``mcpu``, by level.
+PROCESSORS = {
+    "x86-64-v4-vpopcnt": ("znver4", "znver5", "icelake-client", "icelake-server", "tigerlake", "sapphirerapids", "emeraldrapids", "graniterapids"),
+    "x86-64-v4": ("skylake-avx512", "cascadelake", "cooperlake", "cannonlake"),
+    "x86-64-v3": ("haswell", "broadwell", "skylake", "znver1", "znver2", "znver3", "alderlake", "core-avx2"),
+    "x86-64-v2": ("nehalem", "westmere", "sandybridge", "ivybridge", "x86-64"),
+}
+
+
+def resolve(target):
+    """The level that ``target`` means, or None if it is none of x86's.
+
+    Parameters
+    ----------
+    target : str or dict
+        "x86" or "native" (this machine), a level's name, a processor's name as LLVM writes it, or a TVM target of kind llvm with ``mcpu``.
+    """
+    if isinstance(target, Isa):
+        return target
+    if isinstance(target, dict):
+        if target.get("kind") != "llvm":
+            return None
+        target = target.get("mcpu", "native")
+    if target in ("x86", "native", "llvm"):
+        return host_level()
+    for level in LEVELS:
+        if target in (level.name, level.mcpu) or target in PROCESSORS[level.name]:
+            return level
+    return None

@@ -1,0 +1,242 @@
+"""``bnntvm.build``: from an ONNX file to a module that runs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir.expr import GenericConst
+
+import bnntvm
+from bnntvm.errors import BnnError, TargetError, ToolchainError, UnsupportedError
+from bnntvm.graph import bindings, constant, dims
+from bnntvm.importer import import_model
+from bnntvm.lower import Lower
+from bnntvm.module import Module
+from bnntvm.passes.binarise import Decision
+from bnntvm.passes.float_layers import FloatLayers
+from bnntvm.pipeline import optimise
+from bnntvm.targets import x86
+
+
+def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, threads=None):
+    """Compile an ONNX network.
+
+    Parameters
+    ----------
+    model : str, path, bytes or onnx.ModelProto
+    target : str or dict
+        "x86" (this machine), a level such as "x86-64-v3", a processor name of LLVM's, or a TVM target of kind llvm.
+    assume_nonzero : bool
+        Take Sign's result for +1 where its argument is exactly 0 although that can happen. Faster, not exact; the report says so.
+    weight_tolerance : float
+        Relative spread of |w| within an output channel that still counts as binary. 0 keeps the network exactly as it is.
+    threads : int, optional
+        Threads the module runs with; default: environment BNNTVM_NUM_THREADS, else all cores.
+
+    Returns
+    -------
+    Module
+
+    Raises
+    ------
+    BnnError
+        ModelError, UnsupportedError, TargetError or ToolchainError: what, where, why, and what to do.
+    """
+    isa = _resolve(target)
+    tolerance = _tolerance(weight_tolerance)
+    imported = import_model(model)
+    try:
+        decisions = {}
+        mod = optimise(imported.mod, decisions, assume_nonzero=bool(assume_nonzero), weight_tolerance=tolerance)
+        lower = Lower(isa)
+        mod = FloatLayers()(lower.run(mod))
+        compiled = compile_module(mod, isa)
+    except BnnError:
+        raise
+    except Exception as error:
+        raise UnsupportedError(
+            "the network could not be compiled", why=_last_line(error), hint="this is a gap in bnntvm: please report it with the model"
+        ) from error
+    options = dict(assume_nonzero=bool(assume_nonzero), weight_tolerance=tolerance)
+    with tempfile.TemporaryDirectory(prefix="bnntvm-") as folder:
+        library = pathlib.Path(folder, "network.so")
+        link(compiled.executable, library)
+        manifest = _manifest(imported, isa, decisions, lower.lowered, compiled, library, options)
+        return Module.from_library(library, manifest, threads=threads)
+
+
+def _resolve(target):
+    isa = x86.resolve(dict(target) if hasattr(target, "items") else target)
+    if isa is None:
+        raise TargetError(
+            f"unknown target {target!r}",
+            hint="use 'x86' for this machine, one of " + ", ".join(level.name for level in x86.LEVELS) + ", or a processor name of LLVM's",
+        )
+    return isa
+
+
+def _tolerance(value):
+    try:
+        value = float(value)
+    except (TypeError, ValueError):
+        value = -1.0
+    if not 0 <= value < 1:
+        raise BnnError("weight_tolerance must be a number from 0 to below 1", hint="it is the relative spread of |w| within an output channel")
+    return value
+
+
+def _last_line(error):
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+class Compiled:
+    """A Relax executable and what its memory plan says."""
+
+    def __init__(self, executable, workspace_bytes, constants_bytes):
+        self.executable, self.workspace_bytes, self.constants_bytes = executable, workspace_bytes, constants_bytes
+
+
+def tvm_target(isa):
+    """The LLVM target of an instruction-set level."""
+    options = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": isa.mcpu}
+    if isa.lanes == 16:
+        options["mattr"] = ["-prefer-256-bit"]
+    return tvm.target.Target(options)
+
+
+def compile_module(mod, isa):
+    """Lower a module of generated kernels and leftover Relax operators to machine code."""
+    target = tvm_target(isa)
+    with target:
+        mod = relax.transform.LegalizeOps()(mod)
+        mod = relax.transform.DeadCodeElimination()(mod)
+        mod = specialise_batch(mod)
+        constants = constants_bytes(mod)
+        mod = tvm.transform.Sequential(
+            [
+                relax.transform.RewriteDataflowReshape(),
+                relax.transform.ToNonDataflow(),
+                relax.transform.RemovePurityChecking(),
+                relax.transform.CallTIRRewrite(),
+                relax.transform.StaticPlanBlockMemory(),
+            ]
+        )(mod)
+        workspace = workspace_bytes(mod)
+        mod = tvm.transform.Sequential(
+            [
+                relax.transform.LowerAllocTensor(),
+                relax.transform.KillAfterLastUse(),
+                relax.transform.LowerRuntimeBuiltin(),
+                relax.transform.ComputePrimValue(),
+                relax.transform.VMShapeLower(),
+                relax.transform.AttachGlobalSymbol(),
+            ]
+        )(mod)
+        executable = relax.build(mod, target=target, relax_pipeline=None)
+    return Compiled(executable, workspace, constants)
+
+
+def specialise_batch(mod):
+    """Add ``main_1``, ``main`` for a batch of one: its memory can be planned at compile time. Kernels are shared."""
+    main = mod["main"]
+    dynamic = {d for p in main.params for d in dims(p) if isinstance(d, tvm.tirx.Var)}
+    if len(dynamic) != 1:
+        return mod
+    name = dynamic.pop().name
+    one = relax.transform.BindSymbolicVars({name: 1}, "main")(tvm.IRModule({gv: f for gv, f in mod.functions_items()}))["main"]
+    out = tvm.IRModule({gv: f for gv, f in mod.functions_items()})
+    out[tvm.ir.GlobalVar("main_1")] = relax.utils.copy_with_new_vars(one.with_attr("global_symbol", "main_1"))
+    return out
+
+
+def constants_bytes(mod):
+    """Bytes of the distinct constants of a module."""
+    sizes = {}
+
+    def note(expr):
+        if isinstance(expr, GenericConst):
+            array = expr.value.numpy()
+            sizes[hashlib.sha256(array.tobytes() + str(array.dtype).encode()).digest()] = array.nbytes
+
+    for _, func in mod.functions_items():
+        if isinstance(func, relax.Function):
+            relax.analysis.post_order_visit(func, note)
+    return sum(sizes.values())
+
+
+def workspace_bytes(mod):
+    """Bytes of the planned storage of the statically shaped entry point."""
+    func = mod["main_1"] if "main_1" in [gv.name_hint for gv in mod.get_global_vars()] else mod["main"]
+    total = 0
+    for binding in bindings(func):
+        call = binding.value
+        if isinstance(call, relax.Call) and getattr(call.op, "name", "") == "relax.memory.alloc_storage":
+            total += int(np.prod([int(d) for d in call.args[0].values]))
+        elif isinstance(call, relax.Call) and getattr(call.op, "name", "") == "relax.builtin.alloc_tensor":
+            shape = call.args[0].values
+            if all(isinstance(d, (int, tvm.tirx.IntImm)) for d in shape):
+                total += int(np.prod([int(d) for d in shape])) * 4
+    return total
+
+
+def link(executable, path):
+    """Write the executable as a shared library."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++") or os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not compiler or not shutil.which(compiler.split()[0]):
+        raise ToolchainError(
+            "no C compiler or linker found", why="a compiled network is linked into a shared library",
+            hint="install gcc or clang (Debian/Ubuntu: apt-get install gcc), or point CC at one",
+        )  # fmt: skip
+    try:
+        executable.export_library(str(path), cc=compiler)
+    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+        raise ToolchainError("linking the compiled network failed", where=compiler, why=_last_line(error)) from error
+
+
+def _manifest(imported, isa, decisions, lowered, compiled, library, options):
+    overridable = {
+        name: dict(shape=list(array.shape), dtype=str(array.dtype), sha256=hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest())
+        for name, array in imported.overridable.items()
+    }
+    return dict(
+        format=1, bnntvm=bnntvm.__version__, target=dict(name=isa.name, needs=sorted(isa.needs)),
+        inputs=[dict(name=i.name, shape=list(i.shape), dtype=i.dtype) for i in imported.inputs],
+        outputs=[dict(name=o.name, shape=list(o.shape), dtype=o.dtype) for o in imported.outputs],
+        overridable=overridable, layers=[_layer(info, decisions, lowered) for info in imported.layers],
+        constants_bytes=compiled.constants_bytes, code_bytes=code_bytes(library), workspace_bytes=compiled.workspace_bytes, options=options,
+    )  # fmt: skip
+
+
+def _layer(info, decisions, lowered):
+    decision = decisions.get(info.output, Decision("float", "its result is a constant" if info.folded else "no kernel takes it"))
+    kernel, stored = lowered.layers.get(info.output, ("", info.float_bytes))
+    return dict(
+        node=info.node, output=info.output, op=info.op_type, kind=decision.kind, reason=decision.reason, kernel=kernel, macs=int(info.macs),
+        weight_bytes=int(stored), float_bytes=int(info.float_bytes), planes=decision.planes,
+    )  # fmt: skip
+
+
+def code_bytes(library):
+    """Bytes of machine code (the .text section) of a 64-bit ELF file."""
+    data = pathlib.Path(library).read_bytes()
+
+    def u(offset, size):
+        return int.from_bytes(data[offset : offset + size], "little")
+
+    table, entry, count, names = u(40, 8), u(58, 2), u(60, 2), u(62, 2)
+    strings = u(table + names * entry + 24, 8)
+    for i in range(count):
+        header = table + i * entry
+        start = strings + u(header, 4)
+        if data[start : data.index(b"\0", start)] == b".text":
+            return u(header + 32, 8)
+    return 0

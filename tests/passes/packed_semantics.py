@@ -1,0 +1,73 @@
+"""The packed operators in numpy, for the interpreter: what bits mean, by unpacking them."""
+
+import numpy as np
+
+from bnntvm.bits import pack_bits, unpack_bits
+from tests.interpreter import convolve, implements
+
+
+def _grouped(plane, groups):
+    """bool [..., C] -> words with each group at a word's start."""
+    parts = np.split(np.asarray(plane), groups, axis=-1)
+    return np.concatenate([pack_bits(part) for part in parts], -1)
+
+
+def _ungrouped(words, channels, groups):
+    """The inverse of :func:`_grouped`."""
+    parts = np.split(np.asarray(words), groups, axis=-1)
+    return np.concatenate([unpack_bits(part, channels // groups) for part in parts], -1)
+
+
+@implements("bnn.encode")
+def encode(attrs, x):
+    return _grouped(x == np.float32(attrs["level"]), attrs["groups"])
+
+
+@implements("bnn.pack")
+def pack(attrs, plane, flip=None):
+    words = _grouped(plane, attrs["groups"])
+    return words if flip is None else words ^ flip
+
+
+def _values(attrs, words, mask, groups):
+    bits = _ungrouped(words, attrs["channels"], groups)
+    values = bits.astype(np.float32) if attrs["unipolar"] else np.where(bits, np.float32(-1), np.float32(1))
+    return values if mask is None else np.where(_ungrouped(mask, attrs["channels"], groups), np.float32(0), values)
+
+
+@implements("bnn.conv2d_bits")
+def conv2d_bits(attrs, words, *rest):
+    mask, weight = (rest[0] if len(rest) > 1 else None), rest[-1]
+    groups = attrs["groups"]
+    values = _values(attrs, words, mask, groups)
+    signs = np.where(unpack_bits(weight, attrs["channels"] // groups), np.float32(-1), np.float32(1))
+    out = convolve(values.transpose(0, 3, 1, 2), signs.transpose(0, 3, 1, 2), attrs["strides"], attrs["pads"], attrs["dilations"], groups)
+    out = np.ascontiguousarray(out.transpose(0, 2, 3, 1)).astype(np.int32)
+    low, high, stride = attrs["reachable"]
+    assert out.size == 0 or (out.min() >= low and out.max() <= high and not np.any((out - low) % stride)), "the analysis promised other values"
+    return out
+
+
+@implements("bnn.dense_bits")
+def dense_bits(attrs, words, *rest):
+    mask, weight = (rest[0] if len(rest) > 1 else None), rest[-1]
+    values = _values(attrs, words, mask, 1)
+    signs = np.where(unpack_bits(weight, attrs["channels"]), np.float32(-1), np.float32(1))
+    return (values @ signs.T).astype(np.int32)
+
+
+@implements("bnn.pool_bits")
+def pool_bits(attrs, words):
+    n, height, width, count = words.shape
+    top, left, bottom, right = attrs["pads"]
+    conjunction = attrs["kind"] == "and"
+    fill = np.uint32(0xFFFFFFFF if conjunction else 0)
+    padded = np.pad(words, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
+    (kh, kw), (sh, sw), (dh, dw) = attrs["kernel"], attrs["strides"], attrs["dilations"]
+    out_h, out_w = (padded.shape[1] - dh * (kh - 1) - 1) // sh + 1, (padded.shape[2] - dw * (kw - 1) - 1) // sw + 1
+    out = np.full((n, out_h, out_w, count), fill)
+    for r in range(kh):
+        for s in range(kw):
+            window = padded[:, r * dh : r * dh + sh * (out_h - 1) + 1 : sh, s * dw : s * dw + sw * (out_w - 1) + 1 : sw]
+            out = out & window if conjunction else out | window
+    return out
