@@ -1,0 +1,353 @@
+"""float32 convolution, NHWC: the family of :class:`bnntvm.spec.FloatConv2d` except its depthwise case.
+
+A direct convolution. The register tile is ``pixels`` neighbours of an output row times ``vectors`` vectors of output channels; each step of
+the reduction broadcasts one input value per pixel against a row of packed weights. Neighbouring taps of a kernel row are neighbours in
+memory, so (s, c) is one loop of kw * I steps. Multiplications contract with additions here (one rounding), in the reduction only.
+
+A grouped convolution is the same with, for each block of output channels, only the input channels of the groups that the block touches;
+weights between unrelated groups inside a block are zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tvm import tirx
+
+from . import epilogue as epilogues
+from . import tir, windows
+
+#: Bytes of weights up to which all of them are expected to stay in the level-2 cache while a row is computed.
+_RESIDENT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What may be tuned.
+
+    Attributes
+    ----------
+    pixels : int
+        Pixels of an output row in the register tile.
+    vectors : int
+        Vectors of output channels in the register tile; a whole 32-bit word of channels if the epilogue packs bits.
+    rows : int
+        Output rows of one parallel task (a task is an image, a block of output channels and ``rows`` rows).
+    """
+
+    pixels: int
+    vectors: int
+    rows: int
+
+
+def default_schedule(spec, isa):
+    """A schedule that is fast without tuning.
+
+    Returns
+    -------
+    Schedule
+    """
+    vectors = tile_vectors(spec.out_channels, spec.epilogue, isa)
+    window = flattened(spec.window, _most_pixels(vectors, isa))
+    return Schedule(windows.even_tile(window.out_width, _most_pixels(vectors, isa)), vectors, _task_rows(spec, window))
+
+
+def space(spec, isa):
+    """Valid schedules, the default one first."""
+    first = default_schedule(spec, isa)
+    vectors, found = first.vectors, [first]
+    window = flattened(spec.window, _most_pixels(vectors, isa))
+    for most in (_most_pixels(vectors, isa), 12, 8, 6):
+        for rows in (1, 4, window.out_height):
+            pixels = windows.even_tile(window.out_width, min(most, _most_pixels(vectors, isa)))
+            found.append(Schedule(pixels, vectors, min(rows, window.out_height)))
+    return list(dict.fromkeys(found))
+
+
+def tile_vectors(out_channels, epilogue, isa):
+    """Vectors of output channels in a register tile: two, or a word's worth where bits are packed, or fewer if there are no more."""
+    most = 32 // isa.lanes if windows.has_bits(epilogue) else 2
+    return min(most, -(-out_channels // isa.lanes))
+
+
+def _most_pixels(vectors, isa):
+    """Pixels of the largest tile whose accumulators, weights (or broadcasts) and one temporary fit in the registers."""
+    most = max(p for p in range(1, isa.registers) if p == 1 or p * vectors + min(p, vectors) + 1 <= isa.registers)
+    return min(most, 28)
+
+
+def _task_rows(spec, window):
+    weights = 4 * spec.out_channels * window.kernel[0] * window.kernel[1] * spec.in_channels // spec.groups
+    return 1 if weights <= _RESIDENT_BYTES else window.out_height
+
+
+def flattened(window, most):
+    """The window that a kernel really runs over: a 1x1 convolution sees the image as fewer, longer rows where that makes tiles fit better.
+
+    Returns
+    -------
+    Window
+        ``window`` itself, or one with ``in_height * in_width`` unchanged and ``in_width`` a multiple of the old one.
+    """
+    if (window.kernel, window.strides, window.pads) != ((1, 1), (1, 1), (0, 0, 0, 0)):
+        return window
+
+    def computed(rows_joined):
+        width = window.in_width * rows_joined
+        return len(windows.tile_starts(width, windows.even_tile(width, most))) * windows.even_tile(width, most) / width
+
+    choices = [d for d in range(1, window.in_height + 1) if window.in_height % d == 0]
+    best = min(choices, key=lambda d: (round(computed(d), 2), d))
+    if window.in_width * best < min(most, 8):
+        best = window.in_height
+    return replace(window, in_height=window.in_height // best, in_width=window.in_width * best)
+
+
+# Weights ------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Blocks of output channels and the input channels that each of them reads.
+
+    ``count`` blocks of ``size`` output channels; block b reads ``depth`` input channels from ``first[b]`` on.
+    """
+
+    size: int
+    count: int
+    depth: int
+    first: tuple[int, ...]
+
+
+def _blocks(spec, schedule, isa):
+    size = schedule.vectors * isa.lanes
+    count = -(-spec.out_channels // size)
+    if spec.groups == 1:
+        return _Blocks(size, count, spec.in_channels, (0,) * count)
+    per_out, per_in = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    low = [b * size // per_out for b in range(count)]
+    high = [(min((b + 1) * size, spec.out_channels) - 1) // per_out for b in range(count)]
+    depth = max((h - g + 1) * per_in for g, h in zip(low, high))
+    return _Blocks(size, count, depth, tuple(min(g * per_in, spec.in_channels - depth) for g in low))
+
+
+def pack_weights(spec, schedule, isa, weights):
+    """Weights in the order in which the kernel reads them.
+
+    Parameters
+    ----------
+    weights : ndarray
+        float32 ``[O, kh, kw, I / groups]``.
+
+    Returns
+    -------
+    ndarray
+        float32 ``[blocks, kh, kw, depth, block]``, output channels padded with zeros to whole blocks; see :class:`_Blocks`.
+    """
+    blocks = _blocks(spec, schedule, isa)
+    packed = np.zeros((blocks.count, *weights.shape[1:3], blocks.depth, blocks.size), np.float32)
+    per_out, per_in = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    for o in range(spec.out_channels):
+        block = o // blocks.size
+        start = o // per_out * per_in - blocks.first[block]
+        packed[block, :, :, start : start + per_in, o % blocks.size] = weights[o]
+    return packed
+
+
+# Kernel -------------------------------------------------------------------------------------------------------------------------------
+
+
+def build(spec, schedule, isa):
+    """The kernel: data ``float32[N, H, W, I]``, packed weights, the epilogue's inputs and outputs. N is dynamic.
+
+    Returns
+    -------
+    tirx.PrimFunc
+    """
+    return _Kernel(spec, schedule, isa).function()
+
+
+class _Kernel:
+    """Writes one convolution."""
+
+    def __init__(self, spec, schedule, isa):
+        self.spec, self.schedule, self.lanes = spec, schedule, isa.lanes
+        window = spec.window
+        self.window = flattened(window, _most_pixels(schedule.vectors, isa))
+        self.flat = self.window is not window
+        self.blocks = _blocks(spec, schedule, isa)
+        self.batch = tirx.Var("n", "int64")
+        self.data = tir.buffer("x", (self.batch, window.in_height, window.in_width, spec.in_channels), "float32")
+        shape = (self.blocks.count, *window.kernel, self.blocks.depth, self.blocks.size)
+        self.weights = tir.buffer("w", shape, "float32")
+        dims = (self.batch, window.out_height, window.out_width)
+        self.emitter = epilogues.Emitter(spec.epilogue, spec.out_channels, isa, dims, "float32")
+
+    def function(self):
+        height, rows = self.window.out_height, self.schedule.rows
+        chunks = -(-height // rows)
+
+        def task(number):
+            block, rest = tirx.floormod(number, self.blocks.count), tirx.floordiv(number, self.blocks.count)
+            image, first = tirx.floordiv(rest, chunks), tirx.floormod(rest, chunks) * rows
+            count = rows if height % rows == 0 else tirx.min(tir.i64(rows), height - first)
+            return self._task(image, block, first, count)
+
+        body = tir.parallel("task", self.batch * (chunks * self.blocks.count), task)
+        params = [self.data, self.weights, *self.emitter.inputs, *self.emitter.outputs]
+        return tir.function("float_conv2d", params, body)
+
+    def _task(self, image, block, first_row, count):
+        depth_start, bind_start = self._first_channel(block)
+
+        def row(i):
+            y, bind_y = tir.bind("row", first_row + i)
+            taps_first, taps_count = windows.row_taps(self.window, y)
+            first, bind_first = tir.bind("first", tir.i64(taps_first))
+            count, bind_count = tir.bind("count", tir.i64(taps_count)) if tir.static(taps_count) is None else (taps_count, [])
+            at = _Place(image, y, block, first, count, depth_start)
+            return [bind_y, bind_first, bind_count, [self._run(at, run) for run in windows.column_runs(self.window, self.schedule.pixels)]]
+
+        return [bind_start, tir.for_("y", count, row)]
+
+    def _first_channel(self, block):
+        """First input channel of a block: a linear function of the block where there is one, else a chain of selects."""
+        first = self.blocks.first
+        step = first[1] - first[0] if len(first) > 1 else 0
+        if all(value == first[0] + b * step for b, value in enumerate(first)):
+            return tir.bind("channel", block * step + first[0])
+        value = tir.i64(first[-1])
+        for b in reversed(range(len(first) - 1)):
+            value = tirx.Select(block <= b, tir.i64(first[b]), value)
+        return tir.bind("channel", value)
+
+    def _run(self, at, run):
+        return tir.for_("tile", run.count, lambda number: self._tile(at, run.first_pixel(number), run.taps))
+
+    def _tile(self, at, x, taps):
+        pixels, vectors, lanes = self.schedule.pixels, self.schedule.vectors, self.lanes
+        sums, allocate = tir.local("sum", pixels * vectors * lanes, "float32")
+        zero = tir.splat(0.0, "float32", lanes)
+        clear = [tir.store_vector(sums, [i * lanes], zero) for i in range(pixels * vectors)]
+        reduce = tir.for_("r", at.count, lambda r: [self._row_of_taps(at, x, at.first + r, group, sums) for group in taps]) if taps else []
+        scope, finish = {}, []
+        for p in range(pixels):
+            values = [tir.load_vector(sums, [(p * vectors + v) * lanes], lanes) for v in range(vectors)]
+            position = (at.image, *self._pixel(at.row, x + p))
+            finish.append(self.emitter.emit(values, position, at.block * self.blocks.size, scope))
+        return [allocate, clear, reduce, finish]
+
+    def _pixel(self, y, x):
+        """Row and column in the buffers; a flattened image is addressed as one row."""
+        return (tir.i64(0), y * self.window.in_width + x) if self.flat else (y, x)
+
+    def _row_of_taps(self, at, x, r, group, sums):
+        """All products of tap row ``r`` and the taps of ``group``."""
+        window, depth = self.window, self.blocks.depth
+        y = at.row * window.strides[0] - window.pads[0] + r * window.dilations[0]
+        left = x * window.strides[1] - window.pads[1]
+
+        def step(s, c):
+            def value(p):
+                column = left + p * window.strides[1] + s * window.dilations[1]
+                return tir.load(self.data, at.image, *self._pixel(y, column), at.channel + c)
+
+            def weight(v):
+                return tir.load_vector(self.weights, [at.block, r, s, c, v * self.lanes], self.lanes)
+
+            return multiply_add(sums, range(group.low, group.high), self.schedule.vectors, self.lanes, value, weight)
+
+        taps = group.stop - group.first
+        if depth == self.spec.in_channels and (window.dilations[1] == 1 or taps == 1):  # taps are neighbours: run on through the channels
+            return tir.for_("k", taps * depth, lambda k: step(tir.i64(group.first), k))
+        return tir.for_("s", taps, lambda s: tir.for_("c", depth, lambda c: step(group.first + s, c)))
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a row of tiles is: image, output row, block of output channels, first row of taps and their number, first input channel."""
+
+    image: tirx.Var
+    row: tirx.Var
+    block: object
+    first: object
+    count: object
+    channel: object
+
+
+def multiply_add(sums, pixels, vectors, lanes, value, weight):
+    """One step of a reduction: ``sums[p, v] += value(p) * weight(v)``.
+
+    Parameters
+    ----------
+    sums : Buffer
+        Local ``float32[P * vectors * lanes]``.
+    pixels : range
+        The p that take part.
+    value, weight : functions
+        ``value(p)`` is a scalar expression, ``weight(v)`` a vector.
+
+    Returns
+    -------
+    list of statements
+    """
+    body = []
+
+    def name(prefix, expression):
+        variable, statement = tir.bind(prefix, expression)
+        body.append(statement)
+        return variable
+
+    def accumulate(p, v, a, w):
+        index = [(p * vectors + v) * lanes]
+        body.append(tir.store_vector(sums, index, tir.load_vector(sums, index, lanes) + a * w))
+
+    if vectors <= len(pixels):  # the fewer operands stay in registers, the others pass through
+        weights = [name("w", weight(v)) for v in range(vectors)]
+        for p in pixels:
+            a = name("x", tir.broadcast(value(p), lanes))
+            for v in range(vectors):
+                accumulate(p, v, a, weights[v])
+    else:
+        values = {p: name("x", tir.broadcast(value(p), lanes)) for p in pixels}
+        for v in range(vectors):
+            w = name("w", weight(v))
+            for p in pixels:
+                accumulate(p, v, values[p], w)
+    return body
+
+
+# Reference ----------------------------------------------------------------------------------------------------------------------------
+
+
+def reference(spec, operands, epilogue_inputs):
+    """The layer in numpy.
+
+    Parameters
+    ----------
+    operands : list
+        data float32 ``[N, H, W, I]``, weights float32 ``[O, kh, kw, I / groups]``.
+    epilogue_inputs : list of ndarray
+
+    Returns
+    -------
+    list of ndarray
+        One for each output of the epilogue.
+    """
+    data, weights = (np.asarray(a, np.float64) for a in operands)
+    window, groups = spec.window, spec.groups
+    top, left, bottom, right = window.pads
+    padded = np.pad(data, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    height, width = window.out_height, window.out_width
+    per_in, per_out = spec.in_channels // groups, spec.out_channels // groups
+    result = np.zeros((len(data), height, width, spec.out_channels))
+    for r in range(window.kernel[0]):
+        for s in range(window.kernel[1]):
+            y, x = r * window.dilations[0], s * window.dilations[1]
+            taps = padded[:, y : y + (height - 1) * window.strides[0] + 1 : window.strides[0]]
+            taps = taps[:, :, x : x + (width - 1) * window.strides[1] + 1 : window.strides[1]]
+            for g in range(groups):
+                out = slice(g * per_out, (g + 1) * per_out)
+                result[..., out] += taps[..., g * per_in : (g + 1) * per_in] @ weights[out, r, s].T
+    return epilogues.reference(spec.epilogue, result.astype(np.float32), epilogue_inputs)

@@ -1,0 +1,75 @@
+"""The float convolution against its reference, at every instruction-set level that this machine has."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bnntvm import spec as specs
+from bnntvm.schedules import float_conv2d, windows
+from tests.schedules.float_kernels import EPILOGUES, RUNNABLE, check, epilogue_names, geometries, small_integers
+
+
+def run(isa, window, channels, groups, epilogue, images, seed, schedule=None):
+    rng = np.random.default_rng(seed)
+    spec = specs.FloatConv2d(window, *channels, groups, EPILOGUES[epilogue])
+    data = small_integers(rng, (images, window.in_height, window.in_width, channels[0]))
+    weights = small_integers(rng, (channels[1], *window.kernel, channels[0] // groups))
+    check(float_conv2d, spec, isa, [data], weights, channels[1], (images, window.out_height, window.out_width), rng, schedule)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
+@settings(max_examples=8, deadline=None)
+@given(
+    window=geometries(),
+    groups=st.sampled_from([1, 1, 2, 3]),
+    per_group=st.tuples(st.integers(1, 9), st.integers(1, 40)),
+    epilogue=epilogue_names(),
+    images=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_any_geometry(isa, window, groups, per_group, epilogue, images, seed):
+    run(isa, window, (per_group[0] * groups, per_group[1] * groups), groups, epilogue, images, seed)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
+@settings(max_examples=4, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 17), st.integers(1, 17)),
+    channels=st.tuples(st.integers(1, 20), st.integers(1, 70)),
+    epilogue=epilogue_names(),
+    images=st.integers(1, 3),
+)
+def test_pointwise_runs_over_joined_rows(isa, size, channels, epilogue, images):
+    run(isa, specs.Window(*size, (1, 1)), channels, 1, epilogue, images, seed=1)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
+def test_stem_shapes(isa):
+    run(isa, specs.Window(21, 45, (7, 7), (2, 2), (3, 3, 3, 3)), (3, 64), 1, "bias_relu", 1, seed=2)
+    run(isa, specs.Window(19, 61, (3, 3), (2, 2), (1, 1, 1, 1)), (3, 8), 1, "bits", 2, seed=3)
+
+
+def test_every_schedule_of_the_space_is_correct():
+    isa, window = RUNNABLE[0], specs.Window(9, 30, (3, 3), (1, 1), (1, 1, 1, 1))
+    for schedule in float_conv2d.space(specs.FloatConv2d(window, 5, 40), isa):
+        run(isa, window, (5, 40), 1, "bias_relu", 1, 4, schedule)
+
+
+@given(window=geometries(most=40, kernel=7), most=st.integers(1, 14))
+def test_tiles_cover_every_tap_of_every_pixel_once(window, most):
+    pixels = windows.even_tile(window.out_width, most)
+    covered = set()
+    for run_ in windows.column_runs(window, pixels):
+        for number in range(run_.count):
+            start = run_.start + number * run_.step
+            tile = {(start + p, s) for t in run_.taps for s in range(t.first, t.stop) for p in range(t.low, t.high)}
+            valid = {
+                (start + p, s)
+                for p in range(pixels)
+                for s in range(window.kernel[1])
+                if 0 <= (start + p) * window.strides[1] - window.pads[1] + s * window.dilations[1] < window.in_width
+            }
+            assert tile == valid
+            covered |= {start + p for p in range(pixels)}
+    assert covered == set(range(window.out_width))
