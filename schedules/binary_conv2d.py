@@ -53,7 +53,7 @@ def default_schedule(spec, isa):
         adder, vectors, most = "plain", 2, 7
     else:
         adder, vectors, most = "bytes", 1, 4
-    task_rows, task_blocks = _tasks(geometry.out_height, words(spec.out_channels))
+    task_rows, task_blocks = _tasks(geometry, words(spec.out_channels))
     return Schedule(_tile_width(geometry.out_width, most), vectors, adder, task_rows, task_blocks)
 
 
@@ -68,11 +68,15 @@ def _tile_width(width, most):
     return min(range(1, min(width, most) + 1), key=lambda p: (-(-width // p) * p / width + 0.5 / p, -p))
 
 
-def _tasks(rows, blocks, wanted=8):
-    """Rows and blocks per task, so that there are about ``wanted`` tasks of equal size; rows are divided first."""
-    row_tasks = max(d for d in range(1, wanted + 1) if d <= rows and (rows % d == 0 or -(-rows // d) * d < rows * 1.1))
+def _tasks(geometry, blocks, wanted=8):
+    """Rows and blocks per task, so that there are about ``wanted`` tasks of equal size.
+
+    A task reads all weights of its blocks from the second-level cache: with fewer than about a hundred pixels that shows.
+    """
+    rows, width = geometry.out_height, geometry.out_width
+    fair = [d for d in (1, 2, 4, 8) if d <= wanted and rows >= d and -(-rows // d) * d <= rows * 1.15]
+    row_tasks = max([d for d in fair if rows * width >= 96 * d], default=1)
     task_rows = -(-rows // row_tasks)
-    row_tasks = -(-rows // task_rows)
     block_tasks = max(d for d in range(1, wanted // row_tasks + 1) if blocks % d == 0)
     return task_rows, blocks // block_tasks
 

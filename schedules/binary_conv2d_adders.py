@@ -1,18 +1,19 @@
 """Inner loops of a binary convolution: how the bits of one activation word times one weight word are counted.
 
-An adder keeps one or two vectors of counters for every pixel and weight vector of a register tile. All of them end in an exact total, an
-int32 vector per pixel and weight vector:
+An adder keeps one or two vectors of counters for every pixel and weight vector of a register tile. They count down, so that a counter
+that starts at the right share of K (the number of values summed up) ends as half the dot product, K / 2 - popc(a ^ w), without further
+arithmetic; padded taps are not counted and not in K.
 
-=============== ================================================= ======================= =====================
-adder           what is added per word                            dot product             operations per word
-=============== ================================================= ======================= =====================
-``plain``       popc(a ^ w)                                       K - 2 total             3
-``carry_save``  two words at a time, see :class:`CarrySave`       K - 2 total             2.5
-``bytes``       popc(a ^ w), in 8-bit counters                    K - 2 total             without vpopcnt: fewest
-``zeros``       2 popc((a ^ w) & ~z) + popc(z)                    K - total               7
-=============== ================================================= ======================= =====================
+============== ============================================ ===================== ==================
+adder          what is taken away per word                  dot product           operations
+============== ============================================ ===================== ==================
+``plain``      popc(a ^ w)                                  2 value (+ K)         3 a word
+``carry_save`` two words at a time, see :class:`CarrySave`  2 value (+ K)         5 a pair
+``bytes``      popc(a ^ w), in 8-bit counters               2 value (+ K)         without vpopcnt
+``zeros``      2 popc((a ^ w) & ~z) + popc(z)               value (+ K)           8 a word
+============== ============================================ ===================== ==================
 
-For unipolar data ``^`` is ``&`` and the dot product popc(a) - 2 total.
+(+ K): where the counters started at 0. For unipolar data ``^`` is ``&`` and K the number of set activation bits.
 """
 
 from __future__ import annotations
@@ -48,8 +49,10 @@ class Adder:
 
     #: Weight words that one step takes.
     words = 1
-    #: What one count in ``totals`` stands for.
-    carry_weight = 1
+    #: The dot product is ``scale * value``.
+    scale = 2
+    #: ``value`` counts ``totals`` so many times.
+    weight = 1
     #: Steps after which ``flush`` must be called, or None.
     flush_every = None
 
@@ -71,29 +74,25 @@ class Adder:
     def _put(self, array, p, v, value):
         return T.store_vector(array, self._at(p, v), value)
 
-    def _count(self, p, v, word):
-        """total += popc(word)."""
-        return self._put(self.totals, p, v, self._get(self.totals, p, v) + T.tirx.Cast(T.vector_type("int32", self.lanes), popcount(word)))
+    def _take(self, p, v, count):
+        """total -= count, a uint32 vector."""
+        return self._put(self.totals, p, v, self._get(self.totals, p, v) - T.tirx.Cast(T.vector_type("int32", self.lanes), count))
 
     def start(self, initial=None):
-        """Statements that set the counters: 0, or ``initial[p]`` (int32 vectors), each standing for ``carry_weight`` bits."""
+        """Statements that set the counters: to 0, or to ``initial[p]`` (int32 vectors), that is K / (scale * weight)."""
         zero = T.splat(0, "int32", self.lanes)
         return [self._put(self.totals, p, v, initial[p] if initial else zero) for p, v in self.cells]
 
     def step(self, p, v, data, weights):
         """Statements that add ``words`` words: ``data`` and ``weights`` are lists of uint32 vectors."""
-        return [self._count(p, v, self.combine(data[0], weights[0]))]
+        return [self._take(p, v, popcount(self.combine(data[0], weights[0])))]
 
     def flush(self, cells=None):
         """Statements that move partial counters into the totals."""
         return []
 
-    def finish(self):
-        """Statements after which ``total`` may be read."""
-        return []
-
-    def total(self, p, v):
-        """The number of set bits, ``int32`` vector."""
+    def value(self, p, v):
+        """``int32`` vector: the dot product is ``scale`` times this, plus K if the counters started at 0."""
         return self._get(self.totals, p, v)
 
 
@@ -106,7 +105,7 @@ class CarrySave(Adder):
     """
 
     words = 2
-    carry_weight = 2
+    weight = 2
 
     def __init__(self, pixels, vectors, lanes, combine):
         super().__init__(pixels, vectors, lanes, combine)
@@ -120,11 +119,11 @@ class CarrySave(Adder):
         ones = self._get(self.ones, p, v)
         total, bind = T.bind("sum", ternary_logic(ones, data[1], weights[1], _XOR3))
         carry = ternary_logic(ones, total, data[0] ^ weights[0], _SELECT_CHANGED)
-        return [bind, self._count(p, v, carry), self._put(self.ones, p, v, total)]
+        return [bind, self._take(p, v, popcount(carry)), self._put(self.ones, p, v, total)]
 
-    def total(self, p, v):
-        twice = super().total(p, v)
-        return twice + twice + T.tirx.Cast(T.vector_type("int32", self.lanes), popcount(self._get(self.ones, p, v)))
+    def value(self, p, v):
+        pairs = self._get(self.totals, p, v)
+        return pairs + pairs - T.tirx.Cast(T.vector_type("int32", self.lanes), popcount(self._get(self.ones, p, v)))
 
 
 class Bytes(Adder):
@@ -153,17 +152,14 @@ class Bytes(Adder):
             low = T.splat(0x00FF00FF, "uint32", self.lanes)
             pairs, bind = T.bind("pairs", (counts & low) + ((counts >> T.splat(8, "uint32", self.lanes)) & low))
             count = (pairs + (pairs >> T.splat(16, "uint32", self.lanes))) & T.splat(0xFFFF, "uint32", self.lanes)
-            wide = T.tirx.Cast(T.vector_type("int32", self.lanes), count)
-            statements += [bind, self._put(self.totals, p, v, self._get(self.totals, p, v) + wide),
-                           self._put(self.counts, p, v, T.splat(0, "uint32", self.lanes))]  # fmt: skip
+            statements += [bind, self._take(p, v, count), self._put(self.counts, p, v, T.splat(0, "uint32", self.lanes))]
         return statements
-
-    def finish(self):
-        return self.flush()
 
 
 class Zeros(Adder):
-    """Counts what is missing from K: twice the bits that differ and once the zeros. ``data`` is signs and zeros, alternating."""
+    """Takes twice the bits that differ and once the zeros. ``data`` is signs and zeros, alternating."""
+
+    scale = 1
 
     def step(self, p, v, data, weights):
         count = None
@@ -171,8 +167,7 @@ class Zeros(Adder):
             differ = popcount((signs ^ weight) & inverted(zeros))
             missing = differ + differ + popcount(zeros)
             count = missing if count is None else count + missing
-        count = T.tirx.Cast(T.vector_type("int32", self.lanes), count)
-        return [self._put(self.totals, p, v, self._get(self.totals, p, v) + count)]
+        return [self._take(p, v, count)]
 
     def decode(self, weights):
         """Plain weight words."""
@@ -188,13 +183,13 @@ class EncodedZeros(Zeros):
         return [weights[0], weights[0] ^ weights[1]]
 
 
-class Unipolar(Adder):
-    """Adds the dot product itself, popc(a & ~w) - popc(a & w)."""
+class UnipolarLanes(Adder):
+    """The dot product itself, popc(a & ~w) - popc(a & w): for groups, where every lane has activations of its own."""
+
+    scale = 1
 
     def step(self, p, v, data, weights):
-        kind = T.vector_type("int32", self.lanes)
-        plus, minus = popcount(data[0] & inverted(weights[0])), popcount(data[0] & weights[0])
-        return [self._put(self.totals, p, v, self._get(self.totals, p, v) + T.tirx.Cast(kind, plus) - T.tirx.Cast(kind, minus))]
+        return [self._take(p, v, popcount(data[0] & weights[0]) - popcount(data[0] & inverted(weights[0])))]
 
 
 def ternary_logic(a, b, c, table):

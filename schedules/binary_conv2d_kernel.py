@@ -7,13 +7,15 @@ cache while all rows of the task use them. There is no im2col buffer and no padd
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from tvm import tirx
 
 from bnntvm.schedules import tir as T
-from bnntvm.schedules.binary_conv2d_adders import Adder, Bytes, CarrySave, EncodedZeros, Unipolar, Zeros
+from bnntvm.schedules.binary_conv2d_adders import Adder, Bytes, CarrySave, EncodedZeros, UnipolarLanes, Zeros
 from bnntvm.schedules.binary_conv2d_tiles import Geometry, Segment, plan_row, segments
 from bnntvm.schedules.epilogue import Emitter
-from bnntvm.spec import WORD_BITS, words
+from bnntvm.spec import WORD_BITS, EpilogueInput, words
 
 BLOCK = WORD_BITS
 
@@ -84,7 +86,7 @@ class Kernel:
     @property
     def fast_adder(self):
         if self.spec.unipolar:
-            return Unipolar
+            return UnipolarLanes
         return {"plain": Adder, "carry_save": CarrySave, "bytes": Bytes}[self.schedule.adder]
 
     def _input_rows(self, row, rows):
@@ -202,7 +204,7 @@ class Kernel:
                 statement = T.when(condition, self.reduce(adder, place, x, pattern, number), statement)
             return statement
 
-        return [bind, T.for_("part", self.parts, part), self.epilogue(place, x, plan.pixels)]
+        return [bind, T.for_("part", self.parts, part), self.epilogue(adder, place, x, plan.pixels)]
 
     def point(self, adder, place, x):
         """One pixel, whose kernel columns are known at run time only."""
@@ -210,9 +212,9 @@ class Kernel:
         first, last, bind_taps = self._taps(1, x)
         columns = (Segment(first, last, (0,)),)
         parts = T.for_("part", self.parts, lambda part: self.reduce(adder, place, x, ((first, last),), part, columns))
-        return [bind, bind_taps, parts, self.epilogue(place, x, 1)]
+        return [bind, bind_taps, parts, self.epilogue(adder, place, x, 1)]
 
-    def epilogue(self, place, x, pixels):
+    def epilogue(self, adder, place, x, pixels):
         block, y = place[:2]
         g = self.geometry
 
@@ -220,7 +222,8 @@ class Kernel:
             values = [T.load_vector(self.results, [p * BLOCK + lane], self.lanes) for lane in range(0, BLOCK, self.lanes)]
             # Rows may be joined rows of the image: addresses count, not coordinates.
             place = (y, x + p) if g.out_width == self.spec.window.out_width else (T.i64(0), y * g.out_width + (x + p))
-            return self.emitter.emit(values, (self.image, *place), block * BLOCK)
+            scope = self._half_thresholds(block * BLOCK) if self.halves(adder) else {}
+            return self.emitter.emit(values, (self.image, *place), block * BLOCK, scope)
 
         return T.for_("p", pixels, pixel)
 
@@ -235,6 +238,7 @@ class Kernel:
         weights_at, bind_weights = T.bind("weights", part * (self.kernel_words * self.step))
         groups, bind_groups = self._groups(block, part)
         columns = columns if columns is not None else segments(pattern)
+        initial = self._shares(pattern, last_row - first_row, adder.scale * adder.weight) if self._preloads(adder) else None
 
         def kernel_row(r):
             r = first_row + r
@@ -243,9 +247,9 @@ class Kernel:
             return [bind_data, bind_row, [self.segment(sums, block, columns_, data_at, row_at, groups) for columns_ in columns]]
 
         return [
-            sums.allocations, bind_start, bind_weights, bind_groups, sums.start(),
+            sums.allocations, bind_start, bind_weights, bind_groups, sums.start(initial),
             T.for_("r", last_row - first_row, kernel_row),
-            sums.finish(), self.keep(adder, sums, pattern, last_row - first_row, part),
+            sums.flush(), self.keep(sums, pattern, last_row - first_row, part),
         ]  # fmt: skip
 
     def segment(self, sums, block, columns, data_at, weights_at, groups):
@@ -330,17 +334,67 @@ class Kernel:
             offsets.append(offset)
         return offsets, binds
 
-    def keep(self, adder, sums, pattern, rows, part):
-        """Statements that turn totals into dot products and put them into ``results``."""
+    @property
+    def _group_bits(self):
+        return self.spec.in_channels // self.spec.groups
+
+    def _preloads(self, adder):
+        """Whether counters start at their share of K: it must be a whole number for every number of taps."""
+        return not self.spec.unipolar and self._group_bits % (adder.scale * adder.weight) == 0
+
+    def _shares(self, pattern, rows, divisor=1):
+        """K / divisor of every pixel of a tile, as int32 vectors."""
+        shares = [tirx.Cast("int32", rows * (last - first) * self._group_bits // divisor) for first, last in pattern]
+        return [T.broadcast(share, self.lanes) for share in shares]
+
+    def keep(self, sums, pattern, rows, part):
+        """Statements that put what the epilogue wants into ``results``: dot products, or half dot products where they are compared only."""
         statements = []
-        group_bits = self.spec.in_channels // self.spec.groups
-        for p, (first, last) in enumerate(pattern):
-            valid = T.broadcast(tirx.Cast("int32", rows * ((last - first) * group_bits)), self.lanes)
+        preloaded = self._preloads(sums)
+        added = None if preloaded or self.spec.unipolar else self._shares(pattern, rows)
+        for p in range(len(pattern)):
             for v in range(self.vectors):
-                total = sums.total(p, v)
-                if issubclass(adder, Zeros):
-                    total = valid - total
-                elif adder is not Unipolar:
-                    total = valid - (total + total)
-                statements.append(T.store_vector(self.results, [p * BLOCK + part * self.step + v * self.lanes], total))
+                value = sums.value(p, v)
+                if sums.scale == 2 and not self.halves(sums):
+                    value = value + value
+                if added:
+                    value = value + added[p]
+                statements.append(T.store_vector(self.results, [p * BLOCK + part * self.step + v * self.lanes], value))
         return statements
+
+    # Comparisons ----------------------------------------------------------------------------------------------------------------------
+
+    def halves(self, adder):
+        """Whether the epilogue gets half dot products: it compares them with per-channel integers and does nothing else with them."""
+        return adder.scale == 2 and self._preloads(adder) and bool(self._compared)
+
+    @cached_property
+    def _compared(self):
+        """Number of a ``channel`` input to whether it is rounded up when it is halved; None if dot products are needed.
+
+        The dot product is even: 2 h >= t is h >= ceil(t / 2) and 2 h > t is h > floor(t / 2).
+        """
+        epilogue, found, elsewhere = self.spec.epilogue, {}, {output.value for output in self.spec.epilogue.outputs}
+        for step in epilogue.steps:
+            used = [arg for arg in step.args if isinstance(arg, int)]
+            if step.op in _ROUNDS_UP and used[0] == 0 and len(used) == 2 and step.args[0] is used[0]:
+                if found.setdefault(used[1], _ROUNDS_UP[step.op]) != _ROUNDS_UP[step.op]:
+                    return None
+            else:
+                elsewhere.update(used)
+        integers = EpilogueInput("channel", "int32")
+        compared = all(1 <= i <= len(epilogue.inputs) and epilogue.inputs[i - 1] == integers for i in found)
+        return found if compared and not elsewhere & {0, *found} else None
+
+    def _half_thresholds(self, first_channel):
+        """What the emitter is to use in place of the thresholds that it would load."""
+        scope, one = {}, T.splat(1, "int32", self.lanes)
+        for number, up in self._compared.items():
+            for v in range(BLOCK // self.lanes):
+                threshold = T.load_vector(self.emitter.inputs[number - 1], [first_channel + v * self.lanes], self.lanes)
+                scope[number - 1, v] = (threshold >> one) + (threshold & one) if up else threshold >> one
+        return scope
+
+
+#: Comparisons with the dot product on the left, and whether a halved threshold rounds up.
+_ROUNDS_UP = {"greater_equal": True, "less": True, "greater": False, "less_equal": False}
