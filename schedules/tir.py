@@ -80,10 +80,53 @@ def buffer(name, shape, dtype):
     return tirx.decl_buffer(tuple(i64(d) for d in shape), dtype, name)
 
 
+#: TVM puts arrays of scope ``global`` on the stack if they are smaller than this, and everything else on a workspace heap.
+STACK_BYTES = 1024
+
+
 def local(name, size, dtype):
-    """``(buffer, statement)``: an array of ``size`` elements for registers, to be accessed at constant offsets only."""
-    array = tirx.decl_buffer((i64(size),), dtype, f"{name}_{next(_fresh)}", scope="local")
+    """``(buffer, statement)``: an array of ``size`` elements for registers, to be accessed at constant offsets only.
+
+    LLVM keeps it in registers if it is smaller than ``STACK_BYTES``; for more, see :class:`Registers`.
+    """
+    array = tirx.decl_buffer((i64(size),), dtype, f"{name}_{next(_fresh)}")
     return array, tirx.AllocBuffer(array)
+
+
+class Registers:
+    """Vectors that are written more than once, such as the accumulators of a register tile.
+
+    Parameters
+    ----------
+    name : str
+    count : int
+        Number of vectors.
+    dtype : str
+        Element type.
+    lanes : int
+
+    Attributes
+    ----------
+    allocate : list of statements
+        To be placed before the first use, in the innermost block that covers all uses.
+    """
+
+    def __init__(self, name, count, dtype, lanes):
+        self.lanes = lanes
+        pairs = [local(name, lanes, dtype) for _ in range(count)]
+        self.arrays, self.allocate = [p[0] for p in pairs], [p[1] for p in pairs]
+
+    def get(self, index):
+        """The vector ``index`` (a Python int)."""
+        return load_vector(self.arrays[index], [0], self.lanes)
+
+    def set(self, index, value):
+        """Statement that replaces the vector ``index``."""
+        return store_vector(self.arrays[index], [0], value)
+
+    def fill(self, value):
+        """Statements that set every vector to ``value``."""
+        return [self.set(i, value) for i in range(len(self.arrays))]
 
 
 def _indices(indices, lanes):
