@@ -2,8 +2,9 @@
 
 import difflib
 import hashlib
+import itertools
 import os
-import pathlib
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,10 +70,10 @@ class Module:
         ``format``, ``bnntvm`` (version), ``target`` (``name``, ``needs``: CPU flags), ``inputs`` and ``outputs`` (lists of ``name``, ``shape``,
         ``dtype``), ``overridable`` (name -> ``shape``, ``dtype``, ``sha256`` of the C-order bytes), ``layers`` (see ``bnntvm.report.Layer``),
         ``constants_bytes``, ``code_bytes``, ``workspace_bytes``, ``options``.
-    threads : int, optional
-        Threads for one run; default ``BNNTVM_NUM_THREADS``, else one per core.
     library_bytes : int, optional
         Length of the library where the file is an artefact.
+    threads : int, optional
+        Threads for one run; default ``BNNTVM_NUM_THREADS``, else one per core.
 
     Attributes
     ----------
@@ -81,7 +82,7 @@ class Module:
     threads : int
     """
 
-    def __init__(self, file, manifest, threads=None, library_bytes=None):
+    def __init__(self, file, manifest, library_bytes=None, threads=None):
         self.threads = runtime.choose_threads(threads)
         self.inputs = _infos(manifest["inputs"])
         self.outputs = _infos(manifest["outputs"])
@@ -89,26 +90,24 @@ class Module:
         self._manifest = manifest
         self._overridable = manifest["overridable"]
         self._file, self._library_bytes = file, library_bytes
-        self._library = _load_library(file)
+        self._library = None
+        self._lock = threading.Lock()
         self._idle = []  # machines that no caller uses now; list.pop and list.append are atomic
 
     @classmethod
     def from_library(cls, path, manifest, threads=None):
-        """A module from a shared library that was just built; the file may be deleted afterwards."""
-        file = open(path, "rb")  # noqa: SIM115  (kept: export copies from it)
-        artefact.check_machine(file, manifest, f"target {manifest['target']['name']}")
-        return cls(file, manifest, threads)
+        """A module from a shared library that was just built; the file may be deleted afterwards.
+
+        The library is loaded by the first run: what was built for another machine can still be exported.
+        """
+        return cls(open(path, "rb"), manifest, threads=threads)  # noqa: SIM115  (kept: export copies from it)
 
     @classmethod
     def load(cls, path, threads=None):
         """See :func:`bnntvm.load`."""
-        file, manifest, library_bytes = artefact.read(path)
-        try:
-            return cls(file, manifest, threads, library_bytes)
-        except BnnError:
-            raise
-        except Exception as error:
-            raise ArtefactError("the artefact could not be loaded", where=str(path), why=_first_line(error), hint="build it again") from error
+        module = cls(*artefact.read(path), threads)
+        module._idle.append(module._machine())
+        return module
 
     def run(self, feed, check_finite=True):
         """Run the network.
@@ -130,11 +129,15 @@ class Module:
         InputError
             If a name, a shape, a type or a value is not what the network takes.
         """
-        arrays = self._match(feed)
+        arrays, single = self._match(feed)
         machine = self._machine()
-        staged = [self._stage(machine, i, arrays[i], check_finite) for i in range(len(arrays))]
         try:
-            results = machine.run(staged, self.threads)
+            staged = [self._stage(machine, i, arrays[i], check_finite) for i in range(len(arrays))]
+        except InputError:
+            self._idle.append(machine)
+            raise
+        try:
+            results = machine.run(staged, self.threads, single)
         except Exception as error:
             shapes = ", ".join(f"{info.name} {_shape_text(array.shape)}" for info, array in zip(self.inputs, arrays))
             hint = "a smaller batch needs less memory" if "alloc" in str(error).lower() else None
@@ -207,13 +210,19 @@ class Module:
         raise TypeError("a bnntvm.Module cannot be pickled; module.export(path) and bnntvm.load(path) in the other process")
 
     def _machine(self):
+        """A virtual machine that no other caller uses; loads the library if nobody has."""
         try:
             return self._idle.pop()
         except IndexError:
-            return self._library.machine()
+            pass
+        with self._lock:
+            if self._library is None:
+                artefact.check_machine(self._file, self._manifest, f"target {self.report.target}")
+                self._library = _load_library(self._file)
+        return self._library.machine()
 
     def _match(self, feed):
-        """The feed as arrays in the order of the inputs, of declared type and shape; raises InputError."""
+        """The feed as arrays in the order of the inputs, of declared type and shape, and whether all dynamic dimensions are 1."""
         if not isinstance(feed, Mapping):
             raise InputError(f"run takes a dict of input name to array, not {type(feed).__name__}", hint="module(array) for a network with one input")
         self._check_names(feed)
@@ -222,7 +231,7 @@ class Module:
             array = _convert(feed[info.name], info)
             _check_shape(array.shape, info, sizes)
             arrays.append(array)
-        return arrays
+        return arrays, all(size == 1 for size, _ in sizes.values())
 
     def _check_names(self, feed):
         names = [info.name for info in self.inputs]
@@ -280,15 +289,17 @@ def load(path, threads=None):
 def _load_library(file):
     # Through the descriptor that was verified, so that a file renamed over the path in between is not what gets loaded. The dynamic linker
     # takes a library whose *name* it has seen for the same library, and descriptor numbers come back: every load spells its name anew.
-    global _loads
-    _loads += 1
-    spelling = format(_loads, "b").replace("0", "/").replace("1", "./")
-    if pathlib.Path("/proc/self/fd").is_dir():
-        return runtime.Library(f"/proc/self/fd/{spelling}{file.fileno()}")
-    return runtime.Library(os.path.abspath(file.name))
+    spelling = format(next(_loads), "b").replace("0", "/").replace("1", "./")
+    path = f"/proc/self/fd/{spelling}{file.fileno()}" if os.path.isdir("/proc/self/fd") else os.path.abspath(file.name)
+    try:
+        return runtime.Library(path)
+    except BnnError:
+        raise
+    except Exception as error:
+        raise ArtefactError("the compiled library could not be loaded", where=file.name, why=_first_line(error), hint="build it again") from error
 
 
-_loads = 0
+_loads = itertools.count(1)
 
 
 def _infos(entries):
@@ -342,8 +353,8 @@ def _check_shape(shape, info, sizes):
                 refuse(f"axis {axis} is {got} instead of {want}")
         elif got == 0:
             refuse(f"axis {axis} is 0: there is nothing to compute", "skip the call for an empty batch")
-        elif want is not None:
-            size, other = sizes.setdefault(want, (got, info.name))
+        else:
+            size, other = sizes.setdefault(want or (info.name, axis), (got, info.name))
             if size != got:
                 refuse(f"axis {axis}, {want!r}, is {got} here and {size} in input {other!r}")
 
@@ -367,9 +378,9 @@ def _check_finite(array, name):
 def _check_override(name, value, compiled):
     """An initializer that is also a graph input was compiled in; a feed may repeat it, not change it."""
     array = np.asarray(value)
-    want = np.dtype(compiled["dtype"])
-    same = array.dtype == want and array.shape == tuple(compiled["shape"])
-    plain = np.ascontiguousarray(array, want.newbyteorder("<")) if same else None
+    little = np.dtype(compiled["dtype"]).newbyteorder("<")
+    same = array.dtype.newbyteorder("<") == little and array.shape == tuple(compiled["shape"])
+    plain = np.ascontiguousarray(array, little) if same else None
     if not same or hashlib.sha256(plain.tobytes()).hexdigest() != compiled["sha256"]:
         raise InputError(
             f"{name!r} is a constant of the compiled network and the feed gives another value",

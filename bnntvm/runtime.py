@@ -195,7 +195,8 @@ class Library:
     Parameters
     ----------
     path : str
-        Shared library of a Relax VM executable; what follows its ELF contents in the file is ignored.
+        Shared library of a Relax VM executable; what follows its ELF contents in the file is ignored. It has an entry point ``main`` and
+        may have ``main_1``, the same for inputs whose dynamic dimensions are all 1, with its memory planned at compile time.
 
     Notes
     -----
@@ -220,6 +221,10 @@ class Machine:
     def __init__(self, vm, clear_pool):
         vm["vm_initialization"](_CPU, 0, _POOLED)
         self._main = vm["main"]
+        try:
+            self._main_1 = vm["main_1"]
+        except AttributeError:  # this is how a VM says that it has no such function
+            self._main_1 = self._main
         self._clear_pool = clear_pool
         self._shapes = set()
         self._buffers = {}
@@ -231,8 +236,8 @@ class Machine:
             array = self._buffers[index] = aligned_empty(shape, dtype)
         return array
 
-    def run(self, arrays, threads):
-        """Run ``main``.
+    def run(self, arrays, threads, single=False):
+        """Run ``main``, or ``main_1`` where there is one and ``single`` says that every dynamic dimension is 1.
 
         Parameters
         ----------
@@ -240,6 +245,7 @@ class Machine:
             Inputs, C order, 64-byte aligned, native byte order.
         threads : int
             Threads of TVM's pool.
+        single : bool
 
         Returns
         -------
@@ -255,5 +261,5 @@ class Machine:
                 self._clear_pool()
             self._shapes.add(shapes)
         tensors = [_ffi.from_dlpack(array) for array in arrays]
-        results = call_with_threads(self._main, tensors, threads)
+        results = call_with_threads(self._main_1 if single else self._main, tensors, threads)
         return [np.array(np.from_dlpack(result), copy=True) for result in results]

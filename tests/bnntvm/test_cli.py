@@ -1,0 +1,109 @@
+"""The command line: what it prints, where, and its exit status."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import bnntvm
+from bnntvm.cli import main
+
+DIGITS = pathlib.Path(__file__).parents[2] / "tutorials" / "data" / "digits_bnn.onnx"
+
+
+@pytest.fixture
+def net(module, tmp_path):
+    path = tmp_path / "net.bnn"
+    module.export(path)
+    return path
+
+
+def invoke(*args):
+    return CliRunner().invoke(main, [str(arg) for arg in args], catch_exceptions=False)
+
+
+def test_help_shows_examples_and_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['bnntvm', '--help']\nfrom bnntvm.cli import main\ntry: main()\n"
+        "except SystemExit: print(sorted({'numpy', 'tvm', 'tvm_ffi', 'onnx', 'rich'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "Examples:" in out and "bnntvm build" in out and out.splitlines()[-1] == "[]"
+    for command in ("build", "run", "explain", "bench"):
+        result = invoke(command, "--help")
+        assert result.exit_code == 0 and f"bnntvm {command}" in result.output
+
+
+def test_run_with_files(one_input, net, tmp_path, images):
+    np.save(tmp_path / "x.npy", images)
+    result = invoke("run", net, "--input", f"x={tmp_path / 'x.npy'}", "--output", tmp_path / "out")
+    assert result.exit_code == 0
+    assert result.output.splitlines()[0].startswith("y: float32[5, 3, 8, 8] from 0 to ")
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "y.npy"), one_input.reference(images))
+    assert invoke("run", net, "-i", tmp_path / "x.npy").exit_code == 0
+    assert invoke("run", net, "--random").output.startswith("y: float32[1, 3, 8, 8]")
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["run", "NET"], "missing: x"),
+        (["run", "NET", "-i", "z=X", "--random"], "unknown: 'z'"),
+        (["run", "NET", "-i", "x=nothing.npy"], "could not be read"),
+        (["run", "NET", "-i", "x=NET"], "could not be read"),
+        (["run", "NET", "-i", "X", "-o", "NET/below"], "could not be written"),
+        (["run", "BAD", "--random"], "not a bnntvm artefact"),
+        (["explain", "BAD"], "not a bnntvm artefact"),
+        (["bench", "NET", "--onnx", "X"], "ONNX Runtime cannot run this model"),
+    ],
+)
+def test_user_errors_are_messages_with_status_1(net, tmp_path, images, args, words):
+    np.save(tmp_path / "x.npy", images)
+    (tmp_path / "bad.bnn").write_bytes(b"nothing")
+    places = {"NET": net, "X": tmp_path / "x.npy", "BAD": tmp_path / "bad.bnn"}
+    for name, place in places.items():
+        args = [arg.replace(name, str(place)) for arg in args]
+    result = invoke(*args)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ") and words in result.stderr
+    assert "Traceback" not in result.output and result.stdout == ""
+
+
+def test_wrong_usage_has_status_2(net, tmp_path):
+    for args in (["run"], ["run", tmp_path / "none.bnn"], ["frobnicate"], ["bench", net, "--compare"], ["run", net, "--threads", "0"]):
+        assert invoke(*args).exit_code == 2
+
+
+def test_explain_as_text_and_json(net):
+    assert "conv1" in invoke("explain", net).output
+    assert json.loads(invoke("explain", net, "--json").output)["layers"][0]["kind"] == "binary"
+
+
+def test_bench(net):
+    result = invoke("bench", net, "--repeat", 10, "--threads", 1, "--batch", 2)
+    assert result.exit_code == 0 and "1 thread:" in result.output and "10 runs" in result.output
+
+
+def test_targets_names_every_level_and_what_this_machine_has():
+    from bnntvm.targets.x86 import LEVELS
+
+    lines = invoke("targets").output.splitlines()
+    assert [line.split()[0] for line in lines] == [level.name for level in LEVELS]
+    assert sum("what x86 means here" in line for line in lines) == 1
+
+
+def test_build_then_run_a_real_model(tmp_path):
+    built = invoke("build", DIGITS, "-o", tmp_path / "digits.bnn", "--target", "x86-64-v2")
+    assert built.exit_code == 0 and "target x86-64-v2" in built.output and "of ONNX" in built.output
+    assert invoke("run", tmp_path / "digits.bnn", "--random").output.startswith("logits: float32[1, 10] ")
+    compared = invoke("bench", tmp_path / "digits.bnn", "--onnx", DIGITS, "--repeat", 10)
+    assert "ONNX Runtime" in compared.output and compared.output.rstrip().endswith("x")
+    assert bnntvm.load(tmp_path / "digits.bnn").report.target == "x86-64-v2"
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(DIGITS.read_bytes()[:1000])
+    result = invoke("build", broken)
+    assert result.exit_code == 1 and "error:" in result.stderr and not (tmp_path / "broken.bnn").exists()
