@@ -445,3 +445,20 @@ def pad(attrs, x):
     if attrs["pad_mode"] != "constant":
         return np.pad(x, widths, mode={"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[attrs["pad_mode"]])
     return np.pad(x, widths, constant_values=attrs["pad_value"])
+
+
+@implements("relax.image.resize2d")
+def resize2d(attrs, x, size):
+    if attrs["layout"] != "NCHW" or attrs["method"] != "linear":
+        raise NotImplementedError(f"resize2d {attrs['layout']} {attrs['method']}")
+    for axis, length in zip((2, 3), size):
+        n, i = x.shape[axis], np.arange(length)
+        position = {
+            "half_pixel": (i + 0.5) * n / length - 0.5,
+            "asymmetric": i * n / length,
+            "align_corners": i * (n - 1) / max(length - 1, 1),
+        }[attrs["coordinate_transformation_mode"]].clip(0, n - 1)
+        low = np.floor(position).astype(int)
+        part = (position - low).astype(x.dtype).reshape([-1 if a == axis else 1 for a in range(4)])
+        x = x.take(low, axis) * (1 - part) + x.take(np.minimum(low + 1, n - 1), axis) * part
+    return x

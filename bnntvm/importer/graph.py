@@ -74,12 +74,14 @@ class Context:
     layers : list of LayerInfo
     node : Node
         The one being converted.
+    args : list
+        Its inputs' values.
     """
 
     def __init__(self, batch, element_types=()):
         self.batch, self.element_types = batch, dict(element_types)
         self.bindings, self.layers = [], []
-        self.node = None
+        self.node, self.args = None, []
         self._builder = relax.BlockBuilder()
         self._constants = {}
         self._names = set()
@@ -189,11 +191,11 @@ class Context:
         if batch_first and sizes:
             sizes[0] = 1
         if weight is not None and weight.dtype.kind == "f" and not np.isfinite(weight).all():
-            names = [name for name in node.inputs if name]
+            name = next((name for name, arg in zip(node.inputs, self.args) if arg is weight), node.inputs[-1])
             raise ModelError(
                 "the weights of a layer hold NaN or infinity",
                 where=node.where,
-                why=f"its constant input, one of {', '.join(map(repr, names))}, is not finite",
+                why=f"'{name}' is not finite",
                 hint="train or export the model again",
             )
         size = 0 if weight is None else weight.size
@@ -317,6 +319,7 @@ def _convert(ctx, node, values):
     """Give each output of ``node`` its value."""
     ctx.node = node
     args = [_lookup(values, name) if name else None for name in node.inputs]
+    ctx.args = args
     try:
         results = _results(ctx, node, args)
     except BnnError:

@@ -32,10 +32,11 @@ def load(source):
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise ModelError("the model has no graph", where=where, hint="export it again; the file may be cut off or not be ONNX")
     _check_opsets(model, where)
-    external = [t for t in _tensors(model.graph) if t.data_location == TensorProto.EXTERNAL]
+    external = [t for t in _all_tensors(model) if t.data_location == TensorProto.EXTERNAL]
     if external:
         _check_external(external, folder, where)
-    _check_graph(model, where)
+    # The checker looks for external data beside the file: it needs the path then.
+    _check_graph(model, where if external else model, where)
     if external:
         loaded = onnx.ModelProto()
         loaded.CopyFrom(model)
@@ -92,16 +93,23 @@ def _check_opsets(model, where):
             )
 
 
-def _tensors(graph):
-    """Every TensorProto of a graph and its subgraphs."""
-    yield from graph.initializer
-    for node in graph.node:
+def _all_tensors(model):
+    """Every TensorProto of a model: of its graph, subgraphs and local functions."""
+    yield from model.graph.initializer
+    yield from _node_tensors(model.graph.node)
+    for function in model.functions:
+        yield from _node_tensors(function.node)
+
+
+def _node_tensors(nodes):
+    for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for sub in [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs:
-                yield from _tensors(sub)
+            for graph in [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs:
+                yield from graph.initializer
+                yield from _node_tensors(graph.node)
 
 
 def _check_external(tensors, folder, where):
@@ -131,7 +139,7 @@ def _check_external(tensors, folder, where):
             raise ModelError("external data is missing", where=place, why=f"no file '{location}'", hint="copy it beside the model")
 
 
-def _check_graph(model, where):
+def _check_graph(model, checked, where):
     names = [tensor.name for tensor in model.graph.input]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -139,10 +147,10 @@ def _check_graph(model, where):
     if model.graph.sparse_initializer:
         raise UnsupportedError("sparse initializers are not supported", where=where, hint="save them as dense tensors")
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(checked)
     except Exception as error:  # the checker raises ValidationError, ValueError and RuntimeError, by onnx version
         raise ModelError(
-            "the ONNX model is not valid", where=where, why=str(error).strip().replace("\n", "; "), hint="export it again"
+            "the ONNX model is not valid", where=where, why="; ".join(line.strip() for line in str(error).splitlines() if line.strip()), hint="export it again"
         ) from error
 
 
@@ -151,14 +159,14 @@ def without_half(model):
 
     ONNX Runtime's CPU provider evaluates half-precision graphs in float32; rounding after each operator would be another network.
     """
-    found = any(t.data_type in _HALF for t in _tensors(model.graph)) or any(
+    found = any(t.data_type in _HALF for t in _all_tensors(model)) or any(
         a.name in ("to", "dtype") and a.i in _HALF for node in model.graph.node for a in node.attribute
     )
     if not found:
         return model
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    for tensor in _tensors(result.graph):
+    for tensor in _all_tensors(result):
         if tensor.data_type in _HALF:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
     for node in result.graph.node:

@@ -137,13 +137,15 @@ def relu(ctx, node, x):
 
 
 def _negative_part(ctx, x, negative):
+    """``negative`` where ``x`` is below 0, else ``x``."""
     math_ = Arithmetic(ctx, x)
     return ctx.emit(relax.op.where(math_.less(x, 0.0), *ctx.operands(negative, x)))
 
 
 @converts("LeakyRelu")
-def leaky_relu(ctx, node, x):
-    return _negative_part(ctx, x, Arithmetic(ctx, x).multiply(x, float(node.attrs.get("alpha", 0.01))))
+def leaky_relu(ctx, node, x, slope=None):
+    slope = float(node.attrs.get("alpha", 0.01)) if slope is None else slope
+    return _negative_part(ctx, x, Arithmetic(ctx, x).multiply(x, slope))
 
 
 @converts("PRelu")
@@ -168,17 +170,18 @@ def elu(ctx, node, x):
 
 @converts("HardSigmoid")
 def hard_sigmoid(ctx, node, x):
-    return _hard_sigmoid(ctx, x, float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5)))
+    return hard_sigmoid_of(ctx, x, float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5)))
 
 
-def _hard_sigmoid(ctx, x, alpha, beta):
+def hard_sigmoid_of(ctx, x, alpha, beta):
+    """``max(0, min(1, alpha * x + beta))``."""
     m = Arithmetic(ctx, x)
     return m.minimum(m.maximum(m.add(m.multiply(x, alpha), beta), 0.0), 1.0)
 
 
 @converts("HardSwish")
 def hard_swish(ctx, node, x):
-    return Arithmetic(ctx, x).multiply(x, _hard_sigmoid(ctx, x, 1 / 6, 0.5))
+    return Arithmetic(ctx, x).multiply(x, hard_sigmoid_of(ctx, x, 1 / 6, 0.5))
 
 
 @converts("Swish")

@@ -6,7 +6,7 @@ from tvm import relax
 from ..registry import converts
 from ..values import is_constant, shape_of
 from .elementwise import Arithmetic
-from .shape import _product, axes_of, part, reshaped
+from .shape import product_of, axes_of, part, reshaped
 
 _REDUCTIONS = {
     "ReduceMean": relax.op.mean,
@@ -54,7 +54,7 @@ def softmax(ctx, node, x):
     if all(isinstance(d, int) and d == 1 for d in shape[axis + 1 :]):
         return ctx.emit(op(ctx.tensor(x), axis))
     # Before opset 13 everything from the axis on was one axis.
-    flat = reshaped(ctx, x, [_product(shape[:axis]), _product(shape[axis:])])
+    flat = reshaped(ctx, x, [product_of(shape[:axis]), product_of(shape[axis:])])
     return reshaped(ctx, ctx.emit(op(ctx.tensor(flat), 1)), shape)
 
 
@@ -145,10 +145,8 @@ def instance_normalisation(ctx, node, x, scale, bias):
 @converts("GroupNormalization")
 def group_normalisation(ctx, node, x, scale, bias):
     m, shape, groups = Arithmetic(ctx, x), ctx.static(x), int(node.attrs["num_groups"])
-    parts = reshaped(ctx, x, [shape[0], groups, _product(shape[1:]) // groups])
+    parts = reshaped(ctx, x, [shape[0], groups, product_of(shape[1:]) // groups])
     result, *_ = _standardised(ctx, parts, [2], float(node.attrs.get("epsilon", 1e-5)))
-    if node.opset < 21:  # one scale and one bias for each group
-        scale, bias = (np.repeat(ctx.array(a, "scale and bias"), shape[1] // groups) for a in (scale, bias))
     result = reshaped(ctx, result, shape)
     return m.add(m.multiply(result, _per_channel(ctx, scale, len(shape))), _per_channel(ctx, bias, len(shape)))
 

@@ -81,10 +81,11 @@ def flatten(ctx, node, x):
     shape = shape_of(x)
     axis = node.attrs.get("axis", 1)
     axis = axis + len(shape) if axis < 0 else axis
-    return reshaped(ctx, x, [_product(shape[:axis]), _product(shape[axis:])])
+    return reshaped(ctx, x, [product_of(shape[:axis]), product_of(shape[axis:])])
 
 
-def _product(dims):
+def product_of(dims):
+    """Product of dimensions, 1 for none."""
     result = 1
     for dim in dims:
         result = dim if isinstance(result, int) and result == 1 else result * dim
