@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 
-
 class _Package(types.ModuleType):
     """Keeps ``bnntvm.build`` the function: importing the submodule ``bnntvm.build`` would put the module in its place."""
 

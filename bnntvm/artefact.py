@@ -25,6 +25,7 @@ import struct
 import tempfile
 
 from bnntvm.errors import ArtefactError, TargetError
+from bnntvm.targets.x86 import host_flags
 
 FORMAT = 1
 MAGIC = b"bnntvm\r\n"  # a transfer in text mode breaks the line end, and with it the magic
@@ -77,7 +78,10 @@ def write(library, manifest, path, library_bytes=None):
         part = None
     except OSError as error:
         raise ArtefactError(
-            "the artefact could not be written", where=str(path), why=error.strerror or str(error), hint="check folder, rights and free space"
+            "the artefact could not be written",
+            where=str(path),
+            why=error.strerror or str(error),
+            hint="check folder, rights and free space",
         ) from error
     finally:
         if part is not None:
@@ -171,7 +175,9 @@ def _verify(file, path):
         size = os.fstat(file.fileno()).st_size
         footer = os.pread(file.fileno(), _FOOTER_BYTES, max(0, size - _FOOTER_BYTES))
         if len(footer) < _FOOTER_BYTES or not footer.endswith(MAGIC):
-            raise ArtefactError("not a bnntvm artefact", where=path, why=_guess(file, size), hint="make one with `bnntvm build MODEL -o OUT.bnn`")
+            raise ArtefactError(
+                "not a bnntvm artefact", where=path, why=_guess(file, size), hint="make one with `bnntvm build MODEL -o OUT.bnn`"
+            )
         library_bytes, manifest_bytes = _LENGTHS.unpack_from(footer)
         if library_bytes + manifest_bytes + _FOOTER_BYTES != size:
             raise ArtefactError(
@@ -210,7 +216,10 @@ def _parse(text, path):
     version = manifest.get("format") if isinstance(manifest, dict) else None
     if version != FORMAT:
         raise ArtefactError(
-            f"the artefact has format {version}", where=path, why=f"this bnntvm reads format {FORMAT}", hint="build it again with this version"
+            f"the artefact has format {version}",
+            where=path,
+            why=f"this bnntvm reads format {FORMAT}",
+            hint="build it again with this version",
         )
     bad = [key for key, kind in _REQUIRED.items() if not isinstance(manifest.get(key), kind)]
     if bad:
@@ -235,25 +244,12 @@ def check_machine(file, manifest, where):
                 f"built for {built_for}, this machine is {here}", where=where, hint="run it there, or build it again for this machine"
             )
     target = manifest["target"]
-    flags = cpu_flags()
-    missing = [flag for flag in target.get("needs", []) if flag not in flags] if flags is not None else []
+    flags = host_flags()
+    missing = [flag for flag in target.get("needs", []) if flag not in flags] if flags else []  # none: this system does not tell
     if missing:
         raise TargetError(
             f"this CPU cannot run code for {target.get('name')}",
             where=where,
             why="it lacks " + ", ".join(missing),
-            hint="build again with target=\"x86\" on this machine, or for a lower level (`bnntvm targets` lists them)",
+            hint='build again with target="x86" on this machine, or for a lower level (`bnntvm targets` lists them)',
         )
-
-
-def cpu_flags():
-    """Instruction set flags of this CPU as Linux names them, or None where they cannot be read."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return None

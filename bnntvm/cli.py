@@ -48,7 +48,12 @@ def main():
 def _build_options(command):
     """Options of every command that may build."""
     for option in (
-        click.option("--weight-tolerance", type=click.FloatRange(0), default=0.0, help="Take weights as two-level if none is further off, relatively."),
+        click.option(
+            "--weight-tolerance",
+            type=click.FloatRange(0),
+            default=0.0,
+            help="Take weights as two-level if none is further off, relatively.",
+        ),
         click.option("--assume-nonzero", is_flag=True, help="Promise that no input of a Sign is ever exactly 0."),
         click.option("--target", default="x86", show_default=True, help="x86 (this machine), or a level that `bnntvm targets` lists."),
         click.option("--threads", type=click.IntRange(1), help="Threads [default: BNNTVM_NUM_THREADS, else one per core]."),
@@ -62,7 +67,9 @@ _MODEL = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
 
 @main.command(short_help="ONNX file to artefact.", epilog="\b\nExample:\n  bnntvm build quicknet.onnx -o quicknet.bnn --target x86-64-v3")
 @click.argument("model", type=_MODEL)
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=pathlib.Path), help="Artefact to write [default: MODEL with .bnn].")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=pathlib.Path), help="Artefact to write [default: MODEL with .bnn]."
+)
 @_build_options
 def build(model, output, **options):
     """Compile the ONNX file MODEL to an artefact."""
@@ -80,7 +87,10 @@ def build(model, output, **options):
     )
 
 
-@main.command(short_help="Run once, show or store the outputs.", epilog="\b\nExamples:\n  bnntvm run net.bnn --input images=photo.npy --output results\n  bnntvm run net.onnx --random")
+@main.command(
+    short_help="Run once, show or store the outputs.",
+    epilog="\b\nExamples:\n  bnntvm run net.bnn --input images=photo.npy --output results\n  bnntvm run net.onnx --random",
+)
 @click.argument("model", type=_MODEL)
 @click.option("-i", "--input", "inputs", multiple=True, metavar="NAME=FILE.npy", help="An input; NAME= may be left out if there is one.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=pathlib.Path), help="Folder for one .npy file per output.")
@@ -98,7 +108,10 @@ def run(model, inputs, output, random, no_check_finite, **options):
         click.echo(f"{name}: {array.dtype}{list(array.shape)}{_summary(array)}{kept}")
 
 
-@main.command(short_help="What became of each layer, and why.", epilog="\b\nExample:\n  bnntvm explain quicknet.bnn --json | jq '.layers[] | select(.kind == \"float\")'")
+@main.command(
+    short_help="What became of each layer, and why.",
+    epilog="\b\nExample:\n  bnntvm explain quicknet.bnn --json | jq '.layers[] | select(.kind == \"float\")'",
+)
 @click.argument("model", type=_MODEL)
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON.")
 @_build_options
@@ -108,7 +121,10 @@ def explain(model, as_json, **options):
     click.echo(json.dumps(report.as_dict(), indent=1) if as_json else str(report))
 
 
-@main.command(short_help="Time single runs.", epilog="\b\nExamples:\n  bnntvm bench net.onnx --compare --threads 1\n  bnntvm bench net.bnn --onnx net.onnx --batch 8")
+@main.command(
+    short_help="Time single runs.",
+    epilog="\b\nExamples:\n  bnntvm bench net.onnx --compare --threads 1\n  bnntvm bench net.bnn --onnx net.onnx --batch 8",
+)
 @click.argument("model", type=_MODEL)
 @click.option("--compare", is_flag=True, help="Measure ONNX Runtime too, in turns.")
 @click.option("--onnx", type=_MODEL, help="ONNX file to compare with where MODEL is an artefact.")
@@ -134,14 +150,12 @@ def bench(model, compare, onnx, batch, repeat, **options):
 @main.command(short_help="Instruction-set levels.")
 def targets():
     """List the instruction-set levels, and which of them this machine can run."""
-    from bnntvm.artefact import cpu_flags
-    from bnntvm.targets.x86 import LEVELS
+    from bnntvm.targets.x86 import LEVELS, host_flags, host_level
 
-    flags = cpu_flags() or frozenset()
-    best = next((level for level in LEVELS if level.needs <= flags), None)
+    flags, best = host_flags(), host_level()
     for level in LEVELS:
         missing = sorted(level.needs - flags)
-        state = "yes, what x86 means here" if level is best else "yes" if not missing else "no, lacks " + ", ".join(missing)
+        state = "no, lacks " + ", ".join(missing) if missing else "yes, what x86 means here" if level is best else "yes"
         click.echo(f"{level.name:<20} {32 * level.lanes:>4} bit  popcount: {level.popcount:<8} this machine: {state}")
 
 
@@ -162,7 +176,9 @@ def _progress(text):
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=Console(stderr=True), transient=True
+    ) as progress:
         progress.add_task(text.replace("[", "\\["))
         yield
 
@@ -195,12 +211,14 @@ def _read_inputs(module, inputs):
         try:
             feed[name] = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise InputError(f"the file for input {name!r} could not be read", where=path, why=str(error), hint="give a .npy file") from error
+            raise InputError(
+                f"the file for input {name!r} could not be read", where=path, why=str(error), hint="give a .npy file"
+            ) from error
     return feed
 
 
 def _store(outputs, folder):
-    """Write every output to ``folder``; returns output name -> path. Names become file names: characters that cannot be in one are replaced."""
+    """Write every output to ``folder``; returns output name -> path. Characters of a name that cannot be in a file name are replaced."""
     import numpy as np
 
     files = {}

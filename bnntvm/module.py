@@ -67,9 +67,9 @@ class Module:
     file : binary file
         Shared library or artefact, open for reading.
     manifest : dict
-        ``format``, ``bnntvm`` (version), ``target`` (``name``, ``needs``: CPU flags), ``inputs`` and ``outputs`` (lists of ``name``, ``shape``,
-        ``dtype``), ``overridable`` (name -> ``shape``, ``dtype``, ``sha256`` of the C-order bytes), ``layers`` (see ``bnntvm.report.Layer``),
-        ``constants_bytes``, ``code_bytes``, ``workspace_bytes``, ``options``.
+        ``format``, ``bnntvm`` (version), ``target`` (``name``, ``needs``: CPU flags), ``inputs`` and ``outputs`` (lists of ``name``,
+        ``shape``, ``dtype``), ``overridable`` (name -> ``shape``, ``dtype``, ``sha256`` of the C-order bytes), ``layers`` (see
+        ``bnntvm.report.Layer``), ``constants_bytes``, ``code_bytes``, ``workspace_bytes``, ``options``.
     library_bytes : int, optional
         Length of the library where the file is an artefact.
     threads : int, optional
@@ -224,7 +224,9 @@ class Module:
     def _match(self, feed):
         """The feed as arrays in the order of the inputs, of declared type and shape, and whether all dynamic dimensions are 1."""
         if not isinstance(feed, Mapping):
-            raise InputError(f"run takes a dict of input name to array, not {type(feed).__name__}", hint="module(array) for a network with one input")
+            raise InputError(
+                f"run takes a dict of input name to array, not {type(feed).__name__}", hint="module(array) for a network with one input"
+            )
         self._check_names(feed)
         arrays, sizes = [], {}
         for info in self.inputs:
@@ -296,7 +298,9 @@ def _load_library(file):
     except BnnError:
         raise
     except Exception as error:
-        raise ArtefactError("the compiled library could not be loaded", where=file.name, why=_first_line(error), hint="build it again") from error
+        raise ArtefactError(
+            "the compiled library could not be loaded", where=file.name, why=_first_line(error), hint="build it again"
+        ) from error
 
 
 _loads = itertools.count(1)
@@ -343,10 +347,15 @@ def _check_shape(shape, info, sizes):
     """Compare with the declared shape. ``sizes`` collects name -> (size, input) of dynamic dimensions over all inputs."""
 
     def refuse(why, hint=None):
-        raise InputError(f"input {info.name!r} has shape {_shape_text(shape)}, the network takes {_shape_text(info.shape)}", why=why, hint=hint)
+        raise InputError(
+            f"input {info.name!r} has shape {_shape_text(shape)}, the network takes {_shape_text(info.shape)}", why=why, hint=hint
+        )
 
     if len(shape) != len(info.shape):
-        refuse(f"{len(shape)} dimensions instead of {len(info.shape)}", "a single image still needs its batch dimension" if len(shape) < len(info.shape) else None)
+        refuse(
+            f"{len(shape)} dimensions instead of {len(info.shape)}",
+            "a single image still needs its batch dimension" if len(shape) < len(info.shape) else None,
+        )
     for axis, (got, want) in enumerate(zip(shape, info.shape)):
         if isinstance(want, int):
             if got != want:

@@ -20,7 +20,8 @@ class Layer:
     op : str
         Its ONNX operator.
     kind : str
-        ``binary`` (one plane times one plane), ``bitserial`` (more planes), ``int8``, ``weight-only`` (packed weights, float data), ``float``.
+        ``binary`` (one plane times one plane), ``bitserial`` (more planes), ``int8``, ``weight-only`` (packed weights, float data), or
+        ``float``.
     reason : str
         Why the layer is not on bits; empty where it is.
     kernel : str

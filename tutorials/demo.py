@@ -70,7 +70,9 @@ def main():
     classes = module(images).argmax(1)
     session = onnxruntime_session()
     same = int((classes == session.run(None, {"image": images})[0].argmax(1)).sum())
-    print(f"accuracy on {len(labels)} held-out digits: {(classes == labels).mean():.2%}; ONNX Runtime gives the same class for {same} of them\n")
+    print(
+        f"accuracy on {len(labels)} held-out digits: {(classes == labels).mean():.2%}; ONNX Runtime gives the same class for {same} of them\n"
+    )
 
     compare_speed(module, session, images)
 
@@ -78,7 +80,9 @@ def main():
         folder = pathlib.Path(name)
         module.export(folder / "digits.bnn")
         size, onnx_size = (folder / "digits.bnn").stat().st_size, MODEL.stat().st_size
-        print(f"\nartefact {size / 1000:.0f} kB ({module.report.constants_bytes / 1000:.0f} kB of it constants), ONNX file {onnx_size / 1000:.0f} kB")
+        print(
+            f"\nartefact {size / 1000:.0f} kB ({module.report.constants_bytes / 1000:.0f} kB of it constants), ONNX file {onnx_size / 1000:.0f} kB"
+        )
         print("in a process of its own: ", end="", flush=True)
         again = run_in_fresh_process(folder / "digits.bnn", images, folder)
     print(f"the same classes there: {bool((again == classes).all())}")

@@ -107,7 +107,15 @@ def export(model, path):
             block.weight.copy_(binarise(block.weight))
     path.parent.mkdir(exist_ok=True)
     names = dict(input_names=["image"], output_names=["logits"])
-    torch.onnx.export(model, (torch.zeros(1, 1, 8, 8),), path, dynamo=False, opset_version=17, dynamic_axes={"image": {0: "N"}, "logits": {0: "N"}}, **names)
+    torch.onnx.export(
+        model,
+        (torch.zeros(1, 1, 8, 8),),
+        path,
+        dynamo=False,
+        opset_version=17,
+        dynamic_axes={"image": {0: "N"}, "logits": {0: "N"}},
+        **names,
+    )
 
 
 def main():

@@ -10,7 +10,15 @@ OFFSET = np.linspace(-1, 1, 3 * 8 * 8, dtype=np.float32).reshape(1, 3, 8, 8)
 LAYERS = [
     {"node": "conv1", "output": "c1", "op": "Conv", "kind": "binary", "reason": "", "kernel": "binary_conv2d_0", "macs": 1_000_000}
     | {"weight_bytes": 1_000, "float_bytes": 32_000, "planes": "1x1"},
-    {"node": "fc", "output": "y", "op": "Gemm", "kind": "float", "reason": "its weights take 300 levels", "kernel": "float_dense_0", "macs": 500}
+    {
+        "node": "fc",
+        "output": "y",
+        "op": "Gemm",
+        "kind": "float",
+        "reason": "its weights take 300 levels",
+        "kernel": "float_dense_0",
+        "macs": 500,
+    }
     | {"weight_bytes": 2_000, "float_bytes": 2_000, "planes": ""},
 ]
 

@@ -67,7 +67,9 @@ def test_every_flipped_bit_is_noticed(net):
     bnntvm.load(net)
 
 
-@pytest.mark.parametrize("content, why", [(b"", "empty"), (b"\x08\x07\x12\x04" * 30, "ONNX"), (b"\x7fELF" * 30, "cut short"), (b"zip" * 40, "magic")])
+@pytest.mark.parametrize(
+    "content, why", [(b"", "empty"), (b"\x08\x07\x12\x04" * 30, "ONNX"), (b"\x7fELF" * 30, "cut short"), (b"zip" * 40, "magic")]
+)
 def test_foreign_files_are_named_for_what_they_look_like(tmp_path, content, why):
     path = tmp_path / "foreign.bnn"
     path.write_bytes(content)

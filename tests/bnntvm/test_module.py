@@ -39,7 +39,9 @@ def _read_only(array):
     return copy
 
 
-@pytest.mark.parametrize("form", [np.asarray, np.asfortranarray, _big_endian, _strided, _misaligned, _read_only, np.ndarray.tolist, lambda a: list(a)])
+@pytest.mark.parametrize(
+    "form", [np.asarray, np.asfortranarray, _big_endian, _strided, _misaligned, _read_only, np.ndarray.tolist, lambda a: list(a)]
+)
 def test_every_form_of_the_same_values_gives_the_same_result(one_input, module, images, form):
     before = images.copy()
     outputs = module.run({"x": form(images)})
@@ -217,7 +219,8 @@ def test_loading_and_running_maps_neither_compiler_nor_tvm_package(module, tmp_p
         module = bnntvm.load(sys.argv[1], threads=1)
         module.run({"x": numpy.load(sys.argv[2])})
         grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        print("libtvm_compiler" in open("/proc/self/maps").read(), "tvm" in sys.modules, "torch" in sys.modules, "onnx" in sys.modules, grown)
+        compiler = "libtvm_compiler" in open("/proc/self/maps").read()
+        print(compiler, *(name in sys.modules for name in ("tvm", "torch", "onnx")), grown)
         """,
         tmp_path / "net.bnn",
         tmp_path / "x.npy",

@@ -68,6 +68,8 @@ def test_json():
     assert plain["layers"] == LAYERS and plain["constants_bytes"] == 3_000 and plain["target"] == "x86-64-v2"
 
 
-@pytest.mark.parametrize("count, text", [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (999_600, "1 MB"), (4_234_567, "4.23 MB"), (5e12, "5e+03 GB")])
+@pytest.mark.parametrize(
+    "count, text", [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (999_600, "1 MB"), (4_234_567, "4.23 MB"), (5e12, "5e+03 GB")]
+)
 def test_human_bytes(count, text):
     assert human_bytes(count) == text
