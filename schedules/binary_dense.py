@@ -170,40 +170,22 @@ class _Kernel:
         return tir.when(total == height * self.spec.in_features, self._product(height, block, first, masked=False), slow)
 
     def _product(self, height, block, first, masked):
-        count, total, body = self._counter(height, block, first, masked)
+        acc = tir.Registers("acc", height * self.vectors, "int32", self.lanes)
+        body = [*acc.allocate, *acc.fill(tir.splat(0, "int32", self.lanes))]
+        count = self._count_words if self.isa.popcount == "vector" else self._count_bytes
+        body += count(acc, lambda k, add: self._step(height, block, first, k, masked, add))
         scope = {}
         for r in range(height):
-            values = [total(r, v) for v in range(self.vectors)]
-            popcounts_of = self.spec.in_features
+            values, popcounts_of = [acc.get(r * self.vectors + v) for v in range(self.vectors)], self.spec.in_features
             if self.spec.unipolar or masked:
                 base, named = tir.bind("base", tir.broadcast(tir.load(self.base, first + r), self.lanes))
                 body.append(named)
                 values, popcounts_of = [base - (p + p) for p in values], None
-            columns = block * self.width
-            body += self.emitter.emit(values, (first + r,), columns, scope, popcounts_of=popcounts_of)
+            body += self.emitter.emit(values, (first + r,), block * self.width, scope, popcounts_of=popcounts_of)
         return body
 
-    def _counter(self, height, block, first, masked):
-        """``(buffer, value(r, v), statements)``: popcounts of the tile as int32 vectors."""
-        lanes, size = self.lanes, height * self.vectors
-        acc, alloc = tir.local("acc", size * lanes, "int32")
-        zero = tir.splat(0, "int32", lanes)
-        body = [alloc, [tir.store_vector(acc, [i * lanes], zero) for i in range(size)]]
-
-        def value(r, v):
-            return tir.load_vector(acc, [(r * self.vectors + v) * lanes], lanes)
-
-        if self.isa.popcount == "vector":
-            def add(r, v, bits):
-                return tir.store_vector(acc, [(r * self.vectors + v) * lanes], value(r, v) + tir.reinterpret("int32", tirx.popcount(bits)))
-
-            body.append(self._words(0, self.depth, lambda k: self._step(height, block, first, k, masked, add)))
-        else:
-            body.append(self._count_bytes(height, block, first, masked, acc))
-        return acc, value, body
-
     def _step(self, height, block, first, k, masked, add):
-        """Word ``k`` of every row and channel of the tile."""
+        """Word ``k`` of every row and channel of the tile: ``add(index, bits)`` counts bits into an accumulator."""
         body, weights = [], []
         for v in range(self.vectors):
             w, named = tir.bind("w", tir.load_vector(self.weights, [block, k, v * self.lanes], self.lanes))
@@ -218,7 +200,7 @@ class _Kernel:
                 body.append(named)
             for v, w in enumerate(weights):
                 bits = a & w if self.spec.unipolar else a ^ w
-                body.append(add(r, v, bits if keep is None else bits & keep))
+                body.append(add(r * self.vectors + v, bits if keep is None else bits & keep))
         return body
 
     def _words(self, begin, end, step):
@@ -228,30 +210,28 @@ class _Kernel:
         body = [tir.for_("k", whole, lambda i: tir.unrolled(unroll, lambda u: step(i * unroll + (begin + u))))]
         return body + [step(tir.i64(k)) for k in range(begin + whole * unroll, end)]
 
-    def _count_bytes(self, height, block, first, masked, acc):
-        """As the vector popcount, through byte counters."""
-        lanes, size = self.lanes, height * self.vectors
-        counts, alloc = tir.local("bytes", size * 4 * lanes, "uint8")
+    def _count_words(self, acc, step):
+        """Add up popcounts of 32-bit lanes; ``step(k, add)`` gives the statements for word k of K."""
 
-        def slot(i):
-            return tir.load_vector(counts, [i * 4 * lanes], 4 * lanes)
+        def add(index, bits):
+            return acc.set(index, acc.get(index) + tir.reinterpret("int32", tirx.popcount(bits)))
 
-        def add(r, v, bits):
-            i = r * self.vectors + v
-            octets = tirx.reinterpret(f"uint8x{4 * lanes}", bits)
-            return tir.store_vector(counts, [i * 4 * lanes], slot(i) + tirx.popcount(octets))
+        return self._words(0, self.depth, lambda k: step(k, add))
+
+    def _count_bytes(self, acc, step):
+        """The same without a vector popcount instruction: byte counters, widened before they can overflow."""
+        octets = tir.Registers("octets", len(acc.arrays), "uint8", 4 * self.lanes)
+
+        def add(index, bits):
+            return octets.set(index, octets.get(index) + tirx.popcount(tirx.reinterpret(f"uint8x{4 * self.lanes}", bits)))
 
         def chunk(begin, steps):
-            zero = tir.splat(0, "uint8", 4 * lanes)
-            body = [tir.store_vector(counts, [i * 4 * lanes], zero) for i in range(size)]
-            body += self._words(0, steps, lambda k: self._step(height, block, first, k + begin, masked, add))
-            for i in range(size):
-                old = tir.load_vector(acc, [i * lanes], lanes)
-                body.append(tir.store_vector(acc, [i * lanes], old + _sum_bytes(slot(i), lanes)))
-            return body
+            body = octets.fill(tir.splat(0, "uint8", 4 * self.lanes))
+            body += self._words(0, steps, lambda k: step(k + begin, add))
+            return body + [acc.set(i, acc.get(i) + _sum_bytes(octets.get(i), self.lanes)) for i in range(len(acc.arrays))]
 
         whole, rest = divmod(self.depth, BYTE_STEPS)
-        body = [alloc]
+        body = [*octets.allocate]
         if whole:
             body.append(tir.for_("chunk", whole, lambda i: chunk(i * BYTE_STEPS, BYTE_STEPS)))
         return body + (chunk(tir.i64(whole * BYTE_STEPS), rest) if rest else [])
@@ -266,18 +246,17 @@ class _Kernel:
         whole, rest = divmod(self.depth, lanes)
 
         def count(row):
-            acc, alloc = tir.local("sum", lanes, "int32")
-            old = tir.load_vector(acc, [0], lanes)
+            acc = tir.Registers("sum", 1, "int32", lanes)
 
             def add(word):
-                return tir.store_vector(acc, [0], old + tir.reinterpret("int32", tirx.popcount(word)))
+                return acc.set(0, acc.get(0) + tir.reinterpret("int32", tirx.popcount(word)))
 
-            body = [alloc, tir.store_vector(acc, [0], tir.splat(0, "int32", lanes))]
+            body = [*acc.allocate, *acc.fill(tir.splat(0, "int32", lanes))]
             if whole:
                 body.append(tir.for_("k", whole, lambda k: add(tir.load_vector(source, [row, k * lanes], lanes))))
             if rest:
                 body.append(add(tir.load_masked(source, [row, whole * lanes], tir.prefix_mask(rest, lanes))))
-            result = tir.constant(total, "int32") + tir.constant(sign, "int32") * tir.sum_lanes(old)
+            result = tir.constant(total, "int32") + tir.constant(sign, "int32") * tir.sum_lanes(acc.get(0))
             return [*body, tir.store(self.base, result, row)]
 
         return tir.for_("row", self.rows, count)
