@@ -70,19 +70,16 @@ def main():
     classes = module(images).argmax(1)
     session = onnxruntime_session()
     same = int((classes == session.run(None, {"image": images})[0].argmax(1)).sum())
-    print(
-        f"accuracy on {len(labels)} held-out digits: {(classes == labels).mean():.2%}; ONNX Runtime gives the same class for {same} of them\n"
-    )
+    agree = f"same class as ONNX Runtime: {same} of {len(labels)}"
+    print(f"accuracy on {len(labels)} held-out digits: {(classes == labels).mean():.2%}; {agree}\n")
 
     compare_speed(module, session, images)
 
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         module.export(folder / "digits.bnn")
-        size, onnx_size = (folder / "digits.bnn").stat().st_size, MODEL.stat().st_size
-        print(
-            f"\nartefact {size / 1000:.0f} kB ({module.report.constants_bytes / 1000:.0f} kB of it constants), ONNX file {onnx_size / 1000:.0f} kB"
-        )
+        size, onnx_size = (file.stat().st_size / 1000 for file in (folder / "digits.bnn", MODEL))
+        print(f"\nartefact {size:.0f} kB, of it {module.report.constants_bytes / 1000:.0f} kB constants; ONNX file {onnx_size:.0f} kB")
         print("in a process of its own: ", end="", flush=True)
         again = run_in_fresh_process(folder / "digits.bnn", images, folder)
     print(f"the same classes there: {bool((again == classes).all())}")

@@ -19,7 +19,7 @@ EPOCHS, BATCH, SEED = 60, 64, 0
 
 
 def split():
-    """Digits as (train images, train labels, test images, test labels): float32[N, 1, 8, 8] in [0, 1], int64[N]; every fifth is for testing."""
+    """Train images and labels, test images and labels: float32[N, 1, 8, 8] in [0, 1] and int64[N]. Every fifth digit is for testing."""
     digits = load_digits()
     images = (digits.images / 16).astype(np.float32)[:, None]
     test = np.arange(len(images)) % 5 == 4
