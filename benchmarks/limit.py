@@ -45,11 +45,10 @@ class LimitKernel:
     assembly: str
 
     def inner_loop(self) -> Counter:
-        """Instructions of the hottest loop by mnemonic: of the basic block with most vector instructions."""
-        blocks = re.split(r"^\.LBB\w+:", self.assembly, flags=re.MULTILINE)
-        counts = [Counter(re.findall(r"^\t([a-z]\w+)", b, re.MULTILINE)) for b in blocks]
-        operation = "popcnt" if self.name == "xor_popcount" else "fmadd"
-        return max(counts, key=lambda c: sum(n for op, n in c.items() if operation in op or "pshufb" in op))
+        """Instructions by mnemonic of the loop with most vector instructions: from a label to the jump back to it."""
+        loops = re.findall(r"^(\.LBB\w+):\n(.*?)^\tj\w+\t\1$", self.assembly, re.MULTILINE | re.DOTALL)
+        counts = [Counter(re.findall(r"^\t([a-z]\w+)", body, re.MULTILINE)) for _, body in loops]
+        return max(counts, key=lambda c: sum(n for op, n in c.items() if op.startswith("v")), default=Counter())
 
     def macs_per_second(self, seconds: float = 0.2) -> float:
         """Best rate of several calls; CPU time."""

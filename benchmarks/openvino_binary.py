@@ -58,10 +58,13 @@ class State:
         Memory of the u1 constants, which OpenVINO does not own: it must outlive the network.
     quantised : dict
         The FakeQuantize made for a sign, by the name of that sign: several layers share it.
+    images : dict
+        Output of a rewritten dense layer as an image [1, N, height, width], by the name of the node that flattens it to [M, N].
     """
 
     buffers: list[np.ndarray] = field(default_factory=list)
     quantised: dict[str, object] = field(default_factory=dict)
+    images: dict[str, object] = field(default_factory=dict)
 
 
 class NotBinary(Exception):
@@ -127,7 +130,7 @@ def _rewrite_conv(node, state: State):
 
 
 def _rewrite_matmul(node, state: State):
-    """A 1x1 BinaryConvolution over [M, K, 1, 1] in place of a MatMul [M, K] x [K, N]."""
+    """A 1x1 BinaryConvolution in place of a MatMul [M, K] x [K, N]; the M rows become the pixels of one image, which is the fastest form."""
     from openvino import opset1
 
     weights = _constant(node.input_value(1))
@@ -135,14 +138,23 @@ def _rewrite_matmul(node, state: State):
         raise NotBinary("not a plain dense layer")
     if not node.get_attributes()["transpose_b"]:
         weights = weights.T
-    bits = _trace(node.input_value(0), weights.shape[1])
+    units, width = weights.shape
+    bits = _trace(node.input_value(0), width)
     alpha, signs = _levels(weights)
     rows = bits.source.get_shape()[0]
-    image = opset1.reshape(bits.source, _i64([rows, weights.shape[1], 1, 1]), False).output(0)
-    quantised = _quantise(replace(bits, source=image), state)
+    image = state.images.get(bits.source.get_node().get_friendly_name())
+    if image is None:
+        height = max(d for d in range(1, int(rows**0.5) + 1) if rows % d == 0)
+        pixels = opset1.reshape(bits.source, _i64([1, height, rows // height, width]), False)
+        image = opset1.transpose(pixels, _i64([0, 3, 1, 2])).output(0)
+    quantised = _quantise(replace(bits, source=image), state, per_channel=rows > 1)
     filters = _u1(signs[:, :, None, None], state)
-    result = opset1.binary_convolution(quantised, filters, [1, 1], [0, 0], [0, 0], [1, 1], "xnor-popcount", 0.0)
-    return opset1.reshape(_scaled(result.output(0), alpha), _i64([rows, weights.shape[0]]), False).output(0)
+    convolved = opset1.binary_convolution(quantised, filters, [1, 1], [0, 0], [0, 0], [1, 1], "xnor-popcount", 0.0)
+    result = _scaled(convolved.output(0), alpha)
+    flat = opset1.reshape(opset1.transpose(result, _i64([0, 2, 3, 1])), _i64([rows, units]), False)
+    # A dense layer right behind this one takes the image as it is.
+    state.images[flat.get_friendly_name()] = result
+    return flat.output(0)
 
 
 def _i64(values: list[int]):
@@ -237,11 +249,12 @@ def _affine(output, channels: int):
     return None
 
 
-def _quantise(bits: Bits, state: State):
+def _quantise(bits: Bits, state: State, per_channel: bool = False):
     """FakeQuantize of an image [N, C, H, W] with two levels, 0 and 1, and a threshold per channel.
 
     It gives the upper output where x > threshold. ``scale * x + offset >= 0`` is x >= t with t = -offset / scale for a positive scale,
-    x <= t for a negative one.
+    x <= t for a negative one. A single threshold is written as a scalar, unless ``per_channel``: OpenVINO moves a scalar FakeQuantize
+    across reshapes, and its binary form then fails because it needs an image.
     """
     from openvino import opset1
 
@@ -254,7 +267,7 @@ def _quantise(bits: Bits, state: State):
     below = np.nextafter(threshold, np.float32(-np.inf))
     threshold = np.where(positive == bits.zero_is_one, below, threshold)
     shape = [1, -1, 1, 1]
-    if np.all(threshold == threshold[0]) and np.all(positive):
+    if not per_channel and np.all(threshold == threshold[0]) and np.all(positive):
         threshold, positive = threshold[:1], positive[:1]
 
     def constant(values):
