@@ -49,18 +49,18 @@ def default_schedule(spec, isa):
     Schedule
     """
     vectors = tile_vectors(spec.out_channels, spec.epilogue, isa)
-    window = flattened(spec.window, _most_pixels(vectors, isa))
-    return Schedule(windows.even_tile(window.out_width, _most_pixels(vectors, isa)), vectors, _task_rows(spec, window))
+    window = flattened(spec.window, most_pixels(vectors, isa))
+    return Schedule(windows.even_tile(window.out_width, most_pixels(vectors, isa)), vectors, _task_rows(spec, window))
 
 
 def space(spec, isa):
     """Valid schedules, the default one first."""
     first = default_schedule(spec, isa)
     vectors, found = first.vectors, [first]
-    window = flattened(spec.window, _most_pixels(vectors, isa))
-    for most in (_most_pixels(vectors, isa), 12, 8, 6):
+    window = flattened(spec.window, most_pixels(vectors, isa))
+    for most in (most_pixels(vectors, isa), 12, 8, 6):
         for rows in (1, 4, window.out_height):
-            pixels = windows.even_tile(window.out_width, min(most, _most_pixels(vectors, isa)))
+            pixels = windows.even_tile(window.out_width, min(most, most_pixels(vectors, isa)))
             found.append(Schedule(pixels, vectors, min(rows, window.out_height)))
     return list(dict.fromkeys(found))
 
@@ -71,7 +71,7 @@ def tile_vectors(out_channels, epilogue, isa):
     return min(most, -(-out_channels // isa.lanes))
 
 
-def _most_pixels(vectors, isa):
+def most_pixels(vectors, isa):
     """Pixels of the largest tile whose accumulators, weights (or broadcasts) and one temporary fit in the registers."""
     most = max(p for p in range(1, isa.registers) if p == 1 or p * vectors + min(p, vectors) + 1 <= isa.registers)
     return min(most, 28)
@@ -174,7 +174,7 @@ class _Kernel:
     def __init__(self, spec, schedule, isa):
         self.spec, self.schedule, self.lanes = spec, schedule, isa.lanes
         window = spec.window
-        self.window = flattened(window, _most_pixels(schedule.vectors, isa))
+        self.window = flattened(window, most_pixels(schedule.vectors, isa))
         self.flat = self.window is not window
         self.blocks = _blocks(spec, schedule, isa)
         self.batch = tirx.Var("n", "int64")
