@@ -1,8 +1,8 @@
 """The kernel of a packed binary convolution: loops, addresses and what surrounds the inner loop.
 
-Loop order, outermost first: tasks (image, block of rows, block of output channels; parallel) - 32 output channels - rows - tiles of pixels -
-groups of vectors of channels - kernel rows - kernel columns and input words. The weights of 32 output channels stay in the first-level
-cache while all rows of the task use them. There is no im2col buffer and no padded copy.
+Loop order, outermost first: tasks (image, rows, blocks of output channels; parallel), blocks of 32 output channels, rows, tiles of pixels,
+vectors of channels, kernel rows, kernel columns and input words. The weights of a block stay in the first-level cache while all rows of the
+task use them. There is no im2col buffer and no padded copy.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class Kernel:
         if not self.spec.zeros:
             return [results, self.source(row, rows), nest(self.fast_adder)]
         found, scan = self.scan_zeros(row, rows)
-        return [results, scan, T.when(found == T.constant(0, "int32"), [self.source(row, rows), nest(self.fast_adder)], nest(EncodedZeros if self.fast_adder is CarrySave else Zeros))]
+        slow_adder = EncodedZeros if self.fast_adder is CarrySave else Zeros
+        fast = [self.source(row, rows), nest(self.fast_adder)]
+        return [results, scan, T.when(found == T.constant(0, "int32"), fast, nest(slow_adder))]
 
     @staticmethod
     def _count(total, per_task, first):

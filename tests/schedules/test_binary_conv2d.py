@@ -1,0 +1,206 @@
+"""The packed binary convolution against numpy: shapes, strides, pads, dilations, groups, planes, schedules and all ISA levels."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tvm
+import tvm_ffi
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bnntvm.schedules import binary_conv2d, epilogue
+from bnntvm.spec import BinaryConv2d, Epilogue, EpilogueInput, Output, Step, Window, store
+from bnntvm.targets.x86 import LEVELS
+
+with open("/proc/cpuinfo") as _file:
+    _FLAGS = set(next(line for line in _file if line.startswith("flags")).split())
+ISAS = [isa for isa in LEVELS if isa.needs <= _FLAGS]
+BEST, WORST = ISAS[0], ISAS[-1]
+
+DOTS = store("int32", "int32")
+
+
+def threshold(op):
+    """Packed bits of a comparison with one integer for each channel."""
+    return Epilogue((EpilogueInput("channel", "int32"),), (Step(op, (0, 1), "bool"),), (Output("bits", 2),))
+
+
+#: Dot products and bits; the thresholds are used twice, rounded in different directions.
+TWICE = Epilogue(
+    (EpilogueInput("channel", "int32"),),
+    (Step("less", (0, 1), "bool"), Step("greater", (0, 1), "bool")),
+    (Output("bits", 2), Output("bits", 3)),
+)
+SCALED = Epilogue(
+    (EpilogueInput("channel"), EpilogueInput("channel"), EpilogueInput("tensor"), EpilogueInput("words", "uint32")),
+    (Step("cast", (0,)), Step("multiply", (5, 1)), Step("add", (6, 2)), Step("add", (7, 3)), Step("less", (8, 0.0), "bool")),
+    (Output("tensor", 8), Output("bits", 9, flip=4)),
+)
+EPILOGUES = [DOTS, threshold("greater_equal"), threshold("greater"), threshold("less"), threshold("less_equal"), threshold("equal"),
+             TWICE, SCALED]  # fmt: skip
+
+
+def operands(spec, batch, rng, zero_images):
+    """Random data, canonical weights, the mask (zeros in the images ``zero_images`` only) and epilogue inputs."""
+    window, bits = spec.window, spec.in_channels // spec.groups
+    planes = (batch, window.in_height, window.in_width, spec.groups, bits)
+    shape = planes[:3] + (-1,)
+    zeros = rng.random(planes) < 0.1
+    zeros[[i for i in range(batch) if i not in zero_images]] = False
+    data = (rng.random(planes) < 0.5) & ~(zeros & spec.zeros)
+    weights = epilogue.pack(rng.random((spec.out_channels, *window.kernel, bits)) < 0.5)
+    words = -(-bits // 32) * spec.groups
+    result = [epilogue.pack(data).reshape(*shape[:3], words), weights]
+    if spec.zeros:
+        result.append(epilogue.pack(zeros).reshape(*shape[:3], words))
+    dims = (batch, window.out_height, window.out_width)
+    return result, [_epilogue_input(e, epilogue.input_shape(e, spec.out_channels, dims), rng) for e in spec.epilogue.inputs]
+
+
+def _epilogue_input(operand, shape, rng):
+    if operand.dtype == "int32":  # near the middle, with thresholds that nothing reaches among them
+        return rng.choice(np.r_[np.arange(-9, 10), -(2**31), 2**31 - 1], shape).astype("int32")
+    if operand.dtype == "uint32":
+        return rng.integers(0, 2**32, shape).astype("uint32")
+    return rng.standard_normal(shape).astype("float32")
+
+
+def run(spec, schedule, isa, inputs, epilogue_inputs):
+    """Build, compile and run; the outputs as numpy arrays."""
+    function = binary_conv2d.build(spec, schedule, isa)
+    module = tvm.compile(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}),
+                         target=tvm.target.Target({"kind": "llvm", "mcpu": isa.mcpu}))  # fmt: skip
+    packed = [inputs[0], binary_conv2d.pack_weights(spec, schedule, isa, inputs[1]), *inputs[2:]]
+    dims = (len(inputs[0]), spec.window.out_height, spec.window.out_width)
+    outputs = [np.full(epilogue.output_shape(o, spec.out_channels, dims), 123, epilogue.output_dtype(o)) for o in spec.epilogue.outputs]
+    tensors = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (*packed, *epilogue_inputs, *outputs)]
+    module["main"](*tensors)
+    return [t.numpy() for t in tensors[len(tensors) - len(outputs) :]]
+
+
+def check(spec, isa, schedule=None, batch=2, zero_images=(1,), seed=0):
+    """The kernel and the reference give equal results, bit for bit."""
+    inputs, epilogue_inputs = operands(spec, batch, np.random.default_rng(seed), zero_images)
+    expected = binary_conv2d.reference(spec, inputs, epilogue_inputs)
+    got = run(spec, schedule or binary_conv2d.default_schedule(spec, isa), isa, inputs, epilogue_inputs)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_reference_is_a_convolution_of_signs():
+    """The reference itself against a sum written out by hand."""
+    spec = BinaryConv2d(Window(2, 3, (2, 2), (1, 1), (1, 0, 0, 1)), 33, 2, epilogue=DOTS)
+    inputs, _ = operands(spec, 1, np.random.default_rng(3), ())
+    signs = 1 - 2 * epilogue.unpack(inputs[0], 33).astype(int)
+    kernel = 1 - 2 * epilogue.unpack(inputs[1], 33).astype(int)
+    (got,) = binary_conv2d.reference(spec, inputs, [])
+    for y in range(2):
+        for x in range(3):
+            for o in range(2):
+                taps = [(r, s) for r in range(2) for s in range(2) if 0 <= y + r - 1 < 2 and x + s < 3]
+                assert got[0, y, x, o] == sum(signs[0, y + r - 1, x + s] @ kernel[o, r, s] for r, s in taps)
+
+
+@st.composite
+def windows(draw):
+    """Windows with at least one output pixel; pads may exceed the kernel's reach."""
+    kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 3), (2, 3), (1, 5), (5, 5), (7, 1)]))
+    strides = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 3)]))
+    dilations = draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (1, 3)]))
+    pads = draw(st.sampled_from([(0, 0, 0, 0), (1, 1, 1, 1), (1, 1, 1, 1), (2, 2, 2, 2), (0, 1, 2, 3), (4, 5, 3, 5)]))
+    smallest = [max(1, d * (k - 1) + 1 - pads[i] - pads[i + 2]) for i, (k, d) in enumerate(zip(kernel, dilations))]
+    height, width = (draw(st.integers(low, max(low, 9))) for low in smallest)
+    return Window(height, draw(st.sampled_from([width, width + 8, width + 25])), kernel, strides, pads, dilations)
+
+
+@st.composite
+def cases(draw):
+    """A specification, one of its schedules, an ISA level and a batch."""
+    groups = draw(st.sampled_from([1, 1, 1, 1, 2, 3]))
+    depthwise = draw(st.integers(0, 7)) == 0
+    if depthwise:
+        groups = draw(st.sampled_from([5, 32, 40]))
+    inputs = groups * (1 if depthwise else draw(st.sampled_from([1, 31, 32, 37, 64, 64, 96, 128, 160])))
+    outputs = groups * draw(st.sampled_from([1, 2] if depthwise else [1, 16, 32, 37, 64]))
+    unipolar, zeros = draw(st.sampled_from([(False, False), (False, False), (False, False), (True, False), (False, True)]))
+    spec = BinaryConv2d(draw(windows()), inputs, outputs, groups, unipolar, zeros, draw(st.sampled_from(EPILOGUES)))
+    isa = draw(st.sampled_from([BEST, BEST, *ISAS]))
+    schedules = binary_conv2d.space(spec, isa)
+    schedule = random.Random(draw(st.integers(0, 999))).choice([schedules[0], *schedules])
+    split = replace(schedule, task_rows=draw(st.integers(1, 4)), task_blocks=draw(st.integers(1, 2)))
+    zero_images = draw(st.sampled_from([(), (0,), (0, 1)]))
+    return spec, isa, draw(st.sampled_from([schedule, split])), draw(st.integers(1, 2)), zero_images
+
+
+@settings(max_examples=130, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(cases(), st.integers(0, 99))
+def test_any_convolution(case, seed):
+    spec, isa, schedule, batch, zero_images = case
+    check(spec, isa, schedule, batch, [i for i in zero_images if i < batch], seed)
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("size, channels, kernel", [(8, 128, 3), (7, 64, 3), (14, 96, 1)])
+def test_usual_layers(isa, size, channels, kernel):
+    """Layers of published networks, made small, in the packed chain."""
+    pad = kernel // 2
+    window = Window(size, size, (kernel, kernel), (1, 1), (pad,) * 4)
+    check(BinaryConv2d(window, channels, channels, epilogue=threshold("greater_equal")), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_counters_do_not_overflow(isa):
+    """All bits differ in a long sum: 8-bit counters would wrap."""
+    spec = BinaryConv2d(Window(5, 5, (5, 5), (1, 1), (2, 2, 2, 2)), 288, 32, epilogue=DOTS)
+    inputs, _ = operands(spec, 1, np.random.default_rng(0), ())
+    inputs = [np.zeros_like(inputs[0]), np.full_like(inputs[1], 2**32 - 1)]
+    (expected,) = binary_conv2d.reference(spec, inputs, [])
+    (got,) = run(spec, binary_conv2d.default_schedule(spec, isa), isa, inputs, [])
+    assert expected.min() == -25 * 288
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("zero_images", [(), (0,), (2,)])
+def test_zeros_in_some_images_only(zero_images):
+    """Images with and without zeros take different paths of one kernel."""
+    spec = BinaryConv2d(Window(9, 9, (3, 3), (1, 1), (1, 1, 1, 1)), 64, 64, zeros=True, epilogue=threshold("greater_equal"))
+    check(spec, BEST, batch=3, zero_images=zero_images)
+
+
+def test_one_zero_is_found_wherever_it_is():
+    """Every word of the mask is looked at."""
+    spec = BinaryConv2d(Window(3, 3, (3, 3), (1, 1), (1, 1, 1, 1)), 96, 32, zeros=True, epilogue=DOTS)
+    schedule = binary_conv2d.default_schedule(spec, BEST)
+    inputs, _ = operands(spec, 27, np.random.default_rng(0), ())
+    mask = inputs[2].reshape(27, -1)
+    mask[np.arange(27), np.arange(27)] = 1 << np.arange(27, dtype="uint32")
+    inputs[0] &= ~inputs[2]
+    (expected,) = binary_conv2d.reference(spec, inputs, [])
+    (got,) = run(spec, schedule, BEST, inputs, [])
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_empty_batch():
+    spec = BinaryConv2d(Window(4, 4, (3, 3)), 64, 32, epilogue=DOTS)
+    check(spec, BEST, batch=0, zero_images=())
+
+
+def test_weights_take_one_bit_each():
+    """Packed weights are as many words as the canonical ones when channels fill words."""
+    spec = BinaryConv2d(Window(8, 8, (3, 3)), 64, 96)
+    weights = np.arange(96 * 9 * 2, dtype="uint32").reshape(96, 3, 3, 2)
+    for isa in LEVELS:
+        for schedule in binary_conv2d.space(spec, isa):
+            assert binary_conv2d.pack_weights(spec, schedule, isa, weights).nbytes == weights.nbytes
+
+
+def test_no_buffer_for_im2col():
+    """What a kernel allocates is registers, one tile and at most a copy of the input rows that its task reads."""
+    spec = BinaryConv2d(Window(56, 56, (3, 3), (1, 1), (1, 1, 1, 1)), 256, 256, epilogue=DOTS)
+    schedule = binary_conv2d.default_schedule(spec, BEST)
+    sizes = []
+    visit = (tvm.tirx.AllocBuffer, lambda node: sizes.append(4 * int(np.prod([int(d) for d in node.buffer.shape]))))
+    tvm_ffi.structural_walk(binary_conv2d.build(spec, schedule, BEST).body, visit)
+    assert sizes and max(sizes) <= (schedule.task_rows + 2) * 56 * 8 * 4
