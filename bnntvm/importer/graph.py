@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+import onnx
+import onnx.inliner
+import onnx.shape_inference
 import tvm
 from onnx import TensorProto, helper
 from tvm import relax, tirx
@@ -91,8 +94,11 @@ class Context:
     def emit(self, expr, hint=None):
         """Bind ``expr``, whose arguments are variables and constants, to a new variable and return that."""
         expr = self._builder.normalize(expr)
-        if isinstance(expr.ty, relax.TensorType) and any(isinstance(d, int) and d == 0 for d in shape_of(expr)):
-            raise UnsupportedError("a tensor has no elements", where=self.node.where, why=f"its shape is {shape_of(expr)}")
+        if isinstance(expr.ty, relax.TensorType):
+            if not isinstance(expr.ty.shape, relax.ShapeExpr):
+                raise self.unsupported("the shape of a result depends on the batch in a way that cannot be followed")
+            if any(isinstance(d, int) and d == 0 for d in shape_of(expr)):
+                raise self.unsupported("a tensor has no elements", why=f"its shape is {list(shape_of(expr))}")
         var = relax.DataflowVar(self._fresh(hint or (self.node.outputs[0] if self.node else "value")), expr.ty)
         self.bindings.append(relax.VarBinding(var, expr))
         return var
@@ -229,7 +235,7 @@ def import_model(model_source):
     inputs = [_input_info(value) for value in real_inputs]
     half = {value.name for value in real_inputs if value.type.tensor_type.elem_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16)}
     output_types = {value.name: _type_name(value.type.tensor_type.elem_type) for value in graph.output}
-    model = source.without_half(model)
+    model = _expanded(source.without_half(model))
     graph = model.graph
     nodes = _nodes(model)
     _check_operators(nodes)
@@ -248,6 +254,22 @@ def import_model(model_source):
     ]
     overridable = {value.name: initializers[value.name] for value in graph.input if value.name in declared}
     return Imported(_module(ctx, parameters, results), inputs, outputs, ctx.layers, overridable)
+
+
+def _expanded(model):
+    """The model with operators that have no converter replaced by the function that ONNX defines them by, where it does."""
+    domains = {o.domain: o.version for o in model.opset_import if o.domain in ("", "ai.onnx")}
+    names = set()
+    for node in model.graph.node:
+        if node.domain not in domains or registry.lookup(node.domain, node.op_type) or node.op_type in FOLD_ONLY | _CONTROL_FLOW:
+            continue
+        schema = onnx.defs.get_schema(node.op_type, domains[node.domain], "")
+        if schema.has_function or schema.has_context_dependent_function:
+            names.add((node.domain, node.op_type))
+    if not names:
+        return model
+    typed = onnx.shape_inference.infer_shapes(model)  # bodies may depend on the types of their inputs
+    return onnx.inliner.inline_selected_functions(typed, sorted(names), inline_schema_functions=True)
 
 
 def _nodes(model):
@@ -308,7 +330,7 @@ def _known(node):
 
 
 #: Operators without a converter that may appear where everything is constant.
-FOLD_ONLY = {"EyeLike", "OneHot", "ScatterND", "ScatterElements", "Scatter", "NonZero", "Unique", "Compress", "Det", "Trilu", "Hardmax"}
+FOLD_ONLY = set("Compress Det EyeLike GatherND Hardmax NonZero OneHot ReverseSequence Scatter ScatterElements ScatterND Unique".split())
 
 
 def _produces_unsupported(node):

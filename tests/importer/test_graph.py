@@ -301,6 +301,16 @@ def test_local_functions_are_inlined():
     assert calls(imported) == ["relax.sign", "relax.multiply"]
 
 
+def test_operators_that_onnx_defines_by_others():
+    """No converter: the function body of the ONNX schema takes the operator's place."""
+    x = data(2, 3, 4, 4)
+    assert registry.lookup("", "MeanVarianceNormalization") is None
+    check(one("MeanVarianceNormalization", {"x": x}, axes=[0, 2, 3]), {"x": x})
+    feed = {"q": data(1, 4, 8), "k": data(1, 6, 8), "v": data(1, 6, 8)}
+    imported = check(one("Attention", feed, opset=23, q_num_heads=2, kv_num_heads=2), feed)
+    assert len(imported.layers) == 2
+
+
 def test_a_converter_from_outside(monkeypatch):
     monkeypatch.setattr(registry, "CONVERTERS", dict(registry.CONVERTERS))
 

@@ -105,6 +105,8 @@ def batch_normalisation(ctx, node, x, gamma, beta, mean, variance):
     """``x * s + (beta - mean * s)`` with ``s = gamma / sqrt(var + eps)``, each operation rounded to float32 as ONNX Runtime does."""
     if node.attrs.get("training_mode", 0):
         raise ctx.unsupported("BatchNormalization in training mode is not supported", hint="export the model in evaluation mode")
+    if not node.attrs.get("spatial", 1):
+        raise ctx.unsupported("BatchNormalization with spatial=0 is not supported", hint="export the model with opset 9 or later")
     eps = np.float32(node.attrs.get("epsilon", 1e-5))
     shape = (1, -1) + (1,) * (len(shape_of(x)) - 2)
     m = Arithmetic(ctx, x)

@@ -159,7 +159,9 @@ def part(ctx, x, axis, begin, end, step=1):
 
 
 def take(ctx, x, indices, axis):
-    return ctx.emit(relax.op.take(ctx.tensor(x), ctx.const(np.asarray(indices, dtype=np.int64)), axis))
+    """``numpy.take`` with constant, valid ``indices``."""
+    # The mode "fast" would be right as well, but TVM prints a warning about it.
+    return ctx.emit(relax.op.take(ctx.tensor(x), ctx.const(np.asarray(indices, dtype=np.int64)), axis, mode="clip"))
 
 
 @converts("Slice")
