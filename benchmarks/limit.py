@@ -46,7 +46,7 @@ class LimitKernel:
 
     def inner_loop(self) -> Counter:
         """Instructions by mnemonic of the loop with most vector instructions: from a label to the jump back to it."""
-        loops = re.findall(r"^(\.LBB\w+):\n(.*?)^\tj\w+\t\1$", self.assembly, re.MULTILINE | re.DOTALL)
+        loops = re.findall(r"^(\.LBB\w+):\n((?:(?!\.LBB).*\n)*?)\tj\w+\t\1$", self.assembly, re.MULTILINE)
         counts = [Counter(re.findall(r"^\t([a-z]\w+)", body, re.MULTILINE)) for _, body in loops]
         return max(counts, key=lambda c: sum(n for op, n in c.items() if op.startswith("v")), default=Counter())
 
