@@ -298,7 +298,9 @@ def _pool(attrs, x, fill, reduce):
     pads = pads * 2 if len(pads) == spatial else pads
     wide = np.pad(x, [(0, 0), (0, 0), *zip(pads[:spatial], pads[spatial:])], constant_values=fill)
     windows = im2col(wide, kernel, attrs["strides"], [0] * (2 * spatial), attrs["dilation"])
-    inside = np.pad(np.ones(x.shape[2:], x.dtype), [*zip(pads[:spatial], pads[spatial:])], constant_values=attrs.get("count_include_pad", 0))
+    inside = np.pad(
+        np.ones(x.shape[2:], x.dtype), [*zip(pads[:spatial], pads[spatial:])], constant_values=attrs.get("count_include_pad", 0)
+    )
     counts = im2col(inside[None, None], kernel, attrs["strides"], [0] * (2 * spatial), attrs["dilation"])
     axes = tuple(range(-spatial, 0))
     result = reduce(windows, counts, axes).astype(x.dtype)

@@ -150,7 +150,10 @@ def _check_graph(model, checked, where):
         onnx.checker.check_model(checked)
     except Exception as error:  # the checker raises ValidationError, ValueError and RuntimeError, by onnx version
         raise ModelError(
-            "the ONNX model is not valid", where=where, why="; ".join(line.strip() for line in str(error).splitlines() if line.strip()), hint="export it again"
+            "the ONNX model is not valid",
+            where=where,
+            why="; ".join(line.strip() for line in str(error).splitlines() if line.strip()),
+            hint="export it again",
         ) from error
 
 

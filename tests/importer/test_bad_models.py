@@ -128,7 +128,9 @@ def test_unknown_operators_name_what_there_is():
 
 
 def test_control_flow():
-    branch = helper.make_graph([node("Identity", "x", "inner")], "branch", [], [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)])
+    branch = helper.make_graph(
+        [node("Identity", "x", "inner")], "branch", [], [helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)]
+    )
     branch.output[0].type.CopyFrom(helper.make_tensor_value_info("inner", TensorProto.FLOAT, [2, 3]).type)
     if_node = helper.make_node("If", ["c"], ["y"], name="choice", then_branch=branch, else_branch=branch)
     with pytest.raises(UnsupportedError, match="(?s)If.*choice.*control flow"):
@@ -138,7 +140,9 @@ def test_control_flow():
 def test_strings_and_sequences():
     text = helper.make_tensor_value_info("x", TensorProto.STRING, [2])
     out = helper.make_tensor_value_info("y", TensorProto.STRING, [2])
-    proto = helper.make_model(helper.make_graph([node("Identity", "x", "y")], "g", [text], [out]), opset_imports=[helper.make_opsetid("", 17)])
+    proto = helper.make_model(
+        helper.make_graph([node("Identity", "x", "y")], "g", [text], [out]), opset_imports=[helper.make_opsetid("", 17)]
+    )
     proto.ir_version = 10
     with pytest.raises(UnsupportedError, match="string"):
         import_model(proto)

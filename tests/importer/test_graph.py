@@ -127,7 +127,9 @@ def test_sub_byte_weights(kind, low, high):
     w = RNG.integers(low, high + 1, (5, 7))
     tensor = helper.make_tensor("w", getattr(TensorProto, kind), w.shape, w.reshape(-1).tolist())
     x = data(2, 5)
-    proto = model([node("DequantizeLinear", "w s", "f", axis=1), node("MatMul", "x f", "y")], {"x": x}, ["y"], {"s": np.abs(data(7))}, opset=21)
+    proto = model(
+        [node("DequantizeLinear", "w s", "f", axis=1), node("MatMul", "x f", "y")], {"x": x}, ["y"], {"s": np.abs(data(7))}, opset=21
+    )
     proto.graph.initializer.append(tensor)
     assert calls(check(proto, {"x": x})) == ["bnn.matmul"]
 

@@ -122,7 +122,9 @@ def test_where_of_scalars_and_full_constants():
         assert [c.shape for c in constants(imported)] == [(), (), ()]
 
 
-@pytest.mark.parametrize("source, to", [("float32", 6), ("float32", 9), ("float32", 7), ("int32", 1), ("bool", 1), ("uint8", 1), ("float32", 2)])
+@pytest.mark.parametrize(
+    "source, to", [("float32", 6), ("float32", 9), ("float32", 7), ("int32", 1), ("bool", 1), ("uint8", 1), ("float32", 2)]
+)
 def test_cast(source, to):
     x = np.abs(X * 20).astype(source) if to == 2 or source == "uint8" else (X * 2).astype(source)
     check(one("Cast", {"x": x}, to=to), {"x": x})
@@ -183,7 +185,9 @@ def test_conv_with_weight_and_bias_from_inputs():
 )
 def test_conv_transpose(shape, weight, attributes):
     x = data(*shape)
-    imported = check(one("ConvTranspose", {"x": x}, {"w": data(*weight), "b": data(weight[1] * attributes.get("group", 1))}, **attributes), {"x": x})
+    imported = check(
+        one("ConvTranspose", {"x": x}, {"w": data(*weight), "b": data(weight[1] * attributes.get("group", 1))}, **attributes), {"x": x}
+    )
     assert imported.layers[0].macs == int(np.prod(shape[1:])) * int(np.prod(weight[1:]))
 
 
@@ -200,7 +204,9 @@ def test_gemm(trans_a, trans_b, c):
     check(one("Gemm", {"a": a, "b": b}, transA=trans_a, transB=trans_b), {"a": a, "b": b})
 
 
-@pytest.mark.parametrize("a, b", [((4, 5), (5, 6)), ((2, 3, 4, 5), (5, 6)), ((2, 4, 5), (2, 5, 6)), ((5,), (5, 6)), ((4, 5), (5,)), ((2, 1, 4, 5), (3, 5, 6))])
+@pytest.mark.parametrize(
+    "a, b", [((4, 5), (5, 6)), ((2, 3, 4, 5), (5, 6)), ((2, 4, 5), (2, 5, 6)), ((5,), (5, 6)), ((4, 5), (5,)), ((2, 1, 4, 5), (3, 5, 6))]
+)
 def test_matmul(a, b):
     a, b = data(*a), data(*b)
     check(one("MatMul", {"a": a, "b": b}), {"a": a, "b": b})
@@ -282,7 +288,9 @@ def test_global_pool(op):
     check(one(op, {"x": X}), {"x": X})
 
 
-@pytest.mark.parametrize("op", "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSumExp".split())
+@pytest.mark.parametrize(
+    "op", "ReduceMean ReduceSum ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSumExp".split()
+)
 @pytest.mark.parametrize("axes", [None, [1], [-1, 1], [0, 2, 3]])
 @pytest.mark.parametrize("keepdims", [0, 1])
 def test_reduce(op, axes, keepdims):
@@ -406,7 +414,12 @@ def test_transpose_concat_tile_expand():
     ],
 )
 def test_slice(starts, ends, axes, steps):
-    consts = {"s": np.array(starts), "e": np.array(ends), "a": None if axes is None else np.array(axes), "t": None if steps is None else np.array(steps)}
+    consts = {
+        "s": np.array(starts),
+        "e": np.array(ends),
+        "a": None if axes is None else np.array(axes),
+        "t": None if steps is None else np.array(steps),
+    }
     given = {k: v for k, v in consts.items() if v is not None}
     check(one("Slice", {"x": X}, given, order=["x", *[k if v is not None else "" for k, v in consts.items()]][: 2 + 3]), {"x": X})
     if steps is None:

@@ -33,7 +33,9 @@ def convolution(ctx, node, x, weight):
         groups=int(node.attrs.get("group", 1)),
     )
     if shape[1] != kernel[1] * int(node.attrs.get("group", 1)):
-        raise ctx.unsupported("channels of data and weight differ", why=f"data {shape}, weight {kernel}, group {node.attrs.get('group', 1)}")
+        raise ctx.unsupported(
+            "channels of data and weight differ", why=f"data {shape}, weight {kernel}, group {node.attrs.get('group', 1)}"
+        )
     result = ctx.emit(call)
     ctx.add_layer(shape_of(result), prod(kernel[1:]), weight if is_constant(weight) else None)
     return result

@@ -6,7 +6,7 @@ from tvm import relax
 from ..registry import converts
 from ..values import is_constant, shape_of
 from .elementwise import Arithmetic
-from .shape import product_of, axes_of, part, reshaped
+from .shape import axes_of, part, product_of, reshaped
 
 _REDUCTIONS = {
     "ReduceMean": relax.op.mean,
@@ -134,7 +134,11 @@ def _standardised(ctx, x, axes, eps):
 
 
 def _per_channel(ctx, value, rank):
-    return reshaped(ctx, value, [1, shape_of(value)[0]] + [1] * (rank - 2)) if not is_constant(value) else value.reshape((1, -1) + (1,) * (rank - 2))
+    return (
+        reshaped(ctx, value, [1, shape_of(value)[0]] + [1] * (rank - 2))
+        if not is_constant(value)
+        else value.reshape((1, -1) + (1,) * (rank - 2))
+    )
 
 
 @converts("InstanceNormalization")
@@ -175,5 +179,3 @@ def lp_normalisation(ctx, node, x):
     m, axis, p = Arithmetic(ctx, x), node.attrs.get("axis", -1) % len(shape_of(x)), node.attrs.get("p", 2)
     total = ctx.emit(relax.op.sum(m.abs(x) if p == 1 else m.multiply(x, x), [axis], keepdims=True))
     return m.divide(x, total if p == 1 else m.sqrt(total))
-
-

@@ -101,7 +101,9 @@ def _linear(ctx, x, lengths, factors, coordinates):
     if len(shape) not in (3, 4) or any(axis < 2 for axis in lengths):
         raise ctx.unsupported("linear Resize is supported along the spatial axes of 3-D and 4-D tensors", why=f"the shape is {list(shape)}")
     if any(lengths[i] != shape[i] * float(factors[i]) and coordinates != "align_corners" for i in lengths):
-        raise ctx.unsupported("linear Resize to a size that is not input size times scale", why=f"scales {[float(f) for f in factors.values()]}")
+        raise ctx.unsupported(
+            "linear Resize to a size that is not input size times scale", why=f"scales {[float(f) for f in factors.values()]}"
+        )
     modes = {"half_pixel": "half_pixel", "asymmetric": "asymmetric", "align_corners": "align_corners"}
     if coordinates == "pytorch_half_pixel" and all(length > 1 for length in lengths.values()):
         coordinates = "half_pixel"
