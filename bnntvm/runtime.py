@@ -19,6 +19,8 @@ import pathlib
 import sys
 import threading
 
+import numpy as np
+
 from bnntvm.errors import BnnError
 
 _CPU, _POOLED = 1, 2  # DLDevice type and TVM's allocator type
@@ -178,8 +180,6 @@ def _configure(threads):
 
 def aligned_empty(shape, dtype):
     """An uninitialised C-order array whose data begins at a multiple of 64 bytes."""
-    import numpy as np
-
     dtype = np.dtype(dtype)
     size = dtype.itemsize
     for dim in shape:
@@ -252,8 +252,6 @@ class Machine:
         list of numpy.ndarray
             Copies: nothing in them is the machine's.
         """
-        import numpy as np
-
         shapes = tuple(array.shape for array in arrays)
         if shapes not in self._shapes:
             if len(self._shapes) >= self.MAX_SHAPES:
