@@ -195,3 +195,32 @@ class Pool2d:
     channels: int
     op: str
     epilogue: Epilogue = field(default_factory=Epilogue)
+
+
+@dataclass(frozen=True)
+class GlobalPool:
+    """float32 pooling over a whole NHWC image, ``[N, H, W, C]`` to ``[N, 1, 1, C]``. ``op``: "avg" or "max"; ``spatial`` is (H, W)."""
+
+    op: str
+    spatial: tuple[int, int]
+    channels: int
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """float32 softmax over the last axis of ``[M, classes]``."""
+
+    classes: int
+    epilogue: Epilogue = field(default_factory=store)
+
+
+@dataclass(frozen=True)
+class Concat:
+    """float32 tensors joined along the channels: operand i is ``[N, H, W, channels[i]]`` (rank 4) or ``[M, channels[i]]`` (rank 2; ``spatial``
+    is then empty)."""
+
+    rank: int
+    spatial: tuple[int, ...]
+    channels: tuple[int, ...]
+    epilogue: Epilogue = field(default_factory=store)
