@@ -231,6 +231,25 @@ def test_integer_layers():
     assert imported.layers[0].op_type == "ConvInteger"
 
 
+def test_fully_quantised_layers():
+    a, b = RNG.integers(0, 255, (4, 5)).astype(np.uint8), RNG.integers(-128, 127, (5, 6)).astype(np.int8)
+    scales = {"sa": np.float32(0.02), "za": np.uint8(120), "b": b, "sb": np.float32(0.03), "zb": np.int8(0)}
+    consts = scales | {"sy": np.float32(0.25), "zy": np.uint8(128)}
+    imported = check(one("QLinearMatMul", {"a": a}, consts), {"a": a})
+    assert imported.layers[0].weight_shape == (5, 6)
+    x, w = RNG.integers(0, 255, (1, 3, 6, 6)).astype(np.uint8), RNG.integers(-128, 127, (4, 3, 3, 3)).astype(np.int8)
+    for per_filter in (False, True):
+        w_scale = np.array([0.01, 0.02, 0.03, 0.04], np.float32) if per_filter else np.float32(0.02)
+        consts = {"sx": np.float32(0.02), "zx": np.uint8(128), "w": w, "sw": w_scale, "zw": np.zeros(w_scale.shape, np.int8)}
+        consts |= {"sy": np.float32(0.3), "zy": np.uint8(100), "b": RNG.integers(-999, 999, 4).astype(np.int32)}
+        imported = check(one("QLinearConv", {"x": x}, consts, pads=[1, 1, 1, 1]), {"x": x})
+        assert (imported.layers[0].op_type, imported.layers[0].weight_shape) == ("QLinearConv", (4, 3, 3, 3))
+
+
+def test_dynamic_quantisation():
+    check(one("DynamicQuantizeLinear", {"x": X}, outputs=3), {"x": X})
+
+
 @pytest.mark.parametrize("zero", [None, np.uint8(128), np.int8(-3)])
 def test_quantize_and_dequantize(zero):
     consts = {"s": np.float32(0.07)} | ({} if zero is None else {"z": zero})

@@ -7,7 +7,7 @@ from tvm import relax
 from ..registry import converts
 from ..values import dtype_of, is_constant, shape_of
 from .elementwise import Arithmetic, to_type
-from .layers import convolution, product
+from .layers import add_bias, convolution, product
 
 #: Lowest and highest value, and the type that holds it here.
 _RANGES = {
@@ -108,6 +108,34 @@ def _shifted(ctx, x, zero, axis):
     elif is_constant(zero) and zero.size == 1:
         zero = zero.reshape(())
     return value - zero if is_constant(value) and is_constant(zero) else Arithmetic(ctx, np.zeros(0, np.float32)).subtract(value, zero)
+
+
+@converts("QLinearMatMul")
+def qlinear_matmul(ctx, node, a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero):
+    left, right = _shifted(ctx, a, a_zero, -2), _shifted(ctx, b, b_zero, -1)
+    total = product(ctx, node, left, right, b if is_constant(b) else None)
+    return _requantised(ctx, total, a_scale, b_scale, y_scale, y_zero)
+
+
+@converts("QLinearConv")
+def qlinear_conv(ctx, node, x, x_scale, x_zero, weight, w_scale, w_zero, y_scale, y_zero, bias=None):
+    total = convolution(ctx, node, _shifted(ctx, x, x_zero, None), _shifted(ctx, weight, w_zero, 0))
+    total = add_bias(ctx, total, None if bias is None else to_type(ctx, bias, "float32"))
+    w_scale = ctx.array(w_scale, "the weight's scale")
+    if w_scale.size > 1:  # one per filter
+        w_scale = w_scale.reshape((1, -1) + (1,) * (len(shape_of(total)) - 2))
+    return _requantised(ctx, total, x_scale, w_scale, y_scale, y_zero)
+
+
+def _requantised(ctx, total, left_scale, right_scale, scale, zero):
+    """``total`` in steps of ``left_scale * right_scale`` as integers in steps of ``scale``."""
+    left_scale, right_scale, scale, zero = (ctx.array(a, "a scale or zero point") for a in (left_scale, right_scale, scale, zero))
+    m, limits = Arithmetic(ctx, total), np.iinfo(zero.dtype)
+    factor = (left_scale.reshape(()) if left_scale.size == 1 else left_scale) * right_scale / scale
+    levels = m.round(m.multiply(total, factor.astype(np.float32)))
+    if zero.any():
+        levels = m.add(levels, zero.astype(np.float32).reshape(()))
+    return to_type(ctx, m.minimum(m.maximum(levels, float(limits.min)), float(limits.max)), str(zero.dtype))
 
 
 @converts("DynamicQuantizeLinear")
