@@ -23,6 +23,7 @@ from bnntvm.module import Module
 from bnntvm.passes.binarise import Decision
 from bnntvm.passes.float_layers import FloatLayers
 from bnntvm.pipeline import optimise
+from bnntvm.schedules.fallback import ScheduleFallback
 from bnntvm.targets import x86
 
 
@@ -117,13 +118,13 @@ def compile_module(mod, isa):
     """Lower a module of generated kernels and leftover Relax operators to machine code."""
     target = tvm_target(isa)
     with target:
-        mod = relax.transform.LegalizeOps()(mod)
-        mod = relax.transform.DeadCodeElimination()(mod)
+        # A reshape stays one: the virtual machine gives the same memory another shape.
+        mod = relax.transform.LegalizeOps(skip_ops=["relax.reshape"])(mod)
+        mod = ScheduleFallback()(relax.transform.DeadCodeElimination()(mod))
         mod = specialise_batch(mod)
         constants = constants_bytes(mod)
         mod = tvm.transform.Sequential(
             [
-                relax.transform.RewriteDataflowReshape(),
                 relax.transform.ToNonDataflow(),
                 relax.transform.RemovePurityChecking(),
                 relax.transform.CallTIRRewrite(),

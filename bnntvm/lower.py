@@ -298,7 +298,7 @@ class Lower(Rewriter):
             schedule = family.default_schedule(spec, self.isa)
             prim = family.build(spec, schedule, self.isa)
             name = f"{family.__name__.rsplit('.', 1)[-1]}_{len(self.cache)}"
-            gvar = self.builder.add_func(prim.with_attr("global_symbol", name), name)
+            gvar = self.builder.add_func(prim.with_attr("bnn.kernel", name).without_attr("global_symbol"), name)
             self.cache[spec] = gvar, Kernel(name, spec, schedule)
             self.lowered.kernels[name] = self.cache[spec][1]
         gvar, kernel = self.cache[spec]

@@ -87,7 +87,7 @@ class Partition:
     """Assigns the bindings of a function to groups."""
 
     def __init__(self, func):
-        self.group_of, self.groups = {}, []
+        self.group_of, self.groups, self.readers = {}, [], {}
         for binding in bindings(func):
             self.place(binding.var, binding.value)
         self.dissolve_unstorable(func)
@@ -118,7 +118,19 @@ class Partition:
             others = {self.group_of[a] for a in operands(value) if a in self.group_of} - {group}
             if not any(self.reaches(group, other) for other in others):
                 return self.add(group, var, value)
-        return self.add(self.new_group("identity", shape), var, value)
+        return self.add(self.identity_group(full, operands(value), shape), var, value)
+
+    def identity_group(self, full, args, shape):
+        """The group without an anchor that reads the same tensor already, so that it is read once; else a new one."""
+        for data in full:
+            group = self.readers.get(data)
+            if group is not None and same_dims(group.shape, shape):
+                others = {self.group_of[a] for a in args if a in self.group_of} - {group}
+                if not any(self.reaches(group, other) for other in others):
+                    return group
+        group = self.new_group("identity", shape)
+        self.readers.update((data, group) for data in full[:1])
+        return group
 
     def new_group(self, anchor, shape):
         group = Group(anchor, tuple(shape))

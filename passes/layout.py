@@ -16,7 +16,7 @@ import tvm
 from tvm import relax
 
 from bnntvm import ops
-from bnntvm.graph import Rewriter, const, constant, dims, op_name, same_dims
+from bnntvm.graph import Rewriter, bindings, const, constant, dims, op_name, operands, same_dims
 
 NHWC = (0, 2, 3, 1)
 
@@ -55,6 +55,12 @@ class Stored:
 class _ChannelsLast(Rewriter):
     def begin(self):
         self.env = {p: Stored(p, tuple(range(len(dims(p))))) for p in self.func.params}
+
+    def walk(self):
+        # An image that meets a convolution in the file's NCHW order is turned once, at the door, not after the elementwise operators before it.
+        for param in images_in_channel_order(self.func):
+            self.env[param] = Stored(self.emit(relax.op.permute_dims(param, list(NHWC))), NHWC)
+        super().walk()
 
     def rewrite(self, var, value):
         name = op_name(value)
@@ -328,6 +334,21 @@ class _Split:
 
     expr: relax.Expr
     perm: tuple
+
+
+def images_in_channel_order(func):
+    """Rank-4 parameters that reach a convolution or a pool through elementwise operators and padding only."""
+    origin, found = {p: p for p in func.params if isinstance(p.ty, relax.TensorType) and len(dims(p)) == 4}, []
+    for binding in bindings(func):
+        short = (op_name(binding.value) or "").removeprefix("relax.")
+        sources = [origin[a] for a in operands(binding.value) if a in origin]
+        if not sources:
+            continue
+        if short in ELEMENTWISE or short == "nn.pad":
+            origin[binding.var] = sources[0]
+        elif short in ("bnn.conv", "nn.max_pool2d", "nn.avg_pool2d") and sources[0] not in found:
+            found.append(sources[0])
+    return found
 
 
 def _value(prim):
