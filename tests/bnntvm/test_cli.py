@@ -102,7 +102,11 @@ def test_build_then_run_a_real_model(tmp_path):
     assert invoke("run", tmp_path / "digits.bnn", "--random").output.startswith("logits: float32[1, 10] ")
     compared = invoke("bench", tmp_path / "digits.bnn", "--onnx", DIGITS, "--repeat", 10)
     assert "ONNX Runtime" in compared.output and compared.output.rstrip().endswith("x")
-    assert bnntvm.load(tmp_path / "digits.bnn").report.target == "x86-64-v2"
+    loaded = bnntvm.load(tmp_path / "digits.bnn")
+    assert loaded.report.target == "x86-64-v2"
+    images = np.random.default_rng(0).random((3, 1, 8, 8), np.float32)
+    singles = [loaded(images[i : i + 1]) for i in range(3)]  # a batch of one has an entry point of its own
+    np.testing.assert_array_equal(loaded(images), np.concatenate(singles))
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(DIGITS.read_bytes()[:1000])
     result = invoke("build", broken)

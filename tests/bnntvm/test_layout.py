@@ -1,4 +1,4 @@
-"""The folders keep their one direction: passes, schedules and targets meet in leaf modules only, the run time stands without the compiler."""
+"""The folders keep their one direction: passes, schedules and targets meet in leaf modules only. The run time stands without a compiler."""
 
 import ast
 import pathlib
