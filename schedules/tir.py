@@ -269,6 +269,11 @@ def opaque(value):
     return _extern(name, f"{kind} @{name}({kind} %v) alwaysinline nounwind {{\n  ret {kind} %v\n}}", dtype_of(value), value)
 
 
+def shuffle(vectors, lanes):
+    """A vector of the given lanes of a list of vectors, counted through all of them."""
+    return tirx.Shuffle(vectors, [constant(lane, "int32") for lane in lanes])
+
+
 def reinterpret(dtype, value):
     """The bits of a vector as another element type of the same width."""
     return tirx.reinterpret(vector_type(dtype, lanes_of(value)), value)
