@@ -125,7 +125,7 @@ def _table(layers):
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column("layer", no_wrap=True, overflow="ellipsis", max_width=32)
+    table.add_column("layer", no_wrap=True)
     table.add_column("op", no_wrap=True)
     table.add_column("kind", no_wrap=True)
     table.add_column("planes", no_wrap=True)
@@ -135,12 +135,24 @@ def _table(layers):
     table.add_column("kernel", no_wrap=True, overflow="ellipsis", max_width=26)
     table.add_column("why not on bits", no_wrap=True, overflow="ellipsis")
     for layer in layers:
-        cells = (layer.node or layer.output, layer.op, layer.kind, layer.planes, _human_macs(layer.macs), human_bytes(layer.float_bytes))
+        cells = (
+            _tail(layer.node or layer.output, 36),
+            layer.op,
+            layer.kind,
+            layer.planes,
+            _human_macs(layer.macs),
+            human_bytes(layer.float_bytes),
+        )
         cells += (human_bytes(layer.weight_bytes), layer.kernel, layer.reason)
         table.add_row(*(_plain(str(cell)) for cell in cells))
     text = io.StringIO()
     Console(file=text, width=WIDTH, color_system=None, legacy_windows=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+
+
+def _tail(name, width):
+    """A name of at most ``width`` characters; of long ones the end is kept, which tells layers apart."""
+    return name if len(name) <= width else "\N{HORIZONTAL ELLIPSIS}" + name[1 - width :]
 
 
 def _plain(text):
