@@ -49,7 +49,7 @@ def import_model(model_source):
     real_inputs = [value for value in graph.input if value.name not in declared]
     batch = tirx.Var("n", "int64")
     inputs = [_input_info(value) for value in real_inputs]
-    output_types = {value.name: _type_name(value.type.tensor_type.elem_type) for value in graph.output}
+    output_types = {value.name: _type_name(value) for value in graph.output}
     model = _expanded(source.without_half(model))
     graph = model.graph
     nodes = _nodes(model)
@@ -237,9 +237,13 @@ def _lookup(values, name):
 # ---- inputs, outputs, module
 
 
-def _type_name(elem_type):
-    """numpy's name of an ONNX element type, "" where it is not set."""
-    return str(np.dtype(helper.tensor_dtype_to_np_dtype(elem_type))) if elem_type else ""
+def _type_name(value):
+    """numpy's name of the element type of a graph input or output, "" where it is not set."""
+    elem_type = value.type.tensor_type.elem_type
+    try:
+        return str(np.dtype(helper.tensor_dtype_to_np_dtype(elem_type))) if elem_type else ""
+    except KeyError:
+        raise ModelError("an element type does not exist", where=f"'{value.name}'", why=f"number {elem_type}") from None
 
 
 def _input_info(value):
@@ -249,7 +253,7 @@ def _input_info(value):
     tensor = value.type.tensor_type
     if tensor.elem_type == TensorProto.STRING:
         raise UnsupportedError("string tensors are not supported", where=f"input '{value.name}'")
-    dtype = _type_name(tensor.elem_type)
+    dtype = _type_name(value)
     if dtype in ("float64", "complex64", "complex128"):
         raise UnsupportedError(f"{dtype} inputs are not supported", where=f"input '{value.name}'", hint="export the model in float32")
     if not tensor.HasField("shape"):
@@ -265,7 +269,8 @@ def _input_dim(name, axis, dim):
     if dim.HasField("dim_value") and dim.dim_value > 0:
         return dim.dim_value
     if axis == 0 and dim.dim_value == 0 or axis == 0 and dim.dim_value == -1:
-        return dim.dim_param or "n"
+        # protobuf gives bytes where a name is not UTF-8
+        return dim.dim_param if dim.dim_param and isinstance(dim.dim_param, str) else "n"
     if dim.HasField("dim_value") and dim.dim_value == 0:
         raise UnsupportedError("an input has no elements", where=f"input '{name}'", why=f"dimension {axis} is 0")
     raise UnsupportedError(

@@ -60,6 +60,26 @@ def test_sources_of_every_kind(tmp_path):
     assert proto.SerializeToString() == before
 
 
+def test_random_damage():
+    """Whatever bytes change, an import succeeds or raises a BnnError."""
+    rng, data = np.random.default_rng(5), matmul().SerializeToString()
+    for _ in range(400):
+        damaged = bytearray(data)
+        for place in rng.integers(0, len(data), rng.integers(1, 4)):
+            damaged[place] = rng.integers(256)
+        try:
+            import_model(bytes(damaged))
+        except BnnError:
+            pass
+
+
+def test_element_type_that_does_not_exist():
+    proto = matmul()
+    proto.graph.output[0].type.tensor_type.elem_type = 100
+    with pytest.raises(ModelError, match="(?s)'y'.*100"):
+        import_model(proto)
+
+
 def test_no_graph():
     with pytest.raises(ModelError, match="no graph"):
         import_model(onnx.ModelProto(ir_version=8))

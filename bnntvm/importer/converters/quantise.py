@@ -57,7 +57,8 @@ def quantize(ctx, node, x, scale, zero=None):
     low, high, held = _RANGES[kind]
     if is_constant(x) and is_constant(scale) and (zero is None or is_constant(zero)):
         scale, zero = along_axis(ctx, node, scale, x), along_axis(ctx, node, np.zeros((), held) if zero is None else zero, x)
-        levels = np.round(x.astype(np.float32) / scale).astype(np.float32) + zero.astype(np.float32)
+        with np.errstate(all="ignore"):  # clipped below
+            levels = np.round(x.astype(np.float32) / scale).astype(np.float32) + zero.astype(np.float32)
         return np.clip(levels, low, high).astype(held)
     x = to_type(ctx, x, "float32")
     m = Arithmetic(ctx, x)
