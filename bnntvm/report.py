@@ -1,6 +1,5 @@
 """What became of every layer of a network: kind, kernel, planes, sizes, and the reason where it stayed in float."""
 
-import io
 from dataclasses import asdict, dataclass, fields
 
 KINDS = ("binary", "bitserial", "int8", "weight-only", "float")
@@ -119,61 +118,56 @@ def _human_macs(count):
     return ""
 
 
+_HEADS = ("layer", "op", "kind", "planes", "MACs", "float", "stored", "kernel", "why not on bits")
+_RIGHT = {4, 5, 6}
+
+
 def _table(layers):
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column("layer", no_wrap=True)
-    table.add_column("op", no_wrap=True)
-    table.add_column("kind", no_wrap=True)
-    table.add_column("planes", no_wrap=True)
-    table.add_column("MACs", no_wrap=True, justify="right")
-    table.add_column("float", no_wrap=True, justify="right")
-    table.add_column("stored", no_wrap=True, justify="right")
-    table.add_column("kernel", no_wrap=True, overflow="ellipsis", max_width=26)
-    table.add_column("why not on bits", no_wrap=True, overflow="ellipsis")
-    for layer in layers:
-        cells = (
-            _tail(layer.node or layer.output, 36),
-            layer.op,
-            layer.kind,
-            layer.planes,
-            _human_macs(layer.macs),
-            human_bytes(layer.float_bytes),
-        )
-        cells += (human_bytes(layer.weight_bytes), layer.kernel, layer.reason)
-        table.add_row(*(_plain(str(cell)) for cell in cells))
-    text = io.StringIO()
-    Console(file=text, width=WIDTH, color_system=None, legacy_windows=False).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+    """The layers as lines of at most WIDTH characters; what is left of a line is the reason's, cut if need be."""
+    rows = [_HEADS, *(_cells(layer) for layer in layers)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADS) - 1)]
+    rest = WIDTH - sum(widths) - 2 * len(widths)
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) if i in _RIGHT else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths))]
+        lines.append("  ".join([*cells, _head(row[-1], rest)]).rstrip())
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(lines)
 
 
-def _tail(name, width):
-    """A name of at most ``width`` characters; of long ones the end is kept, which tells layers apart."""
-    return name if len(name) <= width else "\N{HORIZONTAL ELLIPSIS}" + name[1 - width :]
+def _cells(layer):
+    sizes = (_human_macs(layer.macs), human_bytes(layer.float_bytes), human_bytes(layer.weight_bytes))
+    name, op, kernel, reason = map(_plain, (layer.node or layer.output, layer.op, layer.kernel, layer.reason))
+    return (_tail(name, 36), op, layer.kind, layer.planes, *sizes, _head(kernel, 24), reason)
 
 
 def _plain(text):
-    """Text that rich shows as it is, on one line (node names come from a file: no markup, no control characters)."""
-    from rich.text import Text
+    """Text on one line without control characters: names come from a file."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
-    return Text("".join(c if c.isprintable() else "?" for c in text.replace("\n", " ")))
+
+def _head(text, width):
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _tail(text, width):
+    """The end of a long name, which tells layers apart."""
+    return text if len(text) <= width else "..." + text[3 - width :]
 
 
 def _notes(layers, table):
     """The reasons that the table cuts short, in full, each once, with the layers that it holds for."""
     reasons = {}
     for layer in layers:
-        if layer.reason not in table:
-            reasons.setdefault(layer.reason, []).append(layer.node or layer.output)
+        reason = _plain(layer.reason)
+        if reason not in table:
+            reasons.setdefault(reason, []).append(_plain(layer.node or layer.output))
     if not reasons:
         return []
     lines = ["", "why not on bits, in full:"]
     for reason, names in reasons.items():
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        lines.append(f"  {shown}: {' '.join(reason.split())}")
+        lines.append(f"  {shown}: {reason}")
     return lines
 
 

@@ -41,14 +41,14 @@ def test_long_names_and_reasons_stay_on_one_line_and_reasons_are_told_in_full():
     layers = [LAYERS[1] | {"node": f"/features/very/long/name/of/a/layer/{i}/Conv", "reason": reason} for i in range(5)]
     text = str(_report(layers))
     table, _, rest = text.partition("why not on bits, in full:")
-    assert [line.split()[0][-6:] for line in table.splitlines() if line.startswith("…")] == [f"{i}/Conv" for i in range(5)]
+    assert [line.split()[0][-6:] for line in table.splitlines() if line.startswith("...")] == [f"{i}/Conv" for i in range(5)]
     assert all(len(line) <= WIDTH for line in table.splitlines())
     assert " ".join(reason.split()) in rest and "and 2 more" in rest
 
 
 def test_names_are_shown_as_they_are():
     text = str(_report([LAYERS[0] | {"node": "[bold]x[/bold]\x1b[31m\n[link=y]"}]))
-    assert "[bold]x[/bold]?[31m [link=y]" in text and "\x1b" not in text
+    assert "[bold]x[/bold]?[31m [link=y]" in text.splitlines()[2] and "\x1b" not in text
 
 
 def test_a_network_without_low_bit_layers_says_so():
