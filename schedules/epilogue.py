@@ -341,11 +341,11 @@ def _apply(step, args, bind):
     if op == "rsqrt":
         return tirx.Div(number(1.0), tir.intrinsic("llvm.sqrt", args[0]))
     if op == "relu":
-        return tirx.Max(args[0], number(0))
+        return tirx.Max(number(0), args[0])  # in this order NaN stays NaN
     if op == "prelu":
         return tirx.Select(args[0] < number(0), _product(*args), args[0])
     if op == "clip":
-        return tirx.Min(tirx.Max(args[0], args[1]), args[2])
+        return tirx.Min(args[2], tirx.Max(args[1], args[0]))
     if op == "where":
         return tirx.Select(*args)
     if op == "cast":
