@@ -232,13 +232,13 @@ class Lower(Rewriter):
                 return self.group(func, [self.substitute(arg) for arg in value.args])
         name = op_name(value)
         if name == "bnn.pool_bits":
-            return self.pool_bits(self.substitute(value))
+            return self.pool_bits(self.substitute(value), var.ty)
         return super().rewrite(var, value)
 
-    def pool_bits(self, call):
+    def pool_bits(self, call, ty):
         attrs = call.attrs
         spec = sp.BitPool(_window(call.args[0], _pair(attrs["kernel"]), attrs), int(attrs["channels"]), str(attrs["kind"]))
-        return self.call(spec, [call.args[0]], [call.ty], None)
+        return self.call(spec, [call.args[0]], [ty], None)
 
     def group(self, func, arguments):
         actual = dict(zip(func.params, arguments))
