@@ -1,0 +1,48 @@
+"""Fuzz from the command line.
+
+    python -m tests.fuzz --seeds 0:5000                 # importer, passes, interpreter
+    python -m tests.fuzz --seeds 0:500 --check build    # the compiled network
+    python -m tests.fuzz --seeds 17:18 --save /tmp/17.onnx --layers 0,3,4
+"""
+
+import argparse
+import sys
+import time
+
+import onnx
+
+from tests.fuzz.check import CHECKS, minimise
+from tests.fuzz.graphs import generate
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0:100", help="first:last+1")
+    parser.add_argument("--check", choices=CHECKS, default="interpreter")
+    parser.add_argument("--layers", help="numbers of the layers to keep, comma separated")
+    parser.add_argument("--save", help="write the network's ONNX file here")
+    parser.add_argument("--no-minimise", action="store_true")
+    args = parser.parse_args()
+    first, last = (int(v) for v in args.seeds.split(":"))
+    layers = [int(v) for v in args.layers.split(",")] if args.layers else None
+    check, failed, start = CHECKS[args.check], 0, time.time()
+    for seed in range(first, last):
+        network = generate(seed, layers)
+        if args.save:
+            onnx.save(network.model, args.save)
+        failure = check(network)
+        if failure is None:
+            continue
+        failed += 1
+        kept = layers
+        if layers is None and not args.no_minimise:
+            kept = minimise(seed, check, failure.kind)
+            failure = check(generate(seed, kept)) or failure
+        print(f"seed {seed} layers {','.join(map(str, kept or []))}\n  {failure}")
+        print("".join(f"  {line}\n" for line in generate(seed, kept).log), end="", flush=True)
+    print(f"{last - first} networks, {failed} failed, {time.time() - start:.0f} s")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Compare a random network with ONNX Runtime, bit for bit, and make a failing one small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+import tests.passes.packed_semantics  # noqa: F401  (teaches the interpreter the packed operators)
+from bnntvm.importer import import_model
+from bnntvm.pipeline import passes
+from tests.fuzz.graphs import generate
+from tests.importer.helpers import reference
+from tests.interpreter import run
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a network failed: a short kind (the same for the same bug) and the details."""
+
+    kind: str
+    detail: str = ""
+
+    def __str__(self):
+        return f"{self.kind}: {self.detail}"
+
+
+def differences(got, wanted):
+    """A description of the first output that differs, or None. -0.0 equals 0.0."""
+    if len(got) != len(wanted):
+        return f"{len(got)} outputs instead of {len(wanted)}"
+    for i, (a, b) in enumerate(zip(got, wanted)):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"output {i} is {a.dtype}{list(a.shape)}, not {b.dtype}{list(b.shape)}"
+        if not np.array_equal(a, b):
+            where = np.argwhere(a != b)
+            first = tuple(where[0])
+            return f"output {i}: {len(where)} of {a.size} elements differ, first at {list(map(int, first))}: {a[first]} instead of {b[first]}"
+    return None
+
+
+def interpreted(network):
+    """Importer, every pass, numpy interpreter against ONNX Runtime. None or a Failure that names the pass."""
+    wanted = reference(network.model, network.feed)
+    stage = "import"
+    try:
+        mod = import_model(network.model).mod
+        stages, decisions = [("import", mod)], {}
+        for one in passes(decisions):
+            stage = type(one).__name__
+            mod = one(mod)
+            stages.append((stage, mod))
+        stage = "interpreter"
+        if differences(run(mod, network.feed), wanted):
+            for stage, mod in stages:
+                wrong = differences(run(mod, network.feed), wanted)
+                if wrong:
+                    return Failure(f"wrong after {stage}", wrong)
+    except Exception as error:  # noqa: BLE001  (whatever goes wrong is the finding)
+        return Failure(f"{stage} raised {type(error).__name__}", str(error).strip()[-400:])
+    return unpacked(network, {name: (d.kind, d.reason) for name, d in decisions.items()})
+
+
+def unpacked(network, kinds):
+    """A Failure if a layer that had to be computed on bits was not; ``kinds``: output of the layer -> (kind, reason)."""
+    for layer in sorted(network.binary):
+        kind, reason = kinds.get(layer, ("float", "no decision"))
+        if kind != "binary" and reason != "the activation holds 1 levels (0)":
+            return Failure("stayed float", f"{layer}: {reason}")
+    return None
+
+
+def compiled(network):
+    """``bnntvm.build`` and ``run`` against ONNX Runtime."""
+    import bnntvm
+
+    wanted = reference(network.model, network.feed)
+    stage = "build"
+    try:
+        module = bnntvm.build(network.model, threads=1)
+        stage = "run"
+        got = list(module.run(network.feed).values())
+    except Exception as error:  # noqa: BLE001
+        return Failure(f"{stage} raised {type(error).__name__}", str(error).strip()[-400:])
+    wrong = differences(got, wanted)
+    if wrong:
+        return Failure("wrong result", wrong)
+    return unpacked(network, {layer.output: (layer.kind, layer.reason) for layer in module.report.layers})
+
+
+CHECKS = {"interpreter": interpreted, "build": compiled}
+
+
+def minimise(seed, check, kind):
+    """The smallest set of layers of ``seed`` found, by dropping one at a time, that still fails in the same way."""
+    layers, shrinking = list(generate(seed).layers), True
+    while shrinking:
+        shrinking = False
+        for i in range(len(layers) - 1, -1, -1):
+            fewer = layers[:i] + layers[i + 1 :]
+            failure = check(generate(seed, fewer))
+            if failure is not None and failure.kind == kind:
+                layers, shrinking = fewer, True
+    return layers
