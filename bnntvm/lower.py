@@ -233,7 +233,15 @@ class Lower(Rewriter):
         name = op_name(value)
         if name == "bnn.pool_bits":
             return self.pool_bits(self.substitute(value), var.ty)
+        if name == "relax.nn.pad" and dtype(var) == "uint32" and len(dims(var)) == 4:
+            return self.pad_bits(self.substitute(value), var.ty)
         return super().rewrite(var, value)
+
+    def pad_bits(self, call, ty):
+        _, height, width, words = dims(call.args[0])
+        _, _, top, bottom, left, right, _, _ = (int(v) for v in call.attrs["pad_width"])
+        spec = sp.BitPad((height, width), words, (top, left, bottom, right), int(float(call.attrs["pad_value"])))
+        return self.call(spec, [call.args[0]], [ty], None)
 
     def pool_bits(self, call, ty):
         attrs = call.attrs

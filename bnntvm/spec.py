@@ -224,3 +224,13 @@ class Concat:
     spatial: tuple[int, ...]
     channels: tuple[int, ...]
     epilogue: Epilogue = field(default_factory=store)
+
+
+@dataclass(frozen=True)
+class BitPad:
+    """Constant padding of packed images: ``uint32[N, H, W, words]`` with ``pads`` (top, left, bottom, right) pixels of the word ``value``."""
+
+    spatial: tuple[int, int]
+    words: int
+    pads: tuple[int, int, int, int]
+    value: int = 0

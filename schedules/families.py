@@ -8,6 +8,7 @@ FAMILIES = {
     sp.BinaryConv2d: "binary_conv2d",
     sp.BinaryDense: "binary_dense",
     sp.BitPool: "bit_pool",
+    sp.BitPad: "bit_pad",
     sp.Map: "map",
     sp.FloatConv2d: "float_conv2d",
     sp.FloatDense: "float_dense",
