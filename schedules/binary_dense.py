@@ -174,14 +174,26 @@ class _Kernel:
         body = [*acc.allocate, *acc.fill(tir.splat(0, "int32", self.lanes))]
         count = self._count_words if self.isa.popcount == "vector" else self._count_bytes
         body += count(acc, lambda k, add: self._step(height, block, first, k, masked, add))
-        scope = {}
-        for r in range(height):
-            values, popcounts_of = [acc.get(r * self.vectors + v) for v in range(self.vectors)], self.spec.in_features
-            if self.spec.unipolar or masked:
+        return [*body, *self._stores(acc, height, block, first, masked)]
+
+    def _stores(self, acc, height, block, first, masked):
+        """The epilogue of a tile, for all words of its columns that exist."""
+        body, values, popcounts_of = [], acc.get, self.spec.in_features
+        if self.spec.unipolar or masked:
+            bases = []
+            for r in range(height):
                 base, named = tir.bind("base", tir.broadcast(tir.load(self.base, first + r), self.lanes))
+                bases.append(base)
                 body.append(named)
-                values, popcounts_of = [base - (p + p) for p in values], None
-            body += self.emitter.emit(values, (first + r,), block * self.width, scope, popcounts_of=popcounts_of)
+            values, popcounts_of = lambda i: bases[i // self.vectors] - (acc.get(i) + acc.get(i)), None
+        per_word = self.emitter.vectors_per_word
+        whole = self.spec.out_features % self.width == 0
+        for begin in range(0, self.vectors, self.vectors if whole else per_word):
+            columns, scope, rows = block * self.width + begin * self.lanes, {}, []
+            for r in range(height):
+                vectors = [values(r * self.vectors + v) for v in range(begin, self.vectors if whole else begin + per_word)]
+                rows += self.emitter.emit(vectors, (first + r,), columns, scope, popcounts_of=popcounts_of)
+            body.append(tir.when(columns < self.spec.out_features, rows) if begin else rows)
         return body
 
     def _step(self, height, block, first, k, masked, add):

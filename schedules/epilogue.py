@@ -7,6 +7,8 @@ product is fenced, because LLVM would otherwise contract it with an addition.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from tvm import tirx
 
@@ -374,20 +376,20 @@ def _power(base, exponent, constant):
 # Reference ----------------------------------------------------------------------------------------------------------------------------
 
 
-def _erf(x):
-    from math import erf
-
-    return np.vectorize(erf, otypes=[np.float32])(x)
+def _power_reference(x, exponent):
+    if np.ndim(exponent) == 0 and exponent in (2, 3):
+        return x * x if exponent == 2 else x * x * x
+    return np.power(x, exponent)
 
 
 _NUMPY = {
     "add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide, "maximum": np.maximum, "minimum": np.minimum,
-    "power": np.power, "greater": np.greater, "greater_equal": np.greater_equal, "less": np.less, "less_equal": np.less_equal,
+    "power": _power_reference, "greater": np.greater, "greater_equal": np.greater_equal, "less": np.less, "less_equal": np.less_equal,
     "equal": np.equal, "not_equal": np.not_equal, "logical_and": np.logical_and, "logical_or": np.logical_or,
     "logical_not": np.logical_not, "logical_xor": np.logical_xor, "negative": np.negative, "abs": np.abs, "sign": np.sign,
     "sqrt": np.sqrt, "rsqrt": lambda x: np.float32(1) / np.sqrt(x), "exp": lambda x: np.exp(x.astype(np.float64)),
     "log": lambda x: np.log(x.astype(np.float64)), "tanh": lambda x: np.tanh(x.astype(np.float64)),
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x.astype(np.float64))), "erf": _erf, "floor": np.floor, "ceil": np.ceil, "round": np.rint,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x.astype(np.float64))), "erf": np.vectorize(math.erf, otypes=[np.float64]), "floor": np.floor, "ceil": np.ceil, "round": np.rint,
     "relu": lambda x: np.maximum(x, x.dtype.type(0)), "cast": lambda x: x, "prelu": lambda x, s: np.where(x < 0, x * s, x),
     "clip": lambda x, lo, hi: np.minimum(np.maximum(x, lo), hi), "where": np.where,
 }  # fmt: skip

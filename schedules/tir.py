@@ -298,7 +298,7 @@ def intrinsic(name, *args):
 
 
 def seq(*statements):
-    """One statement of statements and (nested) lists of them."""
+    """One statement of statements and (nested) lists of them, which may be empty."""
     flat = []
 
     def visit(item):
@@ -309,6 +309,8 @@ def seq(*statements):
             flat.append(item)
 
     visit(statements)
+    if not flat:
+        return tirx.Evaluate(i64(0))
     return flat[0] if len(flat) == 1 else tirx.SeqStmt(flat)
 
 
@@ -339,7 +341,9 @@ def unrolled(extent, body):
 
 
 def when(condition, then, otherwise=None):
-    """If, of statements or lists of them."""
+    """If, of statements or lists of them; decided here where ``condition`` is a Python bool."""
+    if isinstance(condition, bool):
+        return seq(then if condition else otherwise or [])
     return tirx.IfThenElse(condition, seq(then), None if otherwise is None else seq(otherwise))
 
 
