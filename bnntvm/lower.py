@@ -200,6 +200,12 @@ def anchor_spec(call, epilogue, shape):
     if name == "relax.mean":
         _, height, width, channels = dims(call.args[0])
         return sp.GlobalPool("avg", (height, width), channels, epilogue), [call.args[0]], None
+    if name == "relax.concat":
+        parts = list(call.args[0].fields)
+        spatial = tuple(shape[1:3]) if len(shape) == 4 else ()
+        return sp.Concat(len(shape), spatial, tuple(dims(p)[-1] for p in parts), epilogue), parts, None
+    if name == "relax.nn.softmax":
+        return sp.Softmax(shape[-1], epilogue), [call.args[0]], None
     raise AssertionError(name)
 
 

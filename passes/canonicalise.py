@@ -1,6 +1,7 @@
 """Bring equal things into one form before anything is inferred.
 
-Dense layers on tensors of rank above two become two-dimensional; multiplications and divisions by one and additions of zero vanish;
+Dense layers on tensors of rank above two become two-dimensional; a concatenation of concatenations is one, and a slice of one that cuts
+between its parts picks the parts (dense and improvement blocks then never copy what only passes through); multiplications and divisions by one and additions of zero vanish;
 repeated expressions are computed once (two spellings of clip(x) must be one value for a straight-through term to cancel).
 
 Ordering contract: after ChannelsLast, before Binarise.
@@ -18,6 +19,9 @@ NEUTRAL = {"relax.multiply": 1, "relax.divide": 1, "relax.add": 0, "relax.subtra
 
 
 class _Canonicalise(Rewriter):
+    def begin(self):
+        self.parts = {}
+
     def rewrite(self, var, value):
         name = op_name(value)
         if name in NEUTRAL:
@@ -28,7 +32,48 @@ class _Canonicalise(Rewriter):
             return self.env[value.args[0]] if isinstance(value.args[0], relax.Var) else self.emit(value.args[0])
         if name == "bnn.matmul":
             return self.dense(value)
+        if name == "relax.concat":
+            return self.concat(var, value)
+        if name == "relax.strided_slice":
+            picked = self.pick(var, value)
+            if picked is not None:
+                return picked
         return super().rewrite(var, value)
+
+    def concat(self, var, call):
+        """One flat concatenation; its parts are remembered for the slices and concatenations that follow."""
+        axis = int(call.attrs["axis"]) % len(dims(var))
+        fields = [self.substitute(f) for f in call.args[0].fields]
+        parts = [p for f in fields for p in self.parts.get((f, axis), [f])] if all(isinstance(f, relax.Var) for f in fields) else fields
+        out = self.emit(relax.op.concat(parts, axis))
+        self.parts[out, axis] = parts
+        return out
+
+    def pick(self, var, call):
+        """The parts that a slice along the axis of a concatenation selects, if it cuts between parts."""
+        axes, begins, ends = ([_integer(v) for v in call.args[i]] for i in (1, 2, 3))
+        strides = [_integer(v) for v in call.args[4]] if len(call.args) > 4 else [1]
+        if len(axes) != 1 or None in (axes + begins + ends + strides) or strides[0] != 1:
+            return None
+        axis = axes[0] % len(dims(var))
+        parts = self.parts.get((self.env[call.args[0]], axis)) if isinstance(call.args[0], relax.Var) else None
+        if not parts:
+            return None
+        begin, end, at, chosen = begins[0], min(ends[0], dims(call.args[0])[axis]), 0, []
+        for part in parts:
+            size = dims(part)[axis]
+            if begin <= at and at + size <= end:
+                chosen.append(part)
+            elif at < end and at + size > begin:
+                return None
+            at += size
+        if len(chosen) == 1:
+            return chosen[0]
+        if not chosen:
+            return None
+        out = self.emit(relax.op.concat(chosen, axis))
+        self.parts[out, axis] = chosen
+        return out
 
     def neutral(self, var, call, number):
         """The operand that an operation by a neutral constant leaves unchanged, or None. (x + 0 turns -0 to 0, which nothing tells apart.)"""
@@ -54,6 +99,13 @@ class _Canonicalise(Rewriter):
         flat = self.emit(relax.op.reshape(data, [rows, shape[-1]]))
         out = self.emit(ops.call(ops.MATMUL, [flat, new.args[1]], layer=str(call.attrs["layer"])))
         return self.emit(relax.op.reshape(out, [*shape[:-1], weight.shape[1]]))
+
+
+def _integer(prim):
+    """The value of an integer operand, None if it is not a non-negative constant."""
+    prim = getattr(prim, "value", prim)
+    number = int(prim) if isinstance(prim, (int, tvm.tirx.IntImm)) else None
+    return number if number is not None and number >= 0 else None
 
 
 @tvm.transform.module_pass(opt_level=0, name="bnn.Canonicalise")

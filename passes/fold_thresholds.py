@@ -39,7 +39,7 @@ class _Fold(Rewriter):
         fact = self.facts[data]
         if groups > 1 and dims(data)[-1] // groups % WORD_BITS:
             return self.grouped(data, fact, float(value.attrs["level"]), groups)
-        terms, flip = membership(fact, float(value.attrs["level"]), dtype(fact.source), dims(data)[-1])
+        terms, flip = membership(fact, float(value.attrs["level"]), threshold_dtype(fact.source), dims(data)[-1])
         pooled = self.before_pool(fact, terms, flip, groups)
         return pooled if pooled is not None else self.packed(self.env[fact.source], terms, flip, groups)
 
@@ -50,6 +50,8 @@ class _Fold(Rewriter):
 
     def compare(self, source, terms):
         """Xor of ``source < t`` over all thresholds."""
+        if dtype(source) == "bool":
+            source = self.emit(relax.op.astype(source, "float32"))
         if not terms:
             terms = [np.asarray(_never(dtype(source)))]
         planes = [self.emit(relax.op.less(source, const(t))) for t in terms]
@@ -77,7 +79,7 @@ class _Fold(Rewriter):
     def grouped(self, data, fact, level, groups):
         """Groups that do not start at a word: give each its own row, pack, and put the rows side by side."""
         shape = dims(data)
-        terms, flip = membership(fact, level, dtype(fact.source), shape[-1])
+        terms, flip = membership(fact, level, threshold_dtype(fact.source), shape[-1])
         plane = self.compare(self.env[fact.source], terms)
         value = self.emit(relax.op.where(plane, const(np.float32(1)), const(np.float32(0))))
         if flip.any():
@@ -85,6 +87,11 @@ class _Fold(Rewriter):
         rows = self.emit(relax.op.reshape(value, [*shape[:-2], shape[-2] * groups, shape[-1] // groups]))
         words = self.emit(ops.call(ops.PACK, [self.emit(relax.op.greater(rows, const(np.float32(0.5))))], groups=1))
         return self.emit(relax.op.reshape(words, [*shape[:-1], groups * dims(words)[-1]]))
+
+
+def threshold_dtype(source):
+    """What a source is compared in: its own dtype, float32 for bool."""
+    return "float32" if dtype(source) == "bool" else dtype(source)
 
 
 def membership(step, level, kind, channels):
@@ -98,12 +105,13 @@ def membership(step, level, kind, channels):
     inside = (step.values + 0) == np.asarray(level).astype(step.values.dtype)
     occupied = step.occupied()
     inside = _spread(inside, occupied)
-    terms = []
-    for k in range(step.cuts.shape[-1]):
-        changes = inside[..., k] != inside[..., k + 1]
-        if changes.any():
-            threshold = threshold_values(step, k, kind)
-            terms.append(np.where(changes, threshold, np.asarray(_never(kind), threshold.dtype)))
+    changes = inside[..., 1:] != inside[..., :-1]
+    thresholds = np.stack([threshold_values(step, k, kind) for k in range(changes.shape[-1])], -1) if changes.size else changes.astype(kind)
+    # Channels change at different cuts (a negative scale reverses the levels): the j-th comparison takes each channel's j-th change.
+    order = np.argsort(~changes, axis=-1, kind="stable")
+    changes, thresholds = np.take_along_axis(changes, order, -1), np.take_along_axis(thresholds, order, -1)
+    count = int(changes.sum(-1).max(initial=0))
+    terms = [np.where(changes[..., j], thresholds[..., j], _never(kind)) for j in range(count)]
     flip = np.broadcast_to(inside[..., -1], (*inside.shape[:-2], channels) if inside.ndim > 1 else (channels,))
     return [_narrow(t) for t in terms], flip.reshape(-1, channels)[0]
 

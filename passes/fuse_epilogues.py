@@ -27,7 +27,7 @@ ELEMENTWISE = {
 DTYPES = {"float32", "int32", "bool"}
 #: "Anchor" of a group of one operator that no kernel family takes.
 LOOSE = "loose"
-ANCHORS = {"bnn.conv2d_bits", "bnn.dense_bits", "bnn.conv", "bnn.matmul", "relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.mean"}
+ANCHORS = {"bnn.conv2d_bits", "bnn.dense_bits", "bnn.conv", "bnn.matmul", "relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.mean", "relax.concat", "relax.nn.softmax"}
 
 
 @dataclass(eq=False)
@@ -72,10 +72,19 @@ def is_anchor(var, value):
         return weight is not None and weight.ndim == 2 and len(dims(value.args[0])) == 2 and dtype(var) == "float32"
     if name in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
         return str(value.attrs["layout"]) == "NHWC" and dtype(var) == "float32" and not _ragged_average(value)
+    if name == "relax.concat":
+        rank = len(dims(var))
+        return rank in (2, 4) and int(value.attrs["axis"]) % rank == rank - 1 and dtype(var) == "float32" and _all_variables(value)
+    if name == "relax.nn.softmax":
+        return len(dims(var)) == 2 and int(value.attrs["axis"]) % 2 == 1 and dtype(var) == "float32"
     if name == "relax.mean":
         axes = [int(a) for a in value.attrs["axis"]] if value.attrs["axis"] is not None else []
         return axes == [1, 2] and bool(value.attrs["keepdims"]) and len(dims(value.args[0])) == 4 and dtype(var) == "float32"
     return True
+
+
+def _all_variables(call):
+    return all(isinstance(field, relax.Var) for field in call.args[0].fields)
 
 
 def _ragged_average(call):
@@ -235,6 +244,8 @@ def group_function(group, inputs, outputs):
             return env[expr]
         if isinstance(expr, relax.Call):
             return relax.Call(expr.op, [substitute(arg) for arg in expr.args], expr.attrs, expr.ty_args)
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([substitute(arg) for arg in expr.fields])
         return expr
 
     with builder.function("group", params, attrs={"bnn.anchor": group.anchor, "Primitive": True}, private=True):

@@ -13,12 +13,15 @@ FAMILIES = {
     sp.FloatConv2d: "float_conv2d",
     sp.FloatDense: "float_dense",
     sp.Pool2d: "pool2d",
+    sp.GlobalPool: "reduce",
+    sp.Softmax: "reduce",
+    sp.Concat: "concat",
 }
 
 
 def of(spec):
     """The module of the family that owns ``spec``."""
-    name = FAMILIES.get(type(spec), "reduce")
+    name = FAMILIES[type(spec)]
     if isinstance(spec, sp.FloatConv2d) and spec.groups == spec.in_channels and spec.groups > 1:
         name = "depthwise_conv2d"
     return importlib.import_module(f"{__package__}.{name}")
