@@ -4,6 +4,10 @@ A direct convolution. The register tile is ``pixels`` neighbours of an output ro
 the reduction broadcasts one input value per pixel against a row of packed weights. Neighbouring taps of a kernel row are neighbours in
 memory, so (s, c) is one loop of kw * I steps. Multiplications contract with additions here (one rounding), in the reduction only.
 
+Where the windows of neighbouring pixels overlap and the weights of a whole kernel row (one input channel) fit in registers beside a smaller
+tile, ``shared`` schedules load each input value once for all the products of the tile that it belongs to. That takes fewer loads than steps
+of multiplication and reaches the multipliers' limit with short reductions, too.
+
 A grouped convolution is the same with, for each block of output channels, only the input channels of the groups that the block touches;
 weights between unrelated groups inside a block are zero.
 """
@@ -34,11 +38,14 @@ class Schedule:
         Vectors of output channels in the register tile; a whole 32-bit word of channels if the epilogue packs bits.
     rows : int
         Output rows of one parallel task (a task is an image, a block of output channels and ``rows`` rows).
+    shared : bool
+        Keep the weights of a kernel row in registers and load each input value once.
     """
 
     pixels: int
     vectors: int
     rows: int
+    shared: bool
 
 
 def default_schedule(spec, isa):
@@ -48,20 +55,21 @@ def default_schedule(spec, isa):
     -------
     Schedule
     """
-    vectors = tile_vectors(spec.out_channels, spec.epilogue, isa)
-    window = flattened(spec.window, most_pixels(vectors, isa))
-    return Schedule(windows.even_tile(window.out_width, most_pixels(vectors, isa)), vectors, _task_rows(spec, window))
+    return space(spec, isa)[0]
 
 
 def space(spec, isa):
     """Valid schedules, the default one first."""
-    first = default_schedule(spec, isa)
-    vectors, found = first.vectors, [first]
-    window = flattened(spec.window, most_pixels(vectors, isa))
-    for most in (most_pixels(vectors, isa), 12, 8, 6):
-        for rows in (1, 4, window.out_height):
-            pixels = windows.even_tile(window.out_width, min(most, most_pixels(vectors, isa)))
-            found.append(Schedule(pixels, vectors, min(rows, window.out_height)))
+    vectors = tile_vectors(spec.out_channels, spec.epilogue, isa)
+    large = most_pixels(vectors, isa)
+    window = flattened(spec.window, large)
+    tiles = [(pixels, False) for pixels in (large, large // 2 + 1)]
+    shared = _shared_pixels(window, vectors, isa)
+    if shared:
+        tiles[:0] = [(shared, True), (shared // 2 + 1, True)]
+    first = _task_rows(spec, window)
+    rows = dict.fromkeys([first, min(4, window.out_height), window.out_height])
+    found = [Schedule(windows.even_tile(window.out_width, most), vectors, r, share) for r in rows for most, share in tiles]
     return list(dict.fromkeys(found))
 
 
@@ -69,6 +77,13 @@ def tile_vectors(out_channels, epilogue, isa):
     """Vectors of output channels in a register tile: two, or a word's worth where bits are packed, or fewer if there are no more."""
     most = 32 // isa.lanes if windows.has_bits(epilogue) else 2
     return min(most, -(-out_channels // isa.lanes))
+
+
+def _shared_pixels(window, vectors, isa):
+    """Pixels of a tile that loads each input value once: just enough independent sums to keep the multipliers busy. 0 where that cannot be."""
+    pixels = (14 if isa.registers == 32 else 8) // vectors
+    fits = (pixels + window.kernel[1]) * vectors + 2 <= isa.registers
+    return pixels if fits and window.strides[1] < window.kernel[1] else 0
 
 
 def most_pixels(vectors, isa):
@@ -230,7 +245,7 @@ class _Kernel:
         sums, allocate = tir.local("sum", pixels * vectors * lanes, "float32")
         zero = tir.splat(0.0, "float32", lanes)
         clear = [tir.store_vector(sums, [i * lanes], zero) for i in range(pixels * vectors)]
-        reduce = tir.for_("r", at.count, lambda r: [self._row_of_taps(at, x, at.first + r, group, sums) for group in taps]) if taps else []
+        reduce = tir.for_("r", at.count, lambda r: self._row_of_taps(at, x, at.first + r, taps, sums)) if taps else []
         scope, finish = {}, []
         for p in range(pixels):
             values = [tir.load_vector(sums, [(p * vectors + v) * lanes], lanes) for v in range(vectors)]
@@ -242,16 +257,41 @@ class _Kernel:
         """Row and column in the buffers; a flattened image is addressed as one row."""
         return (tir.i64(0), y * self.window.in_width + x) if self.flat else (y, x)
 
-    def _row_of_taps(self, at, x, r, group, sums):
-        """All products of tap row ``r`` and the taps of ``group``."""
-        window, depth = self.window, self.blocks.depth
+    def _row_of_taps(self, at, x, r, taps, sums):
+        """All products of tap row ``r``."""
+        if self.schedule.shared:
+            return tir.for_("c", self.blocks.depth, lambda c: self._shared_columns(at, x, r, c, taps, sums))
+        return [self._separate_columns(at, x, r, group, sums) for group in taps]
+
+    def _value(self, at, x, r, column, c):
+        """Input value at row of taps ``r``, ``column`` columns from the first tap of output column ``x``."""
+        window = self.window
         y = at.row * window.strides[0] - window.pads[0] + r * window.dilations[0]
-        left = x * window.strides[1] - window.pads[1]
+        return tir.load(self.data, at.image, *self._pixel(y, x * window.strides[1] - window.pads[1] + column), at.channel + c)
+
+    def _shared_columns(self, at, x, r, c, taps, sums):
+        """Products of input channel ``c``, each value loaded once."""
+        body, weights, vectors, lanes = [], {}, self.schedule.vectors, self.lanes
+        for s in sorted({s for group in taps for s in range(group.first, group.stop)}):
+            for v in range(vectors):
+                weights[s, v], statement = tir.bind("w", tir.load_vector(self.weights, [at.block, r, s, c, v * lanes], lanes))
+                body.append(statement)
+        for column, uses in windows.column_uses(self.window, taps).items():
+            value, statement = tir.bind("x", tir.broadcast(self._value(at, x, r, column, c), lanes))
+            body.append(statement)
+            for p, s in uses:
+                for v in range(vectors):
+                    index = [(p * vectors + v) * lanes]
+                    body.append(tir.store_vector(sums, index, tir.load_vector(sums, index, lanes) + value * weights[s, v]))
+        return body
+
+    def _separate_columns(self, at, x, r, group, sums):
+        """Products of the taps of ``group``, which all meet the same pixels."""
+        window, depth = self.window, self.blocks.depth
 
         def step(s, c):
             def value(p):
-                column = left + p * window.strides[1] + s * window.dilations[1]
-                return tir.load(self.data, at.image, *self._pixel(y, column), at.channel + c)
+                return self._value(at, x, r, p * window.strides[1] + s * window.dilations[1], c)
 
             def weight(v):
                 return tir.load_vector(self.weights, [at.block, r, s, c, v * self.lanes], self.lanes)

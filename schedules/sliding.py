@@ -162,17 +162,12 @@ class Kernel:
         """Combine tap row ``r`` into one vector of channels of every pixel of the tile."""
         window = self.window
         body, weights = self.weights(at, r, vector)
-        uses = {}  # input column, relative to the first pixel's first tap -> (pixel, tap) pairs
-        for taps in at.taps:
-            for s in range(taps.first, taps.stop):
-                for p in range(taps.low, taps.high):
-                    uses.setdefault(p * window.strides[1] + s * window.dilations[1], []).append((p, s))
         y = at.row * window.strides[0] - window.pads[0] + r * window.dilations[0]
         left = at.column * window.strides[1] - window.pads[1]
-        for column in sorted(uses):
+        for column, uses in windows.column_uses(window, at.taps).items():
             value, statement = tir.bind("x", self.load(at, y, left + column, vector))
             body.append(statement)
-            for p, s in uses[column]:
+            for p, s in uses:
                 index = [(p * at.vectors + vector) * self.lanes]
                 total = tir.load_vector(sums, index, self.lanes)
                 body.append(tir.store_vector(sums, index, self.combine(total, value, weights.get(s))))

@@ -80,6 +80,16 @@ def column_runs(window, pixels):
     return runs
 
 
+def column_uses(window, taps):
+    """Which input columns a tile needs and what for: ``{column: [(p, s), ...]}``, columns counted from the first pixel's first tap."""
+    uses = {}
+    for group in taps:
+        for s in range(group.first, group.stop):
+            for p in range(group.low, group.high):
+                uses.setdefault(p * window.strides[1] + s * window.dilations[1], []).append((p, s))
+    return dict(sorted(uses.items()))
+
+
 def row_taps(window, y):
     """``(first, count)`` of the rows of taps that lie inside the image at output row ``y``; ints where they are the same for every row."""
     top, step, kernel = window.pads[0], window.dilations[0], window.kernel[0]
