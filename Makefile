@@ -23,7 +23,7 @@ test: tools $(VENV)/.test
 	$(BIN)/python -m pytest -n $(TEST_JOBS) --durations=15 $(PYTEST_ARGS)
 
 bench: tools $(VENV)/.bench
-	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
