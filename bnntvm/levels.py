@@ -129,7 +129,7 @@ class Linear:
 def identity(source, domain):
     """The fact about a source itself."""
     if domain.values is not None:
-        values = np.asarray(domain.values)
+        values = np.asarray(domain.values, np.float32)
         return Step(source, domain, np.arange(1, len(values), dtype=np.int64), values)
     return Mono(source, domain, lambda x: x, np.ones((), np.int8))
 
