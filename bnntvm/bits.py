@@ -14,7 +14,7 @@ def pack_bits(plane):
     plane = np.asarray(plane, bool)
     tail = -plane.shape[-1] % WORD_BITS
     plane = np.concatenate([plane, np.zeros((*plane.shape[:-1], tail), bool)], -1)
-    return np.packbits(plane, axis=-1, bitorder="little").view("<u4")
+    return np.ascontiguousarray(np.packbits(plane, axis=-1, bitorder="little")).view("<u4")
 
 
 def unpack_bits(words, channels):
