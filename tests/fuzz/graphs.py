@@ -346,10 +346,23 @@ def four_levels(g, x):
     return Tensor(out, x.shape, 3.0, 0, frozenset({0.0, 1.0, 2.0, 3.0}))
 
 
+def versus(g, x):
+    """Compared with another activation, or with its own mean over a power of two many channels."""
+    others = [t for t in g.history if t.shape == x.shape]
+    if x.rank == 4 and x.channels & (x.channels - 1) == 0 and x.bound * x.channels < 2.0 ** (x.grain + EXACT_BITS) and g.chance(0.3):
+        other = g.op("ReduceMean", [x], axes=[1], keepdims=1)
+    elif others:
+        other = g.pick(*others)
+    else:
+        return plain_sign(g, x)
+    bit = g.op(g.pick("Greater", "GreaterOrEqual", "Less"), g.pick([x, other], [other, x]))
+    return _two(x, _as_signs(g, bit) if g.chance(0.5) else g.op("Where", [bit, g.f(1), g.f(-1)]))
+
+
 QUANTISERS = (
     plain_sign, plain_sign, plain_sign, clipped_sign, tanh_sign, scaled_sign, straight_through, qkeras, polynomial, compared,
     compared_per_channel, selected, selected, arithmetic_select, larq, larq, zero_fix, heaviside, hard_sigmoid_round, unipolar, ternary,
-    four_levels,
+    four_levels, versus,
 )  # fmt: skip
 
 
