@@ -5,7 +5,7 @@ Equal specifications share one kernel; weights and per-channel constants are arg
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import tvm
@@ -230,6 +230,7 @@ class Lower(Rewriter):
 
     def __init__(self, isa):
         self.isa, self.lowered, self.cache = isa, Lowered(), {}
+        self.turned = {}  # channels-last copy of an image -> the image in channel order
 
     def rewrite(self, var, value):
         if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar):
@@ -241,7 +242,10 @@ class Lower(Rewriter):
             return self.pool_bits(self.substitute(value), var.ty)
         if name == "relax.nn.pad" and dtype(var) == "uint32" and len(dims(var)) == 4:
             return self.pad_bits(self.substitute(value), var.ty)
-        return super().rewrite(var, value)
+        out = super().rewrite(var, value)
+        if name == "relax.permute_dims" and [int(a) for a in value.attrs["axes"]] == [0, 2, 3, 1]:
+            self.turned[out] = self.substitute(value.args[0])
+        return out
 
     def pad_bits(self, call, ty):
         _, height, width, words = dims(call.args[0])
@@ -266,7 +270,10 @@ class Lower(Rewriter):
         spec, operands, weights = anchor_spec(call, epilogue, shape)
         layer = str(call.attrs["layer"]) if op_name(call).startswith("bnn.") else None
         types = [r.ty for r in results]
-        return self.call(spec, [_actual(a, actual) for a in operands + inputs], _retyped(types, arguments, func), weights, layer)
+        operands = [_actual(a, actual) for a in operands + inputs]
+        if isinstance(spec, sp.FloatConv2d) and operands[0] in self.turned and spec.groups == 1:
+            spec, operands[0] = replace(spec, planar=True), self.turned[operands[0]]
+        return self.call(spec, operands, _retyped(types, arguments, func), weights, layer)
 
     def epilogue(self, anchor, shape, members, results):
         builder, packs = EpilogueBuilder(anchor, shape), {}

@@ -169,13 +169,16 @@ class Map:
 
 @dataclass(frozen=True)
 class FloatConv2d:
-    """float32 convolution, NHWC, zero padding; weights from ``float32[O, kh, kw, I / groups]``. groups == in_channels is depthwise."""
+    """float32 convolution, NHWC, zero padding; weights from ``float32[O, kh, kw, I / groups]``. groups == in_channels is depthwise.
+
+    ``planar``: the data are ``float32[N, I, H, W]``, a network's input in the order of the ONNX file (not for depthwise)."""
 
     window: Window
     in_channels: int
     out_channels: int
     groups: int = 1
     epilogue: Epilogue = field(default_factory=Epilogue)
+    planar: bool = False
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def pack_weights(spec, schedule, isa, weights):
 
 
 def build(spec, schedule, isa):
-    """The kernel: data ``float32[N, H, W, I]``, packed weights, the epilogue's inputs and outputs. N is dynamic.
+    """The kernel: data ``float32[N, H, W, I]`` (``[N, I, H, W]`` if planar), packed weights, the epilogue's inputs and outputs. N is dynamic.
 
     Returns
     -------
@@ -193,7 +193,9 @@ class _Kernel:
         self.flat = self.window is not window
         self.blocks = _blocks(spec, schedule, isa)
         self.batch = tirx.Var("n", "int64")
-        self.data = tir.buffer("x", (self.batch, window.in_height, window.in_width, spec.in_channels), "float32")
+        image = (window.in_height, window.in_width)
+        shape = (spec.in_channels, *image) if spec.planar else (*image, spec.in_channels)
+        self.data = tir.buffer("x", (self.batch, *shape), "float32")
         shape = (self.blocks.count, *window.kernel, self.blocks.depth, self.blocks.size)
         self.weights = tir.buffer("w", shape, "float32")
         dims = (self.batch, window.out_height, window.out_width)
@@ -267,7 +269,8 @@ class _Kernel:
         """Input value at row of taps ``r``, ``column`` columns from the first tap of output column ``x``."""
         window = self.window
         y = at.row * window.strides[0] - window.pads[0] + r * window.dilations[0]
-        return tir.load(self.data, at.image, *self._pixel(y, x * window.strides[1] - window.pads[1] + column), at.channel + c)
+        pixel, channel = self._pixel(y, x * window.strides[1] - window.pads[1] + column), at.channel + c
+        return tir.load(self.data, at.image, *((channel, *pixel) if self.spec.planar else (*pixel, channel)))
 
     def _shared_columns(self, at, x, r, c, taps, sums):
         """Products of input channel ``c``, each value loaded once."""
@@ -299,7 +302,8 @@ class _Kernel:
             return multiply_add(sums, range(group.low, group.high), self.schedule.vectors, self.lanes, value, weight)
 
         taps = group.stop - group.first
-        if depth == self.spec.in_channels and (window.dilations[1] == 1 or taps == 1):  # taps are neighbours: run on through the channels
+        whole = depth == self.spec.in_channels and not self.spec.planar
+        if whole and (window.dilations[1] == 1 or taps == 1):  # taps are neighbours: run on through the channels
             return tir.for_("k", taps * depth, lambda k: step(tir.i64(group.first), k))
         return tir.for_("s", taps, lambda s: tir.for_("c", depth, lambda c: step(group.first + s, c)))
 
@@ -378,6 +382,7 @@ def reference(spec, operands, epilogue_inputs):
     data, weights = (np.asarray(a, np.float64) for a in operands)
     window, groups = spec.window, spec.groups
     top, left, bottom, right = window.pads
+    data = data.transpose(0, 2, 3, 1) if spec.planar else data
     padded = np.pad(data, ((0, 0), (top, bottom), (left, right), (0, 0)))
     height, width = window.out_height, window.out_width
     per_in, per_out = spec.in_channels // groups, spec.out_channels // groups

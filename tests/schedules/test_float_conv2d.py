@@ -10,10 +10,11 @@ from bnntvm.schedules import float_conv2d, windows
 from tests.schedules.float_kernels import EPILOGUES, RUNNABLE, check, epilogue_names, geometries, small_integers
 
 
-def run(isa, window, channels, groups, epilogue, images, seed, schedule=None):
+def run(isa, window, channels, groups, epilogue, images, seed, schedule=None, planar=False):
     rng = np.random.default_rng(seed)
-    spec = specs.FloatConv2d(window, *channels, groups, EPILOGUES[epilogue])
+    spec = specs.FloatConv2d(window, *channels, groups, EPILOGUES[epilogue], planar)
     data = small_integers(rng, (images, window.in_height, window.in_width, channels[0]))
+    data = np.ascontiguousarray(data.transpose(0, 3, 1, 2)) if planar else data
     weights = small_integers(rng, (channels[1], *window.kernel, channels[0] // groups))
     check(float_conv2d, spec, isa, [data], weights, channels[1], (images, window.out_height, window.out_width), rng, schedule)
 
@@ -48,6 +49,13 @@ def test_pointwise_runs_over_joined_rows(isa, size, channels, epilogue, images):
 def test_stem_shapes(isa):
     run(isa, specs.Window(21, 45, (7, 7), (2, 2), (3, 3, 3, 3)), (3, 64), 1, "bias_relu", 1, seed=2)
     run(isa, specs.Window(19, 61, (3, 3), (2, 2), (1, 1, 1, 1)), (3, 8), 1, "bits", 2, seed=3)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE[:1], ids=lambda isa: isa.name)
+@settings(max_examples=8, deadline=None)
+@given(window=geometries(), channels=st.tuples(st.integers(1, 9), st.integers(1, 40)), images=st.integers(1, 2))
+def test_planar_input(isa, window, channels, images):
+    run(isa, window, channels, 1, "bias_relu", images, seed=5, planar=True)
 
 
 def test_every_schedule_of_the_space_is_correct():
