@@ -26,9 +26,11 @@ def shown(cell: dict | None, unit: float, digits: int) -> str:
 
 
 def ratio(cells: dict, slow: str, fast: str) -> float | None:
-    """How many times faster ``fast`` is than ``slow``."""
-    a, b = median(cells.get(slow)), median(cells.get(fast))
-    return a / b if a is not None and b else None
+    """How many times faster ``fast`` is than ``slow``: the median over the rounds, in each of which both ran within the same second or two."""
+    a, b = cells.get(slow), cells.get(fast)
+    if median(a) is None or median(b) is None:
+        return None
+    return statistics.median(x / y for x, y in zip(a["seconds"], b["seconds"]))
 
 
 def geometric_mean(values: list[float]) -> float:
@@ -87,8 +89,9 @@ def _chains(rows: list[dict]) -> str:
     for row in rows:
         cells = row["cells"]
         kernel = median(cells.get("limit"))
-        limit = kernel * row["macs"] / cells["limit"]["macs"] if kernel else None
-        parts = [f"{100 * limit / m:.1f} %" if limit and (m := median(cells.get(s))) else "-" for s in systems]
+        work = row["macs"] / cells["limit"]["macs"] if kernel else None
+        limit = kernel * work if kernel else None
+        parts = [f"{100 * work * r:.1f} %" if kernel and (r := ratio(cells, "limit", s)) else "-" for s in systems]
         line = [row["name"], *[shown(cells.get(s), 1e-6, 1) for s in systems], f"{limit * 1e6:.1f}" if limit else "-", *parts]
         lines.append(line + ([_times(ratio(cells, "openvino", "bnntvm"))] if len(header) > len(line) else []))
     return table(header, lines)
