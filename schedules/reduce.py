@@ -152,13 +152,16 @@ class _GlobalPool:
 
 
 class _Softmax:
-    """One parallel task for each row: its maximum, the sum of exp(x - maximum), then the quotients."""
+    """One parallel task for each row: its maximum; exp(x - maximum), kept in scratch memory, and their sum; then the products with 1 / sum."""
 
     def __init__(self, spec, schedule, isa):
         self.spec, self.lanes = spec, isa.lanes
         self.blocks = _Blocks(spec.classes, schedule.vectors, isa.lanes)
+        self.narrow = _Blocks(spec.classes, min(schedule.vectors, isa.registers // 8), isa.lanes)  # exp wants registers for itself
         self.rows = tirx.Var("m", "int64")
         self.data = tir.buffer("x", (self.rows, spec.classes), "float32")
+        padded = -(-spec.classes // isa.lanes) * isa.lanes
+        self.scratch = tirx.decl_buffer((tir.i64(padded),), "float32", "exponentials")
         self.emitter = epilogues.Emitter(spec.epilogue, spec.classes, isa, (self.rows,), "float32")
 
     def function(self):
@@ -167,37 +170,45 @@ class _Softmax:
 
     def _row(self, row):
         lanes = self.lanes
-        reduce_max, highest = self._reduce(lambda b, v, _: self._value(row, b, v), tirx.Max, float("-inf"))
-        highest, bind_highest = tir.bind("highest", tir.broadcast(highest, lanes))
+
+        def value(block, v):
+            return _load(self.data, (row,), block, v, lanes, outside=float("-inf"))
+
+        def copy(block, v, bind):
+            return [], bind("v", value(block, v))
 
         def exponential(block, v, bind):
-            return vector_math.exp(self._value(row, block, v) - highest, bind)
+            result = bind("e", vector_math.exp(value(block, v) - highest, bind))
+            return tir.store_vector(self.scratch, [block.first + v * lanes], result), result
 
-        reduce_sum, total = self._reduce(exponential, tirx.Add, 0.0)
-        total, bind_total = tir.bind("total", tir.broadcast(total, lanes))
+        reduce_max, highest = self._reduce(self.blocks, copy, tirx.Max, float("-inf"))
+        highest, bind_highest = tir.bind("highest", tir.broadcast(highest, lanes))
+        reduce_sum, total = self._reduce(self.narrow, exponential, tirx.Add, 0.0)
+        scale, bind_scale = tir.bind("scale", tir.broadcast(tirx.Div(tir.constant(1.0, "float32"), total), lanes))
 
         def finish(block):
-            body, bind = _binder()
-            values = [bind("p", tirx.Div(exponential(block, v, bind), total)) for v in range(block.vectors)]
-            return [body, self.emitter.emit(values, (row,), block.first, whole=block.whole or None)]
+            values = [tir.load_vector(self.scratch, [block.first + v * lanes], lanes) * scale for v in range(block.vectors)]
+            return self.emitter.emit(values, (row,), block.first, whole=block.whole or None)
 
-        return [reduce_max, bind_highest, reduce_sum, bind_total, self.blocks.each(finish)]
+        allocate = tirx.AllocBuffer(self.scratch)
+        return [allocate, reduce_max, bind_highest, reduce_sum, bind_scale, self.blocks.each(finish)]
 
-    def _value(self, row, block, v):
-        return _load(self.data, (row,), block, v, self.lanes, outside=float("-inf"))
-
-    def _reduce(self, value, combine, identity):
-        """``(statements, scalar)``: ``value(block, v, bind)`` of all channels, combined."""
+    def _reduce(self, blocks, value, combine, identity):
+        """``(statements, scalar)``: all channels combined; ``value(block, v, bind)`` is ``(statements that follow, vector)``."""
         lanes = self.lanes
         total, allocate = tir.local("total", lanes, "float32")
 
-        def block_of(block):
+        def one(block):
             body, bind = _binder()
-            values = [bind("v", value(block, v, bind)) for v in range(block.vectors)]
+            values = []
+            for v in range(block.vectors):
+                statements, vector = value(block, v, bind)
+                body.append(statements)
+                values.append(vector)
             return [body, tir.store_vector(total, [0], combine(tir.load_vector(total, [0], lanes), _tree(combine, values)))]
 
         clear = tir.store_vector(total, [0], tir.splat(identity, "float32", lanes))
-        return [allocate, clear, self.blocks.each(block_of)], _tree(combine, [tir.load(total, i) for i in range(lanes)])
+        return [allocate, clear, blocks.each(one)], _tree(combine, [tir.load(total, i) for i in range(lanes)])
 
 
 def _binder():
