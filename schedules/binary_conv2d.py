@@ -48,24 +48,29 @@ def default_schedule(spec, isa):
     """
     geometry = Geometry.of(spec)
     if _carry_save_fits(spec, isa):
-        adder, vectors, most = "carry_save", 1, 7
+        adder, vectors, most = "carry_save", 1, 8 if geometry.group_words % 2 else 13
     elif isa.popcount == "vector":
-        adder, vectors, most = "plain", 2, 7
+        adder, vectors, most = "plain", 2, 12
     else:
         adder, vectors, most = "bytes", 1, 4
     task_rows, task_blocks = _tasks(geometry, words(spec.out_channels))
-    return Schedule(_tile_width(geometry.out_width, most), vectors, adder, task_rows, task_blocks)
+    return Schedule(_tile_width(geometry, most), vectors, adder, task_rows, task_blocks)
 
 
 def _carry_save_fits(spec, isa):
     geometry = Geometry.of(spec)
     plain = not spec.unipolar and spec.groups == 1
-    return isa.popcount == "vector" and isa.lanes == 16 and plain and geometry.group_words % 2 == 0
+    return isa.popcount == "vector" and isa.lanes == 16 and plain and geometry.group_words > 1
 
 
-def _tile_width(width, most):
-    """The tile width up to ``most`` that computes the fewest pixels twice; the widest of those."""
-    return min(range(1, min(width, most) + 1), key=lambda p: (-(-width // p) * p / width + 0.5 / p, -p))
+def _tile_width(geometry, most):
+    """The tile width that computes the fewest pixels twice; of those the smallest that keeps all ports busy.
+
+    Four pixels do for long sums; short ones, as of 1x1 kernels, need more work for each start of a loop.
+    """
+    width, kernel_words = geometry.out_width, geometry.kernel[0] * geometry.kernel[1] * geometry.group_words
+    least = max(4, min(7, -(-72 // kernel_words)))
+    return min(range(min(width, least), min(width, most) + 1), key=lambda p: (-(-width // p) * p, p), default=min(width, most))
 
 
 def _tasks(geometry, blocks, wanted=8):
@@ -113,13 +118,16 @@ def pack_weights(spec, schedule, isa, weights):
     Returns
     -------
     uint32[words(O), parts * kh * kw * words(in_channels / groups) * channels], parts * channels = 32
-        ``channels`` output channels side by side, one per lane. For ``carry_save`` the second word of each pair is xored with the first.
+        ``channels`` output channels side by side, one per lane. For ``carry_save`` the second word of each
+        pair of a tap is xored with the first.
     """
     blocks, channels = words(spec.out_channels), schedule.vectors * isa.lanes
     flat = np.zeros((blocks * WORD_BITS, int(np.prod(weights.shape[1:]))), "uint32")
     flat[: spec.out_channels] = weights.reshape(weights.shape[0], -1)
     if schedule.adder == "carry_save":
-        flat[:, 1::2] ^= flat[:, ::2]
+        taps = flat.reshape(len(flat), -1, weights.shape[-1])
+        pairs = weights.shape[-1] // 2 * 2
+        taps[..., 1:pairs:2] ^= taps[..., 0:pairs:2]
     parts = flat.reshape(blocks, WORD_BITS // channels, channels, -1)
     return np.ascontiguousarray(parts.transpose(0, 1, 3, 2)).reshape(blocks, -1)
 

@@ -87,6 +87,10 @@ class Adder:
         """Statements that add ``words`` words: ``data`` and ``weights`` are lists of uint32 vectors."""
         return [self._take(p, v, popcount(self.combine(data[0], weights[0])))]
 
+    def single(self, p, v, data, weights):
+        """Statements that add one word that is left over from steps of several."""
+        return self.step(p, v, data, weights)
+
     def flush(self, cells=None):
         """Statements that move partial counters into the totals."""
         return []
@@ -121,9 +125,37 @@ class CarrySave(Adder):
         carry = ternary_logic(ones, total, data[0] ^ weights[0], _SELECT_CHANGED)
         return [bind, self._take(p, v, popcount(carry)), self._put(self.ones, p, v, total)]
 
+    def single(self, p, v, data, weights):
+        raise NotImplementedError("carry_save with an odd number of words is CarrySaveOdd")
+
     def value(self, p, v):
         pairs = self._get(self.totals, p, v)
         return pairs + pairs - T.tirx.Cast(T.vector_type("int32", self.lanes), popcount(self._get(self.ones, p, v)))
+
+
+class CarrySaveOdd(CarrySave):
+    """The same with an odd number of words for each tap: the last one is counted by itself, in counters of its own.
+
+    Those are the ones that start at K / 2.
+    """
+
+    weight = 1
+
+    def __init__(self, pixels, vectors, lanes, combine):
+        super().__init__(pixels, vectors, lanes, combine)
+        self.singles, allocation = self._array("singles", "int32")
+        self.allocations = self.allocations + allocation
+
+    def start(self, initial=None):
+        zero = T.splat(0, "int32", self.lanes)
+        return super().start() + [self._put(self.singles, p, v, initial[p] if initial else zero) for p, v in self.cells]
+
+    def single(self, p, v, data, weights):
+        count = T.tirx.Cast(T.vector_type("int32", self.lanes), popcount(data[0] ^ weights[0]))
+        return [self._put(self.singles, p, v, self._get(self.singles, p, v) - count)]
+
+    def value(self, p, v):
+        return super().value(p, v) + self._get(self.singles, p, v)
 
 
 class Bytes(Adder):
@@ -180,7 +212,7 @@ class EncodedZeros(Zeros):
     words = 2
 
     def decode(self, weights):
-        return [weights[0], weights[0] ^ weights[1]]
+        return [weights[0], weights[0] ^ weights[1]] if len(weights) == 2 else weights
 
 
 class UnipolarLanes(Adder):

@@ -12,7 +12,7 @@ from functools import cached_property
 from tvm import tirx
 
 from bnntvm.schedules import tir as T
-from bnntvm.schedules.binary_conv2d_adders import Adder, Bytes, CarrySave, EncodedZeros, UnipolarLanes, Zeros
+from bnntvm.schedules.binary_conv2d_adders import Adder, Bytes, CarrySave, CarrySaveOdd, EncodedZeros, UnipolarLanes, Zeros
 from bnntvm.schedules.binary_conv2d_tiles import Geometry, Segment, plan_row, segments
 from bnntvm.schedules.epilogue import Emitter
 from bnntvm.spec import WORD_BITS, EpilogueInput, words
@@ -77,7 +77,7 @@ class Kernel:
         if not self.spec.zeros:
             return [results, self.source(row, rows), nest(self.fast_adder)]
         found, scan = self.scan_zeros(row, rows)
-        slow_adder = EncodedZeros if self.fast_adder is CarrySave else Zeros
+        slow_adder = EncodedZeros if issubclass(self.fast_adder, CarrySave) else Zeros
         fast = [self.source(row, rows), nest(self.fast_adder)]
         return [results, scan, T.when(found == T.constant(0, "int32"), fast, nest(slow_adder))]
 
@@ -89,7 +89,8 @@ class Kernel:
     def fast_adder(self):
         if self.spec.unipolar:
             return UnipolarLanes
-        return {"plain": Adder, "carry_save": CarrySave, "bytes": Bytes}[self.schedule.adder]
+        carry_save = CarrySaveOdd if self.geometry.group_words % 2 else CarrySave
+        return {"plain": Adder, "carry_save": carry_save, "bytes": Bytes}[self.schedule.adder]
 
     def _input_rows(self, row, rows):
         """First input row and number of input rows that the task needs."""
@@ -128,30 +129,41 @@ class Kernel:
     def source(self, row, rows):
         """Statements that make the words that the inner loop broadcasts; sets ``self.words`` to their buffer."""
         self.origin = T.i64(0)
-        if self.fast_adder is not CarrySave:
+        if not issubclass(self.fast_adder, CarrySave):
             return []
         g = self.geometry
         row_words = g.width * g.pixel_words
         top, count = self._input_rows(row, rows)
         most = min(g.height, (self.schedule.task_rows - 1) * g.strides[0] + (g.kernel[0] - 1) * g.dilations[0] + 1)
-        self.encoded = tirx.decl_buffer((T.i64(most * row_words),), "uint32", "encoded")
+        memory = tirx.decl_buffer((T.i64(most * row_words),), "uint32", "encoded")
+        # An alias: TVM tries to shrink what is allocated to the union of all accesses, which takes for ever.
+        self.encoded = tirx.decl_buffer(memory.shape, "uint32", "pairs")
+        alias = tirx.DeclBuffer(self.encoded, data=tirx.buffer_data(memory))
         first, bind_first = T.bind("first", top * row_words)
         length, bind_length = T.bind("length", count * row_words)
         self.origin = first
-        lanes = self.lanes
+        return [tirx.AllocBuffer(memory), alias, bind_first, bind_length, self._encode(first, length)]
 
-        def encode(at, size):
-            wide = T.vector_type("uint64", size // 2)
-            pairs = tirx.reinterpret(wide, T.load_vector(self.data, [self.image, 0, 0, first + at], size))
-            pairs = pairs ^ (pairs << T.splat(32, "uint64", size // 2))
-            return T.store_vector(self.encoded, [at], tirx.reinterpret(T.vector_type("uint32", size), pairs))
+    def _encode(self, first, length):
+        """Statements that copy ``length`` words from word ``first`` of the image on, the second of each pair xored with the first."""
+        size, lanes = self.geometry.pixel_words, self.lanes
 
+        def pairs(at, count):
+            wide = T.vector_type("uint64", count // 2)
+            loaded = tirx.reinterpret(wide, T.load_vector(self.data, [self.image, 0, 0, first + at], count))
+            loaded = loaded ^ (loaded << T.splat(32, "uint64", count // 2))
+            return T.store_vector(self.encoded, [at], tirx.reinterpret(T.vector_type("uint32", count), loaded))
+
+        def pixel(i):
+            last = i * size + size - 1
+            return [T.for_("j", size // 2, lambda j: pairs(i * size + j * 2, 2)),
+                    T.store(self.encoded, T.load(self.data, self.image, 0, 0, first + last), last)]  # fmt: skip
+
+        if size % 2:
+            return T.for_("pixel", length // size, pixel)
         vectors = length // lanes
-        return [
-            tirx.AllocBuffer(self.encoded), bind_first, bind_length,
-            T.for_("i", vectors, lambda i: encode(i * lanes, lanes)),
-            T.for_("i", (length - vectors * lanes) // 2, lambda i: encode(vectors * lanes + i * 2, 2)),
-        ]  # fmt: skip
+        return [T.for_("i", vectors, lambda i: pairs(i * lanes, lanes)),
+                T.for_("i", (length - vectors * lanes) // 2, lambda i: pairs(vectors * lanes + i * 2, 2))]  # fmt: skip
 
     # Rows and tiles -------------------------------------------------------------------------------------------------------------------
 
@@ -236,7 +248,7 @@ class Kernel:
         block, _, first_row, last_row, start = place
         g = self.geometry
         sums = adder(len(pattern), self.vectors, self.lanes, (lambda a, w: a ^ w))
-        start_at, bind_start = T.bind("at", start + x * (g.strides[1] * g.pixel_words) - (self.origin if adder is CarrySave else 0))
+        start_at, bind_start = T.bind("at", start + x * (g.strides[1] * g.pixel_words) - (self.origin if issubclass(adder, CarrySave) else 0))
         weights_at, bind_weights = T.bind("weights", part * (self.kernel_words * self.step))
         groups, bind_groups = self._groups(block, part)
         columns = columns if columns is not None else segments(pattern)
@@ -259,7 +271,7 @@ class Kernel:
         at = data_at + columns.first * (g.dilations[1] * g.pixel_words)
         w_at = weights_at + columns.first * (g.group_words * self.step)
         count = columns.last - columns.first
-        if g.contiguous:
+        if g.contiguous and g.group_words % sums.words == 0:
             return self.run(sums, block, columns.pixels, count * g.group_words, at, w_at, groups)
 
         def column(s):
@@ -277,20 +289,24 @@ class Kernel:
             return self.words(sums, block, pixels, at + k * sums.words, weights_at + k * (sums.words * self.step), groups)
 
         every = sums.flush_every
-        total = self.kernel_words // sums.words
-        if every is None or total <= every:
-            return T.for_("k", steps, step)
+        if every is None or self.kernel_words <= every:
+            rest = 0 if T.static(length) is None else T.static(length) % sums.words
+            done = steps * sums.words
+            single = self.words(sums, block, pixels, at + done, weights_at + done * self.step, groups, 1) if rest else []
+            return [T.for_("k", steps, step), single]
         whole = T.for_("chunk", steps // every, lambda c: [T.for_("k", every, lambda k: step(c * every + k)), sums.flush(cells)])
         left = steps - steps // every * every
         return [whole, T.for_("k", left, lambda k: step(steps // every * every + k)), sums.flush(cells)]
 
-    def words(self, sums, block, pixels, at, weights_at, groups):
-        """One step of the adder for every pixel and vector."""
+    def words(self, sums, block, pixels, at, weights_at, groups, count=None):
+        """One step of the adder for every pixel and vector; ``count`` is 1 for a word that is left over."""
         g = self.geometry
+        add = sums.step if count is None else sums.single
+        count = sums.words if count is None else count
         binds, weights, statements = [], [], []
         for v in range(self.vectors):
             loaded = []
-            for word in range(sums.words):
+            for word in range(count):
                 index = [block, weights_at + word * self.step + v * self.lanes]
                 vector, bind = T.bind("w", T.load_vector(self.weights, index, self.lanes))
                 loaded.append(vector)
@@ -299,15 +315,15 @@ class Kernel:
         for p in pixels:
             place = at + p * g.strides[1] * g.pixel_words
             for v in range(self.vectors):
-                statements += sums.step(p, v, self.activations(sums, place, v, groups), weights[v])
+                statements += add(p, v, self.activations(sums, place, v, groups, count), weights[v])
         return [binds, statements]
 
-    def activations(self, sums, at, v, groups):
-        """The ``sums.words`` vectors of activation words at ``at``, as the lanes of vector ``v`` need them."""
+    def activations(self, sums, at, v, groups, count):
+        """The vectors of ``count`` of activation words at ``at``, as the lanes of vector ``v`` need them."""
         if isinstance(sums, CarrySave):
-            return [T.broadcast(T.load(self.encoded, at + groups[v] + word), self.lanes) for word in range(2)]
+            return [T.broadcast(T.load(self.encoded, at + groups[v] + word), self.lanes) for word in range(count)]
         planes = [self.data, self.mask] if isinstance(sums, Zeros) else [self.data]
-        return [self._activation(plane, at + word, groups[v]) for word in range(sums.words) for plane in planes]
+        return [self._activation(plane, at + word, groups[v]) for word in range(count) for plane in planes]
 
     def _activation(self, plane, at, group):
         if T.lanes_of(group) == 1:
