@@ -103,7 +103,8 @@ def _build(name: str, dtype: str, lanes: int, step: Callable, macs_per_vector: i
     first, second = (tirx.BufferLoad(operands, index(i)) for i in range(2))
     a, b = tirx.Var("a", f"{dtype}x{lanes}"), tirx.Var("b", f"{dtype}x{lanes}")
     steps = [tirx.BufferStore(sums, step(tirx.BufferLoad(sums, index(i)), a, b), index(i)) for i in range(ACCUMULATORS)]
-    loop = tirx.For(tirx.Var("i", "int64"), tirx.IntImm("int64", 0), tirx.IntImm("int64", ITERATIONS), tirx.ForKind.SERIAL, tirx.SeqStmt(steps))
+    first_pass, passes = (tirx.IntImm("int64", n) for n in (0, ITERATIONS))
+    loop = tirx.For(tirx.Var("i", "int64"), first_pass, passes, tirx.ForKind.SERIAL, tirx.SeqStmt(steps))
     body = tirx.SeqStmt(
         [
             tirx.AllocBuffer(sums),

@@ -193,7 +193,17 @@ class NetBuilder:
 
     # -- layers -------------------------------------------------------------------------------------------------------------------------
 
-    def conv(self, x: Value, filters: int, kernel: int, *, bn: bool = True, shift: float = 0.0, weights: np.ndarray | None = None, **geometry) -> Value:
+    def conv(
+        self,
+        x: Value,
+        filters: int,
+        kernel: int,
+        *,
+        bn: bool = True,
+        shift: float = 0.0,
+        weights: np.ndarray | None = None,
+        **geometry,
+    ) -> Value:
         """Float convolution; its BatchNormalization is folded into weights and bias, as both PyTorch exporters and tf2onnx do.
 
         Parameters
@@ -302,7 +312,10 @@ class NetBuilder:
         return self.node("Add", [x, self.constant(coarse(bias).reshape(1, -1, 1, 1), "bias")])
 
     @staticmethod
-    def _geometry(x: Value, kernel: int, *, stride: int = 1, pads: str | int | list[int] = "same", group: int = 1, pooling: bool = False) -> dict:
+    def _geometry(
+        x: Value, kernel: int, *, stride: int = 1, pads: str | int | list[int] = "same", group: int = 1, pooling: bool = False
+    ) -> dict:
+        """ONNX attributes of a convolution or a pooling."""
         if pads == "same":
             pads = same_pads(x.data.shape[2:], kernel, stride)
         elif isinstance(pads, int):

@@ -31,8 +31,8 @@ class Bits:
         float64[C].
     zero_is_one : bool
         Whether 0 becomes +1 (else -1).
-    pads : tuple of int
-        Spatial padding of a Pad node: top, left, bottom, right.
+    begin, end : tuple of int
+        Padding of a Pad node on every axis.
     pad_value : float
         What that node pads with.
     name : str
@@ -43,7 +43,8 @@ class Bits:
     scale: np.ndarray
     offset: np.ndarray
     zero_is_one: bool
-    pads: tuple[int, int, int, int] = (0, 0, 0, 0)
+    begin: tuple[int, ...] = (0, 0, 0, 0)
+    end: tuple[int, ...] = (0, 0, 0, 0)
     pad_value: float = 0.0
     name: str = ""
 
@@ -116,10 +117,12 @@ def _rewrite_conv(node, state: State):
     bits = _trace(node.input_value(0), weights.shape[1])
     alpha, signs = _levels(weights)
     attributes = node.get_attributes()
-    begin = np.add(attributes["pads_begin"], bits.pads[:2])
-    end = np.add(attributes["pads_end"], bits.pads[2:])
-    if any(bits.pads) and any([*attributes["pads_begin"], *attributes["pads_end"]]):
+    if any((*bits.begin[:2], *bits.end[:2])):
+        raise NotBinary("pads channels")
+    if any((*bits.begin, *bits.end)) and any([*attributes["pads_begin"], *attributes["pads_end"]]):
         raise NotBinary("padded twice with different values")
+    begin = np.add(attributes["pads_begin"], bits.begin[2:])
+    end = np.add(attributes["pads_end"], bits.end[2:])
     quantised = _quantise(bits, state)
     filters = _u1(signs, state)
     strides, dilations = attributes["strides"], attributes["dilations"]
@@ -130,7 +133,7 @@ def _rewrite_conv(node, state: State):
 
 
 def _rewrite_matmul(node, state: State):
-    """A 1x1 BinaryConvolution in place of a MatMul [M, K] x [K, N]; the M rows become the pixels of one image, which is the fastest form."""
+    """A 1x1 BinaryConvolution in place of a MatMul [M, K] x [K, N]; the rows become pixels of one image, its fastest form."""
     from openvino import opset1
 
     weights = _constant(node.input_value(1))
@@ -180,15 +183,20 @@ def _levels(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _trace(output, channels: int) -> Bits:
-    """Follow a +-1 tensor up through Pad, sign and per-channel affine nodes."""
+    """Follow a +-1 tensor up through Pad, Transpose, sign and per-channel affine nodes."""
+    from openvino import opset1
+
     node = output.get_node()
     if node.get_type_name() == "Pad":
+        begin, end = (tuple(_constant(node.input_value(i)).ravel().tolist()) for i in (1, 2))
         inner = _trace(node.input_value(0), channels)
-        begin, end = _constant(node.input_value(1)).ravel(), _constant(node.input_value(2)).ravel()
-        if begin[:2].any() or end[:2].any() or len(begin) != 4:
-            raise NotBinary("pads channels")
-        pads = tuple(int(p) for p in (*begin[2:], *end[2:]))
-        return replace(inner, pads=pads, pad_value=float(_constant(node.input_value(3)).ravel()[0]))
+        return replace(inner, begin=begin, end=end, pad_value=float(_constant(node.input_value(3)).ravel()[0]))
+    if node.get_type_name() == "Transpose":
+        # Networks from TensorFlow binarise and pad in NHWC between two transpositions, which cancel once they are neighbours.
+        order = _constant(node.input_value(1)).tolist()
+        inner = _trace(node.input_value(0), channels)
+        source = opset1.transpose(inner.source, _i64(order)).output(0)
+        return replace(inner, source=source, begin=tuple(inner.begin[i] for i in order), end=tuple(inner.end[i] for i in order))
     if node.get_type_name() == "Sign":
         source, zero_is_one = _sign_of_sign(node)
     elif node.get_type_name() == "Select":

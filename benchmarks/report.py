@@ -26,7 +26,7 @@ def shown(cell: dict | None, unit: float, digits: int) -> str:
 
 
 def ratio(cells: dict, slow: str, fast: str) -> float | None:
-    """How many times faster ``fast`` is than ``slow``: the median over the rounds, in each of which both ran within the same second or two."""
+    """How many times faster ``fast`` is than ``slow``: the median of the rounds' ratios."""
     a, b = cells.get(slow), cells.get(fast)
     if median(a) is None or median(b) is None:
         return None
@@ -83,7 +83,8 @@ def _compared(rows: list[dict], unit: float, digits: int, mean: bool) -> str:
 def _chains(rows: list[dict]) -> str:
     """Packed chains against the limit of the core."""
     systems = _systems(rows)
-    header = ["one more layer in a packed chain", *[f"{SYSTEMS[s].title}, µs" for s in systems], "limit, µs", *[f"{s}, % of limit" for s in systems]]
+    header = ["one more layer in a packed chain", *[f"{SYSTEMS[s].title}, µs" for s in systems], "limit, µs"]
+    header += [f"{s}, % of limit" for s in systems]
     header += ["bnntvm over openvino"] if {"bnntvm", "openvino"} <= set(systems) else []
     lines = []
     for row in rows:
@@ -115,12 +116,13 @@ def _remarks(content: dict) -> list[str]:
     lines, absent = [], set()
     for row in content["rows"]:
         for name, cell in row["cells"].items():
+            where = f"{row['kind']} {row['name']}, {name}"
             if missing(cell):
                 absent.add(f"{SYSTEMS[name.split('/')[0]].title} was left out: {cell['failure']}")
             elif cell["failure"]:
-                lines.append(f"{row['kind']} {row['name']}, {name}: {cell['failure']}")
+                lines.append(f"{where}: {cell['failure']}")
             elif cell["difference"] is not None and cell["difference"] > 1e-4 and not name.startswith("ort"):
-                lines.append(f"{row['kind']} {row['name']}, {name}: output differs from ONNX Runtime's by {cell['difference']:.2g} of its largest magnitude")
+                lines.append(f"{where}: output differs from ONNX Runtime's by {cell['difference']:.2g} of its largest magnitude")
     return sorted(absent) + lines
 
 
@@ -130,8 +132,8 @@ def markdown(content: dict) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items())
     parts = [
         "# Benchmark results\n",
-        f"{facts['date']}, {facts['cpu']} (family/model/stepping {facts['cpu family/model/stepping']}), {facts['cores of the host']} cores, "
-        f"measured on core {facts['cores used'][0]}, load at start {facts['load at start']:.1f}; {facts['rounds']} interleaved rounds; "
+        f"{facts['date']}, {facts['cpu']} (family/model/stepping {facts['cpu family/model/stepping']}), "
+        f"{facts['cores of the host']} cores, measured on core {facts['cores used'][0]}, load at start {facts['load at start']:.1f}; {facts['rounds']} interleaved rounds; "
         f"Python {facts['python']}, {versions}. Medians ± half the distance between the quartiles; CPU time unless it says wall time.\n",
     ]
     if rows := _of_kind(content, "layer"):
@@ -168,7 +170,8 @@ def plot(content: dict, path: Path) -> None:
             bars = axis.bar(np.arange(len(rows)) + i * width, heights, width, label=SYSTEMS[system].title)
             axis.bar_label(bars, [f"{h:.1f}" if h else "" for h in heights], fontsize=7)
         axis.axhline(1, color="black", linewidth=0.8)
-        axis.set_xticks(np.arange(len(rows)) + width * (len(systems) - 1) / 2, [r["name"] for r in rows], rotation=20, ha="right", fontsize=8)
+        middles = np.arange(len(rows)) + width * (len(systems) - 1) / 2
+        axis.set_xticks(middles, [r["name"] for r in rows], rotation=20, ha="right", fontsize=8)
         axis.set_ylabel("times ONNX Runtime fp32")
         axis.set_title({"layer": "Single layers, float in and float out", "network": "Whole networks"}[kind] + ", one thread", fontsize=10)
         axis.legend(fontsize=8)

@@ -1,8 +1,8 @@
 """Measures this project beside its peers and writes a table, the raw numbers and a plot.
 
-Every system runs in a process of its own, all pinned to the same core, one at a time and in turn: a round measures every system once, and
-what is reported is the median over the rounds with half the distance between the quartiles; ratios are medians of the rounds' ratios. Times are CPU time (wall time where two threads
-run), so a busy machine disturbs all systems alike.
+Every system runs in a process of its own, all pinned to the same core, one at a time and in turn: a round measures every system once.
+Reported are the median over the rounds and half the distance between the quartiles; ratios are medians of the rounds' ratios. Times are
+CPU time (wall time in the rows about threads), so a busy machine disturbs all systems alike.
 
 * **single layers**: float in, float out, packing and unpacking included. The ONNX Runtime rows are given the bare layer and an input that
   is +-1 already: they do not pay for the sign.
@@ -167,7 +167,7 @@ class Bench:
         for _ in range(self.rounds):
             for name, (system, threads, jobs) in plan.items():
                 if ready[name] is not None:
-                    self._sample(row.cells[name], self._worker(system, threads), jobs, ready[name][1], wall=threads > 1 or row.kind == "threads")
+                    self._sample(row.cells[name], self._worker(system, threads), jobs, ready[name][1], wall=row.kind == "threads")
             self.progress.advance(task)
         for worker in self._workers.values():
             worker.forget()
@@ -235,7 +235,7 @@ class Bench:
         return self.measure(Row("chain", layer.name, layer.macs), plan)
 
     def network(self, name: str, model: onnx.ModelProto, threads: list[int] | None = None) -> Row:
-        job = Job(model.SerializeToString(), {"input": network_input(model)})
+        job = Job(model.SerializeToString(), {model.graph.input[0].name: network_input(model)})
         macs = zoo.size_of(model).binary_macs
         systems = [s for s in self.systems if s != "limit"]
         if threads is None:
@@ -245,9 +245,9 @@ class Bench:
 
 
 def network_input(model: onnx.ModelProto) -> np.ndarray:
-    """One random image for a zoo network."""
-    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]
-    return np.random.default_rng(11).standard_normal((1, *shape)).astype(np.float32)
+    """One random image for a network; unknown dimensions, the batch among them, are 1."""
+    shape = [d.dim_value or 1 for d in model.graph.input[0].type.tensor_type.shape.dim]
+    return np.random.default_rng(11).standard_normal(shape).astype(np.float32)
 
 
 def environment(cores: list[int]) -> dict:
@@ -283,6 +283,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         epilog="example: python -m benchmarks.run --networks quicknet,birealnet18 --quick",
     )
     parser.add_argument("--networks", default=None, help=f"comma-separated, or none; default all: {', '.join(zoo.NAMES)}")
+    parser.add_argument("--model", type=Path, action="append", default=[], help="an ONNX file of your own with one input; repeatable")
     parser.add_argument("--layers", action="store_true", help="single layers and packed chains (default: everything, unless one is chosen)")
     parser.add_argument("--threads", action="store_true", help="the two-thread row")
     parser.add_argument("--only", default=None, help="layers to measure: comma-separated parts of their names, such as 14x14x256")
@@ -294,7 +295,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.systems = [s for s in options.systems.split(",") if s]
     unknown = [s for s in options.systems if s not in SYSTEMS]
-    everything = options.networks is None and not options.layers and not options.threads
+    everything = options.networks is None and not (options.layers or options.threads or options.model)
     options.layers, options.threads = options.layers or everything, options.threads or everything
     names = options.networks.split(",") if options.networks else list(zoo.NAMES) if everything else []
     options.networks = [n for n in names if n != "none"]
@@ -323,6 +324,9 @@ def measure_all(bench: Bench, options: argparse.Namespace, save) -> list[Row]:
             save(rows)
     for name in options.networks:
         rows.append(bench.network(name, zoo.build(name)))
+        save(rows)
+    for path in options.model:
+        rows.append(bench.network(path.stem, onnx.load(path)))
         save(rows)
     if options.threads and len(bench.cores) > 1:
         rows.append(bench.network("quicknet_large", zoo.build("quicknet_large"), threads=[1, 2]))

@@ -33,6 +33,10 @@ class Ready:
     seconds: float
 
 
+# Longest answer to wait for: the slowest builds take a minute on a quiet machine.
+TIMEOUT_SECONDS = 900
+
+
 class WorkerError(Exception):
     """The system could not prepare or run the model; the text says why."""
 
@@ -83,6 +87,8 @@ class Worker:
     def _ask(self, *command):
         try:
             self._pipe.send(command)
+            if not self._pipe.poll(TIMEOUT_SECONDS):
+                self._process.terminate()
             kind, answer = self._pipe.recv()
         except (EOFError, OSError) as error:
             self._process.join(5)

@@ -120,7 +120,7 @@ def binary_densenet28() -> onnx.ModelProto:
     """BinaryDenseNet28: every binary convolution adds 64 channels by concatenation; float 1x1 between the sections."""
     net = NetBuilder("binary_densenet28", IMAGE, seed=6, sign="where")
     x = resnet_stem(net, relu=True)
-    for section, (count, reduction) in enumerate(zip((6, 6, 6, 5), (2.7, 2.7, 2.2, None))):
+    for count, reduction in zip((6, 6, 6, 5), (2.7, 2.7, 2.2, None)):
         for _ in range(count):
             x = net.node("Concat", [x, net.binary_conv(net.batchnorm(x), 64, 3)], axis=1)
         x = net.batchnorm(x)
@@ -291,19 +291,19 @@ class Size:
 
 
 def size_of(model: onnx.ModelProto) -> Size:
-    """Count MACs and parameters of a zoo network."""
+    """Count MACs and parameters of a network whose weights are initializers."""
     shapes = _static_shapes(model)
     weights = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
     producers = {n.output[0]: n for n in model.graph.node}
     binary = float_ = 0
     for node in model.graph.node:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in weights:
             continue
         weight = weights[node.input[1]]
         macs = weight.size * int(np.prod(shapes[node.output[0]][2:], dtype=np.int64)) if node.op_type == "Conv" else weight.size
         source = producers.get(node.input[0])
-        while source is not None and source.op_type == "Pad":
-            source = producers[source.input[0]]
+        while source is not None and source.op_type in ("Pad", "Transpose"):
+            source = producers.get(source.input[0])
         if source is not None and source.op_type in ("Sign", "Where"):
             binary += macs
         else:

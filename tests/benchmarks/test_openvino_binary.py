@@ -11,6 +11,7 @@ from benchmarks import openvino_binary, zoo  # noqa: E402
 from benchmarks.layers import Layer  # noqa: E402
 from benchmarks.netbuilder import NetBuilder  # noqa: E402
 from benchmarks.peers import prepare_openvino, prepare_ort  # noqa: E402
+from benchmarks.run import network_input  # noqa: E402
 
 
 def kinds_run(compiled):
@@ -64,10 +65,21 @@ def test_float_layers_are_left_alone():
 @pytest.mark.parametrize("name", ["quicknet_small", "binarynet_vgg", "birealnet18"])
 def test_network_runs_all_its_binary_layers_on_bits(name):
     model = zoo.build(name)
-    x = np.random.default_rng(1).standard_normal([1, *[d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim][1:]]).astype(np.float32)
+    x = network_input(model)
     expected, actual = both(model, x)
     # A rounding error may flip one sign in the middle of a network, so values are compared loosely and layer counts exactly.
     assert np.abs(actual - expected).max() < 0.5 * np.abs(expected).max()
     signs = sum(n.op_type == "Sign" for n in model.graph.node) // (1 if name == "birealnet18" else 2)
     assert kinds_run(openvino_binary.compile_model(model, x.shape)).count("BinaryConvolution") == signs
     assert isinstance(model, onnx.ModelProto)
+
+
+def test_binarisation_between_transpositions():
+    net = NetBuilder("net", (32, 6, 6), samples=2)
+    rows = net.sign(net.node("Transpose", [net.batchnorm(net.input)], perm=[0, 2, 3, 1]))
+    pads = net.constant(np.array([0, 0, 1, 0, 0, 1, 1, 0], np.int64), "pads")
+    padded = net.node("Pad", [rows, pads, net.constant(np.float32(1), "one")], mode="constant")
+    model = net.model(net.conv_of_bits(net.node("Transpose", [padded], perm=[0, 3, 1, 2]), 16, 3, pads=0))
+    expected, actual = both(model, net.input.data)
+    np.testing.assert_array_equal(actual, expected)
+    assert "BinaryConvolution" in kinds_run(openvino_binary.compile_model(model, net.input.data.shape))
