@@ -133,8 +133,9 @@ def markdown(content: dict) -> str:
     parts = [
         "# Benchmark results\n",
         f"{facts['date']}, {facts['cpu']} (family/model/stepping {facts['cpu family/model/stepping']}), "
-        f"{facts['cores of the host']} cores, measured on core {facts['cores used'][0]}, load at start {facts['load at start']:.1f}; {facts['rounds']} interleaved rounds; "
-        f"Python {facts['python']}, {versions}. Medians ± half the distance between the quartiles; CPU time unless it says wall time.\n",
+        f"{facts['cores of the host']} cores, measured on core {facts['cores used'][0]}, load at start {facts['load at start']:.1f}; "
+        f"{facts['rounds']} interleaved rounds; Python {facts['python']}, {versions}. "
+        "Medians ± half the distance between the quartiles; CPU time unless it says wall time.\n",
     ]
     if rows := _of_kind(content, "layer"):
         parts += ["## Single layers, float in and float out, one thread, µs\n", _compared(rows, 1e-6, 0, mean=False)]
