@@ -13,7 +13,7 @@ import numpy as np
 from tvm import relax
 
 from bnntvm.graph import bindings, constant, dims, dtype, op_name
-from bnntvm.levels import ALL_FLOATS, MAX_LEVELS, MAX_TABLE, Domain, Linear, Mono, Step, compress, ends, identity, map_step, merge_steps, quantise
+from bnntvm.levels import ALL_FLOATS, MAX_LEVELS, MAX_TABLE, Domain, Linear, Mono, Step, compress, ends, identity, map_step, merge_steps, quantise, quiet
 
 _f32 = np.float32
 
@@ -172,40 +172,58 @@ class Analysis:
         return None
 
     def linear_sum(self, var, lhs, rhs, sign):
-        """Add or subtract straight-through terms: a Step when every term has cancelled, else None (and the sum is remembered)."""
-        left, right = self.as_linear(lhs), self.as_linear(rhs)
-        if left.base is not None and right.base is not None and left.base.source != right.base.source:
-            return None
-        terms = dict(left.terms)
-        for term, s in right.terms.items():
-            terms[term] = terms.get(term, 0) + sign * s
-        cancelled = [term for term in {**left.terms, **right.terms} if not terms[term]]
-        terms = {term: s for term, s in terms.items() if s}
-        if left.base is not None and right.base is not None:
-            base = merge_steps(left.base, right.base, np.add if sign > 0 else np.subtract)
-        elif right.base is not None:
-            base = right.base if sign > 0 else map_step(right.base, np.negative)
-        else:
-            base = left.base
-        if base is None or len(terms) > 1:
-            return None
-        if terms:
-            self.linear[var] = Linear(base, terms)
-            return None
-        loose = [t for t in cancelled if max(abs(self.value_domain(t).low), abs(self.value_domain(t).high)) >= 2**24]
-        if loose:
-            self.unbounded[var] = loose
-        return base
+        """``lhs + sign * rhs``: a Step once a straight-through term has cancelled; else None, and levels plus one term are remembered."""
+        for levels, turn, other, s in ((lhs, 1, rhs, sign), (rhs, sign, lhs, 1)):
+            known = self.as_linear(levels)
+            if known is None:
+                continue
+            term, k = self.negations.get(other, (other, 1))
+            if not known.terms:
+                base = known.base if turn > 0 else map_step(known.base, np.negative)
+                self.linear.setdefault(var, Linear(base, {term: s * k}))
+            elif known.terms == {term: -turn * s * k}:
+                base = known.base if turn > 0 else map_step(known.base, np.negative)
+                exact, bounded = self.cancels(base, term, s * k)
+                if exact and not bounded:
+                    self.unbounded[var] = [term]
+                return base if exact else None
+        return None
 
     def as_linear(self, var):
-        """``var`` as a sum of a Step and signed variables."""
+        """``var`` as levels, or as levels and one term; None if it is neither."""
         if var in self.linear:
             return self.linear[var]
         fact = self.facts.get(var)
+        return Linear(fact, {}) if isinstance(fact, Step) else None
+
+    def cancels(self, base, term, sign):
+        """Whether ``(base - sign * term) + sign * term`` equals ``base``, and whether the term is small enough for that.
+
+        Rounding leaves no trace where the level is 0; where the term is between half and twice the level (Sterbenz); or where the
+        level is a power of two, the term has its sign and is below 2**24 levels. Few values are tried out. A term that is no monotone
+        function of the source (a polynomial) is trusted if the levels are those of sign(x).
+        """
+        fact = self.facts.get(term)
         if isinstance(fact, Step):
-            return Linear(fact, {})
-        target, sign = self.negations.get(var, (var, 1))
-        return Linear(None, {target: sign})
+            q, t = base.levels().astype(_f32)[:, None], (sign * fact.levels()).astype(_f32)
+            return bool(np.all((q - t) + t == q)), True
+        if not isinstance(fact, Mono) or fact.source != base.source:
+            reach = self.value_domain(term)
+            return set(base.levels().tolist()) <= {-1.0, 0.0, 1.0}, max(abs(reach.low), abs(reach.high)) < 2**24
+        occupied, count = base.occupied(), fact.domain.count()
+        exact = bounded = True
+        for k in range(base.values.shape[-1]):
+            begin = base.cuts[..., k - 1] if k else np.zeros(base.shape, np.int64)
+            end = base.cuts[..., k] - 1 if k < base.cuts.shape[-1] else np.full(base.shape, count - 1)
+            value = base.values[..., k].astype(np.float64)
+            terms = [sign * quiet(fact.function, fact.domain.at(np.clip(i, 0, count - 1))).astype(np.float64) for i in (begin, end)]
+            near, far = np.minimum(*np.abs(terms)), np.maximum(*np.abs(terms))
+            same = (value * terms[0] >= 0) & (value * terms[1] >= 0)
+            close = same & (near >= np.abs(value) / 2) & (far <= 2 * np.abs(value)) | (value == 0)
+            scaled = same & (np.frexp(np.abs(value))[0] == 0.5)
+            exact &= bool(np.all(close | scaled | ~occupied[..., k]))
+            bounded &= bool(np.all(close | (far < 2**24 * np.abs(value)) | ~occupied[..., k]))
+        return exact, bounded
 
     def with_constant(self, name, var, other, swapped):
         fact = self.facts.get(var)

@@ -1,0 +1,250 @@
+"""Which levels a tensor can hold, and where they change, for every spelling of a quantiser that exporters write."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tvm import relax
+
+from bnntvm import ops
+from bnntvm.levels import Mono, Step
+from bnntvm.passes.infer_levels import infer_levels
+from tests.interpreter import run
+from tests.passes.relax_nets import c, conv, module, signs
+
+r = relax.op
+TINY = np.float32(1e-45)
+#: Where spellings differ: zeros of both signs, denormals, thresholds and their neighbours, large numbers.
+EDGES = np.float32(
+    [0.0, -0.0, TINY, -TINY, 1e-38, -1e-38, 1e-20, 2**-24, -(2**-24), 0.5, -0.5, 1, -1, 1.5, 2.5, -2.5, 3.5, 127, -3e7, 3e7, 3e38, -3e38]
+    + [np.nextafter(np.float32(v), np.float32(w)) for v in (0.5, 1, -1, 1.5) for w in (-9, 9)]
+)
+
+
+def chain(emit, x, *steps):
+    """Apply functions one after the other."""
+    for step in steps:
+        x = emit(step(x))
+    return x
+
+
+def as_float(x):
+    return r.astype(x, "float32")
+
+
+def twice_minus_one(emit, bit):
+    return chain(emit, bit, as_float, lambda v: r.multiply(v, c(2.0)), lambda v: r.subtract(v, c(1.0)))
+
+
+def clipped(emit, x, low=-1.0, high=1.0):
+    return chain(emit, x, lambda v: r.maximum(v, c(low)), lambda v: r.minimum(v, c(high)))
+
+
+def qkeras(emit, x):
+    s = emit(r.sign(x))
+    code = emit(r.add(s, emit(r.subtract(c(1.0), emit(r.abs(s))))))
+    return emit(r.add(x, emit(r.add(emit(r.negative(x)), emit(r.multiply(c(1.0), code))))))
+
+
+def arithmetic_select(emit, x):
+    bit = emit(r.greater_equal(x, c(0.0)))
+    yes, no = chain(emit, bit, as_float), chain(emit, bit, r.logical_not, as_float)
+    return emit(r.add(emit(r.multiply(yes, c(1.0))), emit(r.multiply(no, c(-1.0)))))
+
+
+def zero_fix(emit, x):
+    s = emit(r.sign(x))
+    return emit(r.add(s, chain(emit, s, lambda v: r.equal(v, c(0.0)), as_float)))
+
+
+def heaviside(emit, x):
+    low = emit(r.where(emit(r.less(x, c(0.0))), c(0.0), c(1.0)))
+    fixed = emit(r.where(emit(r.equal(x, c(0.0))), c(1.0), low))
+    return emit(r.subtract(emit(r.multiply(fixed, c(2.0))), c(1.0)))
+
+
+def hard_sigmoid_round(emit, x):
+    half = chain(emit, x, lambda v: r.add(v, c(1.0)), lambda v: r.divide(v, c(2.0)))
+    return chain(emit, clipped(emit, half, 0.0), r.round, lambda v: r.multiply(v, c(2.0)), lambda v: r.subtract(v, c(1.0)))
+
+
+def ternary(emit, x):
+    over = chain(emit, x, r.abs, lambda v: r.greater_equal(v, c(1.0)), as_float)
+    return emit(r.multiply(over, emit(r.sign(x))))
+
+
+SPELLINGS = {
+    # class A: zero stays zero
+    "sign": (lambda emit, x: emit(r.sign(x)), {-1, 0, 1}),
+    "hardtanh_sign": (lambda emit, x: emit(r.sign(clipped(emit, x))), {-1, 0, 1}),
+    "tanh_sign": (lambda emit, x: chain(emit, x, r.tanh, r.sign), {-1, 0, 1}),
+    "divided": (lambda emit, x: chain(emit, x, lambda v: r.divide(v, c(3.0)), r.sign), {-1, 0, 1}),
+    "negated": (lambda emit, x: chain(emit, x, r.negative, r.sign), {-1, 0, 1}),
+    # class B: zero is +1
+    "where_ge": (lambda emit, x: emit(r.where(emit(r.greater_equal(x, c(0.0))), c(1.0), c(-1.0))), {-1, 1}),
+    "where_lt": (lambda emit, x: emit(r.where(emit(r.less(x, c(0.0))), c(-1.0), c(1.0))), {-1, 1}),
+    "where_tensors": (lambda emit, x: emit(r.where(emit(r.greater_equal(x, c(0.0))), c(np.ones(8)), c(-np.ones(8)))), {-1, 1}),
+    "ge_cast": (lambda emit, x: twice_minus_one(emit, emit(r.greater_equal(x, c(0.0)))), {-1, 1}),
+    "swapped": (lambda emit, x: twice_minus_one(emit, emit(r.less_equal(c(0.0), x))), {-1, 1}),
+    "not_lt": (lambda emit, x: twice_minus_one(emit, chain(emit, x, lambda v: r.less(v, c(0.0)), r.logical_not)), {-1, 1}),
+    "sign_eps_sign": (lambda emit, x: chain(emit, x, r.sign, lambda v: r.add(v, c(0.1)), r.sign), {-1, 1}),
+    "sign_plus_eps": (lambda emit, x: chain(emit, x, lambda v: r.add(v, c(1e-20)), r.sign), {-1, 0, 1}),
+    "arithmetic_select": (arithmetic_select, {-1, 1}),
+    "zero_fix": (zero_fix, {-1, 1}),
+    "heaviside": (heaviside, {-1, 1}),
+    # class C: zero is -1
+    "where_gt": (lambda emit, x: emit(r.where(emit(r.greater(x, c(0.0))), c(1.0), c(-1.0))), {-1, 1}),
+    "gt_cast": (lambda emit, x: twice_minus_one(emit, emit(r.greater(x, c(0.0)))), {-1, 1}),
+    # class D: by rounding
+    "hard_sigmoid_round": (hard_sigmoid_round, {-1, 1}),
+    # class E: {0, 1}
+    "relu_sign": (lambda emit, x: chain(emit, x, r.nn.relu, r.sign), {0, 1}),
+    "clip_sign": (lambda emit, x: emit(r.sign(clipped(emit, x, 0.0))), {0, 1}),
+    "gt_bit": (lambda emit, x: chain(emit, x, lambda v: r.greater(v, c(0.0)), as_float), {0, 1}),
+    "clip_round": (lambda emit, x: emit(r.round(clipped(emit, x, 0.0))), {0, 1}),
+    # more levels
+    "ternary": (ternary, {-1, 0, 1}),
+    "two_bits": (lambda emit, x: emit(r.round(clipped(emit, x, 0.0, 3.0))), {0, 1, 2, 3}),
+    # straight-through residue that cancels
+    "ste_clip": (lambda emit, x: ste(emit, emit(r.sign(x)), clipped(emit, x)), {-1, 0, 1}),
+    "qkeras_clip": (lambda emit, x: qkeras(emit, clipped(emit, x)), {-1, 1}),
+}
+
+
+def ste(emit, q, x):
+    """(q - x) + x"""
+    return emit(r.add(emit(r.subtract(q, x)), x))
+
+
+def spelled(function, shape=("n", 8)):
+    """A module of one quantiser, its result's fact and its variable."""
+    mod = module(lambda emit, x: emit(r.reshape(function(emit, x), x.ty.shape)), shape)
+    block = mod["main"].body.blocks[0].bindings
+    return mod, infer_levels(mod["main"]).facts[block[-2].value.args[0]] if len(block) > 1 else None
+
+
+def step_values(fact, x):
+    """The values that a Step whose source is ``x`` promises."""
+    number = np.array([_number(fact.domain, v) for v in x.reshape(-1)]).reshape(x.shape)
+    level = np.sum(number[..., None] >= fact.cuts, -1)
+    return np.take_along_axis(np.broadcast_to(fact.values, (*x.shape, fact.values.shape[-1])), level[..., None], -1)[..., 0]
+
+
+def _number(domain, value):
+    """How many values of a domain are below ``value``, by bisection."""
+    low, high = 0, domain.count()
+    while low < high:
+        middle = (low + high) // 2
+        if domain.at(np.asarray(middle)) < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def checked(function, x):
+    """The levels of a spelling, after its fact was compared with the module's own arithmetic on ``x`` [n, 8]."""
+    mod, fact = spelled(function)
+    assert isinstance(fact, Step)
+    assert fact.source == mod["main"].params[0]
+    np.testing.assert_array_equal(step_values(fact, x), run(mod, [x])[0])
+    return set(fact.levels().tolist())
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_every_spelling_is_understood_at_every_edge(name):
+    function, levels = SPELLINGS[name]
+    x = np.resize(EDGES, (4, 8))
+    assert checked(function, x) == levels
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=8, max_size=8), st.sampled_from(sorted(SPELLINGS)))
+def test_any_number_lands_on_the_level_that_was_inferred(numbers, name):
+    checked(SPELLINGS[name][0], np.float32(numbers).reshape(1, 8))
+
+
+def test_sign_of_sum_with_epsilon_is_minus_one_only_below_it():
+    """Sign(x + 1e-20): the threshold is where float32 addition says, not 0."""
+    _, fact = spelled(SPELLINGS["sign_plus_eps"][0])
+    assert fact.domain.at(fact.cuts) .tolist() == [-np.float32(1e-20), np.nextafter(-np.float32(1e-20), np.float32(0))]
+
+
+@pytest.mark.parametrize("form", ["sub_add", "add_neg", "minus_minus", "inner_first"])
+@pytest.mark.parametrize("limit", [None, 2.0**23])
+def test_straight_through_residue_cancels_for_sign(form, limit):
+    def network(emit, x):
+        x = x if limit is None else clipped(emit, x, -limit, limit)
+        s = emit(r.sign(x))
+        if form == "sub_add":
+            return emit(r.add(emit(r.subtract(s, x)), x))
+        if form == "add_neg":
+            return emit(r.add(x, emit(r.add(emit(r.negative(x)), s))))
+        if form == "minus_minus":
+            return emit(r.subtract(x, emit(r.subtract(x, s))))
+        return emit(r.add(x, emit(r.subtract(s, x))))
+
+    mod, fact = spelled(network)
+    assert isinstance(fact, Step) and fact.levels().tolist() == [-1, 0, 1]
+    small = np.resize(EDGES[np.abs(EDGES) < 2**23], (4, 8))
+    np.testing.assert_array_equal(step_values(fact, small), run(mod, [small])[0])
+    assert bool(infer_levels(mod["main"]).unbounded) == (limit is None)
+
+
+@pytest.mark.parametrize(
+    "levels, x",
+    [
+        ((-1.0, 1.0), 0.30000001),  # -1 where x > 0: (-1 - x) + x rounds to something else
+        ((-0.1, 0.1), 100.3),  # no power of two
+    ],
+)
+def test_straight_through_residue_that_does_not_cancel_is_no_step(levels, x):
+    def network(emit, v):
+        return ste(emit, emit(r.where(emit(r.greater_equal(v, c(0.5))), c(levels[1]), c(levels[0]))), v)
+
+    mod, fact = spelled(network)
+    rng = np.random.default_rng(0)
+    seen = run(mod, [rng.uniform(-2 * x, 2 * x, (4000, 8)).astype(np.float32)])[0]
+    assert len(np.unique(seen)) > 2, "the example does not show what it is for"
+    assert not (isinstance(fact, Step) and fact.source == mod["main"].params[0])
+
+
+def test_straight_through_residue_of_two_bits_cancels_by_sterbenz():
+    """round(clip(x, 0, 1) * 4) / 4 - clip(x, 0, 1) + clip(x, 0, 1): 3/4 is no power of two, but the term is close to it."""
+
+    def network(emit, x):
+        t = clipped(emit, x, 0.0)
+        return ste(emit, chain(emit, t, lambda v: r.multiply(v, c(4.0)), r.round, lambda v: r.multiply(v, c(0.25))), t)
+
+    x = np.random.default_rng(0).uniform(-0.5, 1.5, (500, 8)).astype(np.float32)
+    assert checked(network, x) == {0, 0.25, 0.5, 0.75, 1}
+
+
+@given(st.floats(-(2.0**23), 2.0**23, width=32), st.integers(-8, 8))
+def test_the_claim_behind_cancellation(x, exponent):
+    """(q - x) + x == q for a power of two q with the sign of x and |x| < 2**24 q; for close x whatever q (Sterbenz)."""
+    x = np.float32(x)
+    q = np.float32(2.0**exponent) * np.where(x < 0, np.float32(-1), np.float32(1))
+    if abs(x) < 2**24 * abs(q):
+        assert (q - x) + x == q
+    near = np.float32(x * np.float32(0.7))
+    assert (near - x) + x == near
+
+
+def test_a_polynomial_term_cancels():
+    """Bi-Real net: sign(x) - f(x) + f(x) with a piecewise polynomial f."""
+
+    def network(emit, x):
+        masks = [chain(emit, x, lambda v, t=t: r.less(v, c(t)), as_float) for t in (-1.0, 0.0, 1.0)]
+
+        def select(mask, yes, no):
+            return emit(r.add(emit(r.multiply(yes, mask)), emit(r.multiply(no, emit(r.subtract(c(1.0), mask))))))
+
+        square, double = emit(r.multiply(x, x)), emit(r.multiply(x, c(2.0)))
+        out = select(masks[0], c(-1.0), emit(r.add(square, double)))
+        out = select(masks[1], out, emit(r.add(emit(r.multiply(square, c(-1.0))), double)))
+        return ste(emit, emit(r.sign(x)), select(masks[2], out, c(1.0)))
+
+    mod, fact = spelled(network)
+    assert isinstance(fact, Step) and fact.levels().tolist() == [-1, 0, 1]
+    x = np.random.default_rng(0).uniform(-1.5, 1.5, (500, 8)).astype(np.float32)
+    np.testing.assert_array_equal(step_values(fact, x), run(mod, [x])[0])
