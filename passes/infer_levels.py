@@ -79,7 +79,8 @@ class Analysis:
     linear : dict
         relax.Var -> Linear: sums in which a straight-through term may still cancel.
     unbounded : dict
-        relax.Var -> variables whose magnitude must stay below 2**24 for the straight-through cancellation to be exact, unproven.
+        relax.Var -> variables whose magnitude must stay below 2**24 for a straight-through cancellation to be exact, where that is neither
+        proven nor part of the levels.
     """
 
     def __init__(self, params=()):
@@ -185,9 +186,23 @@ class Analysis:
                 base = known.base if turn > 0 else map_step(known.base, np.negative)
                 exact, bounded = self.cancels(base, term, s * k)
                 if exact and not bounded:
-                    self.unbounded[var] = [term]
+                    return self.swallowed(var, base, term)
                 return base if exact else None
         return None
+
+    def swallowed(self, var, base, term):
+        """``base`` where the term is small enough for it to survive the sum, 0 where the term has swallowed it.
+
+        Just past the bound the rounding can also leave two levels' worth; up to twice the bound such sums are taken as 0 too.
+        """
+        fact = self.facts.get(term)
+        if not isinstance(fact, Mono) or fact.source != base.source:
+            self.unbounded[var] = [term]
+            return base
+        levels = np.abs(base.levels())
+        bound = _f32(2**24) * _f32(levels[levels > 0].min())
+        kept = quantise(fact, lambda x: (x >= -bound).astype(np.int64) + (x > bound), np.array([0, 1, 0], _f32))
+        return merge_steps(base, kept, np.multiply)
 
     def as_linear(self, var):
         """``var`` as levels, or as levels and one term; None if it is neither."""
