@@ -59,8 +59,7 @@ def default_schedule(spec, isa):
 
 def _carry_save_fits(spec, isa):
     geometry = Geometry.of(spec)
-    plain = not spec.unipolar and spec.groups == 1
-    return isa.popcount == "vector" and isa.lanes == 16 and plain and geometry.group_words > 1
+    return isa.popcount == "vector" and isa.lanes == 16 and spec.groups == 1 and geometry.group_words > 1
 
 
 def _tile_width(geometry, most):

@@ -13,7 +13,7 @@ adder          what is taken away per word                  dot product         
 ``zeros``      2 popc((a ^ w) & ~z) + popc(z)               value (+ K)           8 a word
 ============== ============================================ ===================== ==================
 
-(+ K): where the counters started at 0. For unipolar data ``^`` is ``&`` and K the number of set activation bits.
+(+ K): where the counters started at 0. Unipolar data use the same adders, see :mod:`.binary_conv2d_unipolar`.
 """
 
 from __future__ import annotations
@@ -215,13 +215,15 @@ class EncodedZeros(Zeros):
         return [weights[0], weights[0] ^ weights[1]] if len(weights) == 2 else weights
 
 
-class UnipolarLanes(Adder):
-    """The dot product itself, popc(a & ~w) - popc(a & w): for groups, where every lane has activations of its own."""
+def memory(name, size, dtype):
+    """``(array, statements)``: memory of a task that is too large for registers.
 
-    scale = 1
-
-    def step(self, p, v, data, weights):
-        return [self._take(p, v, popcount(data[0] & weights[0]) - popcount(data[0] & inverted(weights[0])))]
+    The array is an alias of what is allocated: TVM shrinks an allocation to the union of all accesses, and with the many accesses of an
+    unrolled tile it computes that union for ever.
+    """
+    allocated = T.tirx.decl_buffer((T.i64(size),), dtype, name)
+    array = T.tirx.decl_buffer(allocated.shape, dtype, f"{name}_view")
+    return array, [T.tirx.AllocBuffer(allocated), T.tirx.DeclBuffer(array, data=T.tirx.buffer_data(allocated))]
 
 
 def ternary_logic(a, b, c, table):

@@ -12,8 +12,9 @@ from functools import cached_property
 from tvm import tirx
 
 from bnntvm.schedules import tir as T
-from bnntvm.schedules.binary_conv2d_adders import Adder, Bytes, CarrySave, CarrySaveOdd, EncodedZeros, UnipolarLanes, Zeros
+from bnntvm.schedules.binary_conv2d_adders import Adder, Bytes, CarrySave, CarrySaveOdd, EncodedZeros, Zeros, memory
 from bnntvm.schedules.binary_conv2d_tiles import Geometry, Segment, plan_row, segments
+from bnntvm.schedules.binary_conv2d_unipolar import WeightCounts
 from bnntvm.schedules.epilogue import Emitter
 from bnntvm.spec import WORD_BITS, EpilogueInput, words
 
@@ -74,7 +75,7 @@ class Kernel:
         def nest(adder):
             return T.for_("block", blocks, lambda b: self.block(adder, block + b, row, rows))
 
-        if not self.spec.zeros:
+        if not self.spec.zeros or self.spec.unipolar:  # a unipolar 0 is a value like any other
             return [results, self.source(row, rows), nest(self.fast_adder)]
         found, scan = self.scan_zeros(row, rows)
         slow_adder = EncodedZeros if issubclass(self.fast_adder, CarrySave) else Zeros
@@ -87,8 +88,6 @@ class Kernel:
 
     @property
     def fast_adder(self):
-        if self.spec.unipolar:
-            return UnipolarLanes
         carry_save = CarrySaveOdd if self.geometry.group_words % 2 else CarrySave
         return {"plain": Adder, "carry_save": carry_save, "bytes": Bytes}[self.schedule.adder]
 
@@ -135,14 +134,11 @@ class Kernel:
         row_words = g.width * g.pixel_words
         top, count = self._input_rows(row, rows)
         most = min(g.height, (self.schedule.task_rows - 1) * g.strides[0] + (g.kernel[0] - 1) * g.dilations[0] + 1)
-        memory = tirx.decl_buffer((T.i64(most * row_words),), "uint32", "encoded")
-        # An alias: TVM tries to shrink what is allocated to the union of all accesses, which takes for ever.
-        self.encoded = tirx.decl_buffer(memory.shape, "uint32", "pairs")
-        alias = tirx.DeclBuffer(self.encoded, data=tirx.buffer_data(memory))
+        self.encoded, allocation = memory("encoded", most * row_words, "uint32")
         first, bind_first = T.bind("first", top * row_words)
         length, bind_length = T.bind("length", count * row_words)
         self.origin = first
-        return [tirx.AllocBuffer(memory), alias, bind_first, bind_length, self._encode(first, length)]
+        return [allocation, bind_first, bind_length, self._encode(first, length)]
 
     def _encode(self, first, length):
         """Statements that copy ``length`` words from word ``first`` of the image on, the second of each pair xored with the first."""
@@ -169,7 +165,11 @@ class Kernel:
 
     def block(self, adder, block, row, rows):
         number, bind = T.bind("block", block)
-        return [bind, T.for_("y", rows, lambda y: self.row(adder, number, row + y))]
+        count = []
+        if self.spec.unipolar:
+            self.weight_counts = WeightCounts(self, issubclass(adder, CarrySave))
+            count = [self.weight_counts.allocation, self.weight_counts.count(number)]
+        return [bind, count, T.for_("y", rows, lambda y: self.row(adder, number, row + y))]
 
     def row(self, adder, block, y):
         g, plan = self.geometry, self.plan
@@ -177,7 +177,7 @@ class Kernel:
         first, last, bind_taps = self._taps(0, y)
         start, bind_start = T.bind("start", ((y * g.strides[0] - g.before[0]) * g.width - g.before[1]) * g.pixel_words)
         place = (block, y, first, last, start)
-        body = [bind_y, bind_taps, bind_start]
+        body = [bind_y, bind_taps, bind_start, self.weight_counts.row(first, last) if self.spec.unipolar else []]
         simple = issubclass(adder, Zeros)  # rare: one variant of code is enough
         if plan.tiles and not simple:
             body.append(T.for_("tile", plan.tiles, lambda tile: self.tile(adder, place, tile)))
@@ -225,8 +225,9 @@ class Kernel:
         x, bind = T.bind("x", x)
         first, last, bind_taps = self._taps(1, x)
         columns = (Segment(first, last, (0,)),)
+        count = self.weight_counts.point(*place[2:4], first, last) if self.spec.unipolar else []
         parts = T.for_("part", self.parts, lambda part: self.reduce(adder, place, x, ((first, last),), part, columns))
-        return [bind, bind_taps, parts, self.epilogue(adder, place, x, 1)]
+        return [bind, bind_taps, count, parts, self.epilogue(adder, place, x, 1)]
 
     def epilogue(self, adder, place, x, pixels):
         block, y = place[:2]
@@ -248,7 +249,8 @@ class Kernel:
         block, _, first_row, last_row, start = place
         g = self.geometry
         sums = adder(len(pattern), self.vectors, self.lanes, (lambda a, w: a ^ w))
-        start_at, bind_start = T.bind("at", start + x * (g.strides[1] * g.pixel_words) - (self.origin if issubclass(adder, CarrySave) else 0))
+        origin = self.origin if issubclass(adder, CarrySave) else 0
+        start_at, bind_start = T.bind("at", start + x * (g.strides[1] * g.pixel_words) - origin)
         weights_at, bind_weights = T.bind("weights", part * (self.kernel_words * self.step))
         groups, bind_groups = self._groups(block, part)
         columns = columns if columns is not None else segments(pattern)
@@ -368,16 +370,17 @@ class Kernel:
     def keep(self, sums, pattern, rows, part):
         """Statements that put what the epilogue wants into ``results``: dot products, or half dot products where they are compared only."""
         statements = []
-        preloaded = self._preloads(sums)
-        added = None if preloaded or self.spec.unipolar else self._shares(pattern, rows)
-        for p in range(len(pattern)):
+        added = None if self._preloads(sums) or self.spec.unipolar else self._shares(pattern, rows)
+        for p, interval in enumerate(pattern):
             for v in range(self.vectors):
-                value = sums.value(p, v)
-                if sums.scale == 2 and not self.halves(sums):
+                value, lane = sums.value(p, v), part * self.step + v * self.lanes
+                if self.spec.unipolar:
+                    value = self.weight_counts.load(interval, lane) - value
+                elif sums.scale == 2 and not self.halves(sums):
                     value = value + value
                 if added:
                     value = value + added[p]
-                statements.append(T.store_vector(self.results, [p * BLOCK + part * self.step + v * self.lanes], value))
+                statements.append(T.store_vector(self.results, [p * BLOCK + lane], value))
         return statements
 
     # Comparisons ----------------------------------------------------------------------------------------------------------------------
