@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+import traceback
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +41,14 @@ def differences(got, wanted):
     return None
 
 
+def raised(stage, error):
+    """A Failure from an exception: its cause, and where that happened."""
+    cause = error.__cause__ or error
+    frames = traceback.extract_tb(cause.__traceback__)
+    place = f"{pathlib.Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}"
+    return Failure(f"{stage} raised {type(cause).__name__} ({frames[-1].name})", f"{str(cause).strip()[-300:]} ({place})")
+
+
 def interpreted(network):
     """Importer, every pass, numpy interpreter against ONNX Runtime. None or a Failure that names the pass."""
     wanted = reference(network.model, network.feed)
@@ -57,7 +67,7 @@ def interpreted(network):
                 if wrong:
                     return Failure(f"wrong after {stage}", wrong)
     except Exception as error:  # noqa: BLE001  (whatever goes wrong is the finding)
-        return Failure(f"{stage} raised {type(error).__name__}", str(error).strip()[-400:])
+        return raised(stage, error)
     return unpacked(network, {name: (d.kind, d.reason) for name, d in decisions.items()})
 
 
@@ -81,7 +91,7 @@ def compiled(network):
         stage = "run"
         got = list(module.run(network.feed).values())
     except Exception as error:  # noqa: BLE001
-        return Failure(f"{stage} raised {type(error).__name__}", str(error).strip()[-400:])
+        return raised(stage, error)
     wrong = differences(got, wanted)
     if wrong:
         return Failure("wrong result", wrong)

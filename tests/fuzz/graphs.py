@@ -105,7 +105,9 @@ class Graph:
         return options[int(self.rng.integers(len(options)))]
 
     def per_channel(self, x, draw):
-        """float32 constant broadcast over the channels of ``x``: [1, C, 1, 1], [C, 1, 1] or a scalar."""
+        """float32 constant broadcast over the channels of ``x``: [1, C, 1, 1], [C, 1, 1] or a scalar; seldom one number per element."""
+        if self.chance(0.07):
+            return np.asarray(draw((1, *x.shape[1:])), np.float32)
         if self.chance(0.2):
             return np.array(draw(()), np.float32)
         lead = (1,) if self.chance(0.5) or x.rank == 2 else ()
@@ -153,7 +155,7 @@ def generate(seed, layers=None):
             graph.log.append(f"{number}: {kind} {list(x.shape)} -> {list(made.shape)} as {made.name}")
             x = made
             graph.history.append(x)
-            if graph.chance(0.08) and x.name not in graph.outputs:
+            if graph.chance(0.08) and x.name not in [*graph.outputs, "x"]:
                 graph.outputs.append(x.name)
     graph.rng = start
     if x.name == "x":
