@@ -1,10 +1,11 @@
-"""Rewrite convolutions and dense layers with two-level weights and low-bit activations into packed operators.
+"""Rewrite convolutions and dense layers whose weights and activations hold few levels into packed operators.
 
-``conv(x, w)`` with x in {-b, +b} (or {-b, 0, +b}, or {0, b}) and w in {-c_o, +c_o} per output channel o becomes
+Both are taken apart into bit planes (:mod:`bnntvm.planes`); the layer becomes the sum over plane pairs of exact int32 products, and one scale
+per output channel. For x in {-b, b} and w in {-c_o, c_o} that is XNOR-Net (Rastegari et al. 2016, eq. 8-11),
 
-    float(conv2d_bits(encode(x), sign(w))) * (b * c_o)
+    float(conv2d_bits(encode(x), sign(w))) * (b * c_o),
 
-where the packed operator's int32 result is the exact sum (XNOR-Net, Rastegari et al. 2016, eq. 8-11; the identities are in spec.py). Levels
+for k-bit grids DoReFa-Net's bit-serial sum (Zhou et al. 2016, eq. 3). The popcount identities are in spec.py. Levels
 are taken from :mod:`passes.infer_levels`, which runs along on the new graph, so that a layer already knows that the layer before it is an
 integer accumulator. Decisions are noted per layer for the report.
 
@@ -23,8 +24,13 @@ from bnntvm import ops
 from bnntvm.bits import pack_bits
 from bnntvm.graph import Rewriter, const, constant, dims, dtype, op_name
 from bnntvm.levels import Step
+from bnntvm.planes import activation_planes, weight_planes
 
 from .infer_levels import Analysis
+
+
+#: More plane pairs than this cost more than float32 arithmetic does on any target.
+MOST_PAIRS = 20
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Decision:
     Attributes
     ----------
     kind : str
-        "binary" or "float".
+        "binary", "bitserial" or "float".
     reason : str
         Why it stayed float, or a remark.
     planes : str
@@ -44,71 +50,6 @@ class Decision:
     kind: str
     reason: str = ""
     planes: str = ""
-
-
-@dataclass(frozen=True)
-class Activation:
-    """A low-bit activation: value = scale * (plane), unipolar or bipolar, zeros possible or not."""
-
-    scale: float
-    unipolar: bool
-    zeros: bool
-    ones: float  # the level whose plane is encoded
-
-    @property
-    def planes(self):
-        return 2 if self.zeros else 1
-
-
-def classify_weight(weight, tolerance=0.0):
-    """Sign plane and magnitude of two-level weights.
-
-    Parameters
-    ----------
-    weight : np.ndarray
-        float32 [O, ...].
-    tolerance : float
-        Relative spread of magnitudes within one output channel that is still taken for one magnitude (their mean).
-
-    Returns
-    -------
-    (np.ndarray, np.ndarray) or str
-        bool [O, ...] (True <-> negative) and float32 [O], or the reason why the weights are not two-level.
-    """
-    flat = np.abs(weight.reshape(weight.shape[0], -1))
-    low, high = flat.min(1), flat.max(1)
-    if np.array_equal(low, high):
-        return np.signbit(weight) & (weight != 0), high
-    spread = float(np.max((high - low) / np.where(high > 0, high, 1)))
-    if spread <= tolerance:
-        return weight < 0, flat.mean(1, dtype=np.float64).astype(np.float32)
-    levels = np.unique(weight)
-    if np.any(weight == 0) and np.all((flat == high[:, None]) | (flat == 0)):
-        return f"the weights are ternary ({np.mean(weight == 0):.1%} zeros)"
-    if spread < 1e-4:
-        return f"the weights are binary but for a relative deviation of {spread:.1e}; weight_tolerance={2 * spread:.0e} would take them"
-    if len(levels) <= 16:
-        return f"the weights hold {len(levels)} levels"
-    return "the weights are real-valued"
-
-
-def classify_activation(fact, assume_nonzero=False):
-    """An :class:`Activation`, or the reason why the tensor is not low-bit."""
-    if not isinstance(fact, Step):
-        return "the activation is real-valued"
-    levels = [float(v) for v in fact.levels()]
-    if assume_nonzero and len(levels) == 3 and levels[1] == 0:
-        levels = [levels[0], levels[2]]
-    if len(levels) == 1 and levels[0] != 0:
-        return Activation(abs(levels[0]), False, False, -abs(levels[0]))
-    if len(levels) == 2 and levels[0] == -levels[1]:
-        return Activation(levels[1], False, False, levels[0])
-    if len(levels) == 2 and 0.0 in levels:
-        one = levels[0] or levels[1]
-        return Activation(one, True, False, one)
-    if len(levels) == 3 and levels[1] == 0 and levels[0] == -levels[2]:
-        return Activation(levels[2], False, True, levels[0])
-    return f"the activation holds {len(levels)} levels ({', '.join(f'{v:g}' for v in levels[:4])}{', ...' if len(levels) > 4 else ''})"
 
 
 class _Binarise(Rewriter):
@@ -137,100 +78,135 @@ class _Binarise(Rewriter):
             return out
         return super().rewrite(var, value)
 
-    def operands(self, data, weight, axis_out_first):
-        """Classified activation and weights, or a reason."""
-        if weight is None:
-            return "the weights are not constant"
+    def operands(self, data, weight):
+        """Planes of the activation and of the weights [O, ...], or the reason why one has none."""
         if dtype(data) != "float32":
             return f"the activation is {dtype(data)}"
-        signs = classify_weight(axis_out_first(weight), self.tolerance)
-        activation = classify_activation(self.analysis.facts.get(data), self.assume_nonzero)
+        fact = self.analysis.facts.get(data)
+        activation = activation_planes(fact.levels(), self.assume_nonzero) if isinstance(fact, Step) else "the activation is real-valued"
         if isinstance(activation, str):
             return activation
-        if isinstance(signs, str):
-            return signs
-        return activation, *signs
+        planes = weight_planes(weight, self.tolerance)
+        if isinstance(planes, str):
+            return planes
+        pairs = activation.count * len(planes.planes)
+        return (activation, planes) if pairs <= MOST_PAIRS else f"{pairs} pairs of planes are more work than float arithmetic"
 
     def convolution(self, call):
         data, weight = call.args[0], constant(call.args[1])
+        if weight is None:
+            return "the weights are not constant"
         if str(call.attrs["layout"]) != "NHWC":
             return "only one- and two-dimensional convolutions are packed"
-        found = self.operands(data, weight, lambda w: w)
+        found = self.operands(data, weight)
         if isinstance(found, str):
             return found
-        activation, negative, magnitude = found
         groups, channels = int(call.attrs["groups"]), dims(data)[-1]
         attrs = {key: [int(v) for v in call.attrs[key]] for key in ("strides", "pads", "dilations")}
-        taps = int(np.prod(weight.shape[1:3]))
-        count = taps * (channels // groups)
+        count = int(np.prod(weight.shape[1:3])) * (channels // groups)
         even = (channels // groups) % 2 == 0 or not any(attrs["pads"])
-        acc = self.emit(
-            ops.call(
-                ops.CONV_BITS,
-                [*self.encode(data, activation, groups), const(pack_bits(negative))],
-                **attrs, groups=groups, **self.common(call, activation, channels, count, even),
+
+        def product(plane, negative):
+            words = self.encode(data, plane, groups)
+            return ops.call(
+                ops.CONV_BITS, [*words, const(pack_bits(negative))], **attrs, groups=groups, **self.common(call, plane, channels, count, even)
             )
-        )  # fmt: skip
-        return self.scaled(call, acc, activation, magnitude)
+
+        return self.combine(call, *found, product, (groups, *weight.shape[1:]))
 
     def dense(self, call):
         data, weight = call.args[0], constant(call.args[1])
-        if weight is None or weight.ndim != 2 or len(dims(data)) < 2:
+        if weight is None or weight.ndim != 2 or len(dims(data)) != 2:
             return "both operands are activations" if weight is None else "only two-dimensional weights on the right are packed"
-        found = self.operands(data, weight, lambda w: w.T)
+        found = self.operands(data, weight.T)
         if isinstance(found, str):
             return found
-        activation, negative, magnitude = found
-        shape = dims(data)
-        words = self.encode(data, activation, 1)
-        if len(shape) > 2:
-            words = [self.emit(relax.op.reshape(w, [_product(shape[:-1]), dims(w)[-1]])) for w in words]
-        acc = self.emit(
-            ops.call(ops.DENSE_BITS, [*words, const(pack_bits(negative))], **self.common(call, activation, shape[-1], shape[-1], True))
-        )
-        out = self.scaled(call, acc, activation, magnitude)
-        return self.emit(relax.op.reshape(out, [*shape[:-1], weight.shape[1]])) if len(shape) > 2 else out
+        features = dims(data)[-1]
 
-    def common(self, call, activation, channels, count, even):
+        def product(plane, negative):
+            words = self.encode(data, plane, 1)
+            return ops.call(ops.DENSE_BITS, [*words, const(pack_bits(negative))], **self.common(call, plane, features, features, True))
+
+        return self.combine(call, *found, product, (1, features))
+
+    def combine(self, call, activation, weights, product, window):
+        """The sum over plane pairs, in integers as far as the coefficients are, then one scale per output channel.
+
+        ``product(plane, negative)`` makes the int32 product of an activation plane with a weight plane; ``window``: (groups, *shape of one
+        output's weights), for the sum of the activations that an offset of the weights multiplies.
+        """
+        layer = str(call.attrs["layer"])
+        planes = f"{activation.count}x{len(weights.planes)}"
+        kind = "binary" if len(activation.planes) == len(weights.planes) == 1 and weights.offset is None else "bitserial"
+        self.decisions[layer] = Decision(kind, _remark(activation), planes)
+        terms = [(a.coefficient, w, product(a, negative)) for a in activation.planes for w, negative in weights.planes]
+        scale = (np.float32(activation.scale) * weights.scale).astype(np.float32)
+        if all(_whole(a) and _whole(w) for a, w, _ in terms):
+            total = self.integer_sum([(int(a) * int(w), self.emit(acc)) for a, w, acc in terms])
+            out = self.scaled(self.emit(relax.op.astype(total, "float32")), scale)
+        else:
+            parts = [self.scaled(self.emit(relax.op.astype(self.emit(acc), "float32")), (np.float32(a) * w * scale).astype(np.float32)) for a, w, acc in terms]
+            out = self.total(parts)
+        if weights.offset is None:
+            return out
+        groups, *shape = window
+        ones = np.zeros((groups, *shape), bool)
+        sums = self.integer_or_float_sum([(a.coefficient, self.emit(product(a, ones))) for a in activation.planes])
+        offset = (np.float32(activation.scale) * weights.offset).astype(np.float32)
+        if groups > 1:  # the sums of a group belong to all its outputs
+            sums = self.emit(relax.op.take(sums, const(np.repeat(np.arange(groups), len(offset) // groups)), axis=len(dims(sums)) - 1, mode="clip"))
+        return self.emit(relax.op.add(out, self.emit(relax.op.multiply(sums, const(offset)))))
+
+    def integer_sum(self, terms):
+        """sum(coefficient * accumulator), int32."""
+        return self.total([acc if k == 1 else self.emit(relax.op.multiply(acc, const(np.int32(k)))) for k, acc in terms])
+
+    def integer_or_float_sum(self, terms):
+        """The same, converted to float32; coefficients may be fractions."""
+        if all(_whole(k) for k, _ in terms):
+            return self.emit(relax.op.astype(self.integer_sum([(int(k), acc) for k, acc in terms]), "float32"))
+        floats = [(np.float32(k), self.emit(relax.op.astype(acc, "float32"))) for k, acc in terms]
+        return self.total([self.emit(relax.op.multiply(acc, const(k))) for k, acc in floats])
+
+    def total(self, parts):
+        out = parts[0]
+        for part in parts[1:]:
+            out = self.emit(relax.op.add(out, part))
+        return out
+
+    def common(self, call, plane, channels, count, even):
         """Attributes that convolution and dense share. The sum of ``count`` numbers +-1 has the parity of count."""
-        stride = 2 if even and not activation.zeros and not activation.unipolar else 1
+        stride = 2 if even and not plane.zeros and not plane.unipolar else 1
         return dict(
-            layer=str(call.attrs["layer"]), channels=channels, unipolar=activation.unipolar, zeros=activation.zeros,
-            reachable=[-count, count, stride],
-        )  # fmt: skip
+            layer=str(call.attrs["layer"]), channels=channels, unipolar=plane.unipolar, zeros=plane.zeros, reachable=[-count, count, stride]
+        )
 
-    def encode(self, data, activation, groups):
-        """The packed planes of a float tensor: its bits, and where zeros can occur their mask."""
-        planes = [activation.ones] + ([0.0] if activation.zeros else [])
+    def encode(self, data, plane, groups):
+        """The packed words of a plane, and where zeros can occur those of their mask."""
         out = []
-        for level in planes:
-            key = (data, level, groups)
+        for levels in [plane.ones, *([(0.0,)] if plane.zeros else [])]:
+            key = (data, levels, groups)
             if key not in self.encoded:
-                self.encoded[key] = self.emit(ops.call(ops.ENCODE, [data], level=float(level), groups=groups))
+                self.encoded[key] = self.emit(ops.call(ops.ENCODE, [data], levels=[float(v) for v in levels], groups=groups))
             out.append(self.encoded[key])
         return out
 
-    def scaled(self, call, acc, activation, magnitude):
-        """Back to float: one multiplication per output unless every scale is 1."""
-        scale = (np.float32(activation.scale) * magnitude).astype(np.float32)
-        self.decisions[str(call.attrs["layer"])] = Decision("binary", _remark(activation), f"{activation.planes}x1")
-        out = self.emit(relax.op.astype(acc, "float32"))
+    def scaled(self, out, scale):
+        """One multiplication per output unless every scale is 1."""
         if np.all(scale == 1):
             return out
         return self.emit(relax.op.multiply(out, const(scale if np.any(scale != scale[0]) else scale[0])))
 
 
+def _whole(coefficient):
+    return np.ndim(coefficient) == 0 and float(coefficient) == int(coefficient)
+
+
 def _remark(activation):
-    if activation.zeros:
+    first = activation.planes[0]
+    if first.zeros:
         return "zeros can occur in the activation and are counted exactly"
-    return "activations are {0, 1}" if activation.unipolar else ""
-
-
-def _product(shape):
-    out = 1
-    for d in shape:
-        out = out * d
-    return out
+    return f"activations are {{0, {activation.scale * first.coefficient:g}}}" if len(activation.planes) == 1 and first.unipolar else ""
 
 
 @tvm.transform.module_pass(opt_level=0, name="bnn.Binarise")
@@ -244,7 +220,7 @@ class Binarise:
     assume_nonzero : bool
         Take Sign's output for two-level although zero is reachable.
     weight_tolerance : float
-        See :func:`classify_weight`.
+        See :func:`bnntvm.planes.weight_planes`.
     """
 
     def __init__(self, decisions, assume_nonzero=False, weight_tolerance=0.0):

@@ -1,7 +1,7 @@
 """Turn every remaining ``bnn.encode`` into comparisons with thresholds on the deepest tensor that decides it.
 
 If the encoded tensor is a step function of a source (an integer accumulator behind scale, bias, BatchNorm, PReLU, ...; or a float tensor),
-the plane "value equals level" is a xor of comparisons ``source < t_k``, one per cut at which membership changes, with the per-channel
+the plane "value is at one of these levels" is a xor of comparisons ``source < t_k``, one per cut at which membership changes, with the per-channel
 thresholds that the analysis found by evaluating the chain itself (Umuroglu et al., FINN, 2017, section 4.2.2, but by evaluation). The
 float chain then has no user left unless something else reads it. Channels whose sense is reversed (negative BatchNorm scale) are flipped
 by one xor per word.
@@ -36,10 +36,10 @@ class _Fold(Rewriter):
         if op_name(value) != "bnn.encode":
             return super().rewrite(var, value)
         data, groups = value.args[0], int(value.attrs["groups"])
-        fact = self.facts[data]
+        fact, levels = self.facts[data], [float(v) for v in value.attrs["levels"]]
         if groups > 1 and dims(data)[-1] // groups % WORD_BITS:
-            return self.grouped(data, fact, float(value.attrs["level"]), groups)
-        terms, flip = membership(fact, float(value.attrs["level"]), threshold_dtype(fact.source), dims(data)[-1])
+            return self.grouped(data, fact, levels, groups)
+        terms, flip = membership(fact, levels, threshold_dtype(fact.source), dims(data)[-1])
         pooled = self.before_pool(fact, terms, flip, groups)
         return pooled if pooled is not None else self.packed(self.env[fact.source], terms, flip, groups)
 
@@ -71,15 +71,15 @@ class _Fold(Rewriter):
         if not isinstance(inner, Mono):
             return None
         below = quantise(inner, lambda x: (x >= threshold).astype(np.int64), np.broadcast_to(np.array([1.0, 0.0], np.float32), (*threshold.shape, 2)))
-        inner_terms, inner_flip = membership(below, 1.0, dtype(inner.source), len(flip))
+        inner_terms, inner_flip = membership(below, [1.0], dtype(inner.source), len(flip))
         words = self.packed(self.env[inner.source], inner_terms, inner_flip, groups)
         words = self.emit(pool_bits(words, pool, "and", len(flip)))
         return self.emit(relax.op.bitwise_xor(words, const(group_words(flip, groups)))) if flip.any() else words
 
-    def grouped(self, data, fact, level, groups):
+    def grouped(self, data, fact, levels, groups):
         """Groups that do not start at a word: give each its own row, pack, and put the rows side by side."""
         shape = dims(data)
-        terms, flip = membership(fact, level, threshold_dtype(fact.source), shape[-1])
+        terms, flip = membership(fact, levels, threshold_dtype(fact.source), shape[-1])
         plane = self.compare(self.env[fact.source], terms)
         value = self.emit(relax.op.where(plane, const(np.float32(1)), const(np.float32(0))))
         if flip.any():
@@ -94,15 +94,15 @@ def threshold_dtype(source):
     return "float32" if dtype(source) == "bool" else dtype(source)
 
 
-def membership(step, level, kind, channels):
-    """Thresholds whose comparisons, xored, tell where a step function equals ``level``.
+def membership(step, levels, kind, channels):
+    """Thresholds whose comparisons, xored, tell where a step function is at one of ``levels``.
 
     Returns
     -------
     (list of np.ndarray, np.ndarray)
         Thresholds t of the source's dtype (scalars or [C]; "source < t"), and bool [C]: channels whose result must be flipped.
     """
-    inside = (step.values + 0) == np.asarray(level).astype(step.values.dtype)
+    inside = np.isin(step.values + 0, np.asarray(levels).astype(step.values.dtype))
     occupied = step.occupied()
     inside = _spread(inside, occupied)
     changes = inside[..., 1:] != inside[..., :-1]

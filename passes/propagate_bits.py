@@ -28,7 +28,9 @@ class _Propagate(Rewriter):
 
     def rewrite(self, var, value):
         if op_name(value) == "bnn.encode":
-            return self.encoded(value.args[0], float(value.attrs["level"]), int(value.attrs["groups"]))
+            levels = [float(v) for v in value.attrs["levels"]]
+            if len(levels) == 1:
+                return self.encoded(value.args[0], levels[0], int(value.attrs["groups"]))
         return super().rewrite(var, value)
 
     def encoded(self, var, level, groups):
@@ -37,7 +39,7 @@ class _Propagate(Rewriter):
         key = (var, level, groups)
         if key not in self.done:
             out = self.moved(var, level, groups)
-            self.done[key] = out if out is not None else self.emit(ops.call(ops.ENCODE, [self.env[var]], level=level, groups=groups))
+            self.done[key] = out if out is not None else self.emit(ops.call(ops.ENCODE, [self.env[var]], levels=[level], groups=groups))
         return self.done[key]
 
     def deepest(self, var, level):

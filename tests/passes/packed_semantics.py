@@ -20,7 +20,7 @@ def _ungrouped(words, channels, groups):
 
 @implements("bnn.encode")
 def encode(attrs, x):
-    return _grouped(x == np.float32(attrs["level"]), attrs["groups"])
+    return _grouped(np.isin(x, np.float32(attrs["levels"])), attrs["groups"])
 
 
 @implements("bnn.pack")

@@ -1,0 +1,168 @@
+"""Decompositions of few-level tensors into bit planes: ``x = scale * sum_p coefficient[p] * plane[p]``.
+
+Activations become one bipolar plane (with a mask of zeros where zero is a level too), two's complement or unsigned planes of an evenly
+spaced grid that contains zero (DoReFa-Net, QNN, PACT, LSQ), or one plane per level. No decomposition has a constant term, so zero padding
+contributes zero. Weights become bipolar planes: one for {-c, c}, two for {-c, 0, c} (c/2 times the sum of two signs), k for an evenly
+spaced grid of 2**k levels, one per level otherwise; the constant term of the last two multiplies the sum of the activations under the
+window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Grids are recognised up to this relative error: k/3 in float32 is no exact multiple of 1/3.
+GRID_ERROR = 2.0**-21
+MOST_LEVELS = 16
+#: Most levels that are not on a grid, one plane each.
+MOST_SEPARATE = 4
+
+
+@dataclass(frozen=True)
+class ActivationPlane:
+    """One plane: ``coefficient * plane``; bit 1 where the value is one of ``ones``. Bipolar unless ``unipolar``; ``zeros``: 0 is a level too."""
+
+    coefficient: float
+    ones: tuple
+    unipolar: bool = True
+    zeros: bool = False
+
+
+@dataclass(frozen=True)
+class ActivationPlanes:
+    """``x = scale * sum(coefficient * plane)``."""
+
+    scale: float
+    planes: tuple
+
+    @property
+    def count(self):
+        """Planes that a kernel reads for every weight plane."""
+        return sum(2 if p.zeros else 1 for p in self.planes)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightPlanes:
+    """``w[o] = scale[o] * sum(coefficient * sign) + offset[o]`` with sign = -1 where the plane is True.
+
+    ``planes``: list of (coefficient: int or float32 [O], bool [O, ...]); ``offset``: float32 [O], or None for zero.
+    """
+
+    scale: np.ndarray
+    planes: list
+    offset: object = None
+
+
+def activation_planes(levels, assume_nonzero=False):
+    """Planes of a tensor that holds the sorted ``levels``, or the reason why it is not taken apart."""
+    levels = [float(v) for v in levels]
+    if assume_nonzero and len(levels) == 3 and levels[1] == 0:
+        levels = [levels[0], levels[2]]
+    top, signed = max(abs(v) for v in levels), sorted(levels)
+    if top == 0:
+        return "the activation is always zero"
+    if signed in ([-top, top], [top], [-top]):
+        return ActivationPlanes(top, (ActivationPlane(1, (-top,), unipolar=False),))
+    if signed == [-top, 0.0, top]:
+        return ActivationPlanes(top, (ActivationPlane(1, (-top,), unipolar=False, zeros=True),))
+    if len(levels) > MOST_LEVELS:
+        return f"the activation holds {len(levels)} levels"
+    nonzero = [v for v in levels if v]
+    grid = _grid(np.array(nonzero))
+    if grid is not None:
+        step, numbers = grid
+        bits = max(int(max(numbers)).bit_length(), int(-min(numbers) - 1).bit_length() + 1 if min(numbers) < 0 else 0)
+        if 2**bits <= 2 * MOST_LEVELS and bits <= max(len(nonzero), 1):
+            return ActivationPlanes(step, _binary_digits(nonzero, numbers, bits, min(numbers) < 0))
+    if len(nonzero) <= MOST_SEPARATE:
+        return ActivationPlanes(1.0, tuple(ActivationPlane(v, (v,)) for v in nonzero))
+    return f"the activation holds {len(levels)} levels that are not evenly spaced"
+
+
+def _binary_digits(levels, numbers, bits, signed):
+    """Unipolar planes of integers; the highest digit of signed ones counts negative (two's complement)."""
+    planes = []
+    for j in range(bits):
+        ones = tuple(v for v, n in zip(levels, numbers) if (int(n) >> j) & 1)
+        if ones:
+            planes.append(ActivationPlane(-(2**j) if signed and j == bits - 1 else 2**j, ones))
+    return tuple(planes)
+
+
+def _grid(values):
+    """(step, integers) with values = step * integers as closely as float32 has it, or None."""
+    values = np.asarray(values, np.float64)
+    gaps = np.diff(np.unique(np.concatenate([values, [0.0]])))
+    base = float(gaps.min())
+    for divisor in (1, 2, 3):  # levels 2 and 3 of a grid have no gap of two steps, but 0, 2, 5 have
+        step = base / divisor
+        numbers = np.rint(values / step)
+        if np.all(np.abs(numbers * step - values) <= GRID_ERROR * np.abs(values)) and np.max(np.abs(numbers)) < 2 * MOST_LEVELS:
+            largest = np.argmax(np.abs(numbers))
+            return float(np.float32(values[largest] / numbers[largest])), [int(n) for n in numbers]
+    return None
+
+
+def weight_planes(weight, tolerance=0.0):
+    """Planes of constant weights, or the reason why they are not taken apart.
+
+    Parameters
+    ----------
+    weight : np.ndarray
+        float32 [O, ...].
+    tolerance : float
+        Relative spread of magnitudes within one output channel that is still taken for one magnitude (their mean).
+    """
+    flat = np.abs(weight.reshape(weight.shape[0], -1))
+    low, high = flat.min(1), flat.max(1)
+    if np.array_equal(low, high):
+        return WeightPlanes(high, [(1, np.signbit(weight) & (weight != 0))])
+    spread = float(np.max((high - low) / np.where(high > 0, high, 1)))
+    if spread <= tolerance:
+        return WeightPlanes(flat.mean(1, dtype=np.float64).astype(np.float32), [(1, weight < 0)])
+    if np.all((flat == high[:, None]) | (flat == 0)):
+        return WeightPlanes(high / np.float32(2), [(1, weight < 0), (1, weight <= 0)])
+    if spread < 1e-4:
+        return f"the weights are binary but for a relative deviation of {spread:.1e}; weight_tolerance={2 * spread:.0e} would take them"
+    most = max(len(np.unique(row)) for row in flat * np.sign(weight.reshape(flat.shape)))
+    if most > MOST_LEVELS:
+        return "the weights are real-valued"
+    return _weight_grid(weight) or _weight_levels(weight) or f"the weights hold {most} levels that are not evenly spaced"
+
+
+def _weight_grid(weight):
+    """k bipolar planes and an offset for evenly spaced weights: w = low + step * n = low + step * (2**k - 1) / 2 - step/2 * sum(2**j * sign_j)."""
+    rows = weight.reshape(weight.shape[0], -1).astype(np.float64)
+    low, numbers, steps = rows.min(1), np.zeros(rows.shape, np.int64), np.ones(len(rows))
+    for o, row in enumerate(rows):
+        rises = row - low[o]
+        gaps = np.diff(np.unique(row))
+        if len(gaps) == 0:
+            continue
+        steps[o] = rises.max() / max(np.rint(rises.max() / gaps.min()), 1)
+        numbers[o] = np.rint(rises / steps[o])
+        if np.any(np.abs(numbers[o] * steps[o] - rises) > GRID_ERROR * np.abs(row).max()):
+            return None
+    if numbers.max() >= 2 * MOST_LEVELS:
+        return None
+    bits = int(numbers.max()).bit_length()
+    planes = [(-(2**j), ((numbers >> j) & 1).astype(bool).reshape(weight.shape)) for j in range(bits)]
+    offset = low + steps * (2**bits - 1) / 2
+    offset = np.where(np.abs(offset) <= GRID_ERROR * np.abs(rows).max(1), 0, offset)
+    return WeightPlanes((steps / 2).astype(np.float32), planes, offset.astype(np.float32) if offset.any() else None)
+
+
+def _weight_levels(weight):
+    """One plane per level but the lowest: w = l0 + sum((l - l0) * (1 - sign) / 2), the levels of each output channel its own (TTQ)."""
+    rows = weight.reshape(weight.shape[0], -1)
+    levels = [np.unique(row) for row in rows]
+    most = max(len(one) for one in levels)
+    if most > MOST_SEPARATE:
+        return None
+    table = np.stack([np.concatenate([one, np.full(most - len(one), one[-1])]) for one in levels]).astype(np.float64)
+    rises = table - table[:, :1]
+    rises[:, 1:][table[:, 1:] == table[:, :-1]] = 0  # a channel with fewer levels repeats its last: counted once
+    planes = [((-rises[:, j] / 2).astype(np.float32), (rows == table[:, j : j + 1].astype(np.float32)).reshape(weight.shape)) for j in range(1, most)]
+    return WeightPlanes(np.ones(len(rows), np.float32), planes, (table[:, 0] + rises.sum(1) / 2).astype(np.float32))
