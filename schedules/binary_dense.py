@@ -116,11 +116,11 @@ class _Kernel:
         self.mask = tir.buffer("mask", (self.rows, self.depth), "uint32") if spec.zeros else None
         self.emitter = tail.Emitter(spec.epilogue, spec.out_features, isa, (self.rows,), "int32")
         # One number per row that the formulas need: popc(a) for unipolar data, K - popc(m) for data with zeros.
-        self.base = tirx.decl_buffer((self.rows,), "int32", "base") if spec.unipolar or spec.zeros else None
+        self.base, self.allocate = tir.scratch("base", (self.rows,), "int32") if spec.unipolar or spec.zeros else (None, None)
 
     def function(self):
         params = [self.data, self.weights, *([self.mask] if self.mask is not None else [])]
-        body = [tirx.AllocBuffer(self.base), self._count_rows()] if self.base is not None else []
+        body = [self.allocate, self._count_rows()] if self.base is not None else []
         body.append(self._by_columns() if self.blocks >= 8 else self._by_rows())
         return tir.function("binary_dense", [*params, *self.emitter.inputs, *self.emitter.outputs], body)
 

@@ -77,7 +77,7 @@ class _Kernel:
         # The scratch row: padded columns, and as many words as a vector of the horizontal step may read too far.
         slack = (window.strides[1] + 1) * self.lanes + window.dilations[1] * window.kernel[1] * self.words
         columns = window.pads[1] + window.in_width + window.pads[3]
-        self.scratch = tirx.decl_buffer((tir.i64(columns * self.words + slack),), "uint32", "scratch")
+        self.scratch, self.allocate = tir.scratch("scratch", (columns * self.words + slack,), "uint32")
 
     def function(self):
         chunks = -(-self.window.out_height // self.rows)
@@ -86,7 +86,7 @@ class _Kernel:
             image, part = tirx.floordiv(number, tir.i64(chunks)), tirx.floormod(number, tir.i64(chunks))
             count = tirx.min(tir.i64(self.rows), self.window.out_height - part * self.rows)
             rows = tir.for_("y", count, lambda y: self._row(image, part * self.rows + y))
-            return [tirx.AllocBuffer(self.scratch), self._pad(), rows]
+            return [self.allocate, self._pad(), rows]
 
         return tir.function("bit_pool", [self.data, self.result], tir.parallel("chunk", self.images * chunks, chunk))
 
@@ -129,11 +129,12 @@ class _Kernel:
         last = tirx.min(tir.i64(count - 1), tirx.floordiv(tir.i64(height - 1) - start, tir.i64(step)))
         return start, first, last
 
-    def _always_meets_image(self):
+    def _rows_in_padding(self):
+        """Output rows whose window lies in the padding altogether."""
         window = self.window
-        starts = [y * window.strides[0] - window.pads[0] for y in range(window.out_height)]
         taps = [k * window.dilations[0] for k in range(window.kernel[0])]
-        return all(any(0 <= start + t < window.in_height for t in taps) for start in starts)
+        starts = [y * window.strides[0] - window.pads[0] for y in range(window.out_height)]
+        return [y for y, start in enumerate(starts) if not any(0 <= start + t < window.in_height for t in taps)]
 
     def _vertical(self, image, y):
         """Combine the rows of the window into the scratch row."""
@@ -157,10 +158,12 @@ class _Kernel:
         if rest:
             mask = tir.prefix_mask(rest, lanes)
             loads = [tir.load_masked(self.data, [image, row, 0, whole * lanes], mask) for row in rows]
-            body.append(tir.store_masked(self.scratch, [tir.i64(whole * lanes + offset)], self._combine(loads), mask))
-        if self._always_meets_image():
-            return body
-        return tir.when(first <= last, body, self._fill(window.pads[1], window.in_width))
+            body.append(tir.store_vector(self.scratch, [tir.i64(whole * lanes + offset)], self._combine(loads)))
+            body.append(self._fill(window.pads[1] + window.in_width, window.pads[3]))  # the vector ran into the padding
+        nothing = self._fill(window.pads[1], window.in_width)
+        for empty in self._rows_in_padding():
+            body = tir.when(y != empty, body, nothing)
+        return body
 
     # Columns
 

@@ -160,12 +160,12 @@ class _Kernel:
         wide.inputs = list(self.emitter.inputs)
         for index, operand in enumerate(self.spec.epilogue.inputs):
             if operand.kind == "channel":
-                repeated = tirx.decl_buffer((tir.i64(length),), operand.dtype, f"repeated{index}")
+                repeated, allocate = tir.scratch(f"repeated{index}", (length,), operand.dtype)
                 source, channels = self.emitter.inputs[index], self.spec.channels
 
                 def copy(r, repeated=repeated, source=source):
                     return tir.for_("c", channels, lambda c: tir.store(repeated, tir.load(source, c), r * channels + c))
 
-                prepare += [tirx.AllocBuffer(repeated), tir.for_("r", together, copy)]
+                prepare += [allocate, tir.for_("r", together, copy)]
                 wide.inputs[index] = repeated
         return wide, prepare

@@ -89,7 +89,12 @@ def local(name, size, dtype):
 
     LLVM keeps it in registers if it is smaller than ``STACK_BYTES``; for more, see :class:`Registers`.
     """
-    array = tirx.decl_buffer((i64(size),), dtype, f"{name}_{next(_fresh)}")
+    return scratch(f"{name}_{next(_fresh)}", (size,), dtype)
+
+
+def scratch(name, shape, dtype):
+    """``(buffer, statement)``: memory of the kernel's own, of any size. TVM shrinks it to the part that it sees used."""
+    array = tirx.decl_buffer(tuple(i64(d) for d in shape), dtype, name)
     return array, tirx.AllocBuffer(array)
 
 
@@ -231,30 +236,42 @@ def _masked(kind, dtype, lanes):
     suffix = {"float16": "f16", "float32": "f32", "float64": "f64"}.get(dtype, f"i{bits}")
     intrinsic, align = f"@llvm.masked.{kind}.v{lanes}{suffix}.p0", bits // 8
     name = f"bnn_masked_{kind}_{suffix}x{lanes}"
+    address = f"  %p = getelementptr {_LLVM_TYPES[dtype]}, ptr %base, i64 %offset\n"
     if kind == "load":
-        text = (f"{vector} @{name}(ptr %p, <{lanes} x i1> %m) alwaysinline nounwind {{\n"
+        text = (f"{vector} @{name}(ptr %base, i64 %offset, <{lanes} x i1> %m) alwaysinline nounwind {{\n{address}"
                 f"  %r = call {vector} {intrinsic}(ptr %p, i32 {align}, <{lanes} x i1> %m, {vector} zeroinitializer)\n"
                 f"  ret {vector} %r\n}}\n"
                 f"declare {vector} {intrinsic}(ptr, i32, <{lanes} x i1>, {vector})")  # fmt: skip
     else:
-        text = (f"i32 @{name}(ptr %p, {vector} %x, <{lanes} x i1> %m) alwaysinline nounwind {{\n"
+        text = (f"i32 @{name}(ptr %base, i64 %offset, {vector} %x, <{lanes} x i1> %m) alwaysinline nounwind {{\n{address}"
                 f"  call void {intrinsic}({vector} %x, ptr %p, i32 {align}, <{lanes} x i1> %m)\n"
                 f"  ret i32 0\n}}\n"
                 f"declare void {intrinsic}({vector}, ptr, i32, <{lanes} x i1>)")  # fmt: skip
     return name, text
 
 
+def _address(array, indices):
+    """Base pointer and offset in elements."""
+    offset = i64(0)
+    for size, index in zip(array.shape, indices, strict=True):
+        offset = offset * size + i64(index)
+    return tirx.buffer_data(array), offset
+
+
 def load_masked(array, indices, mask):
-    """A vector of which only the lanes set in ``mask`` are read; the others are 0 and their memory is not touched."""
+    """A vector of which only the lanes set in ``mask`` are read; the others are 0 and their memory is not touched.
+
+    ``array`` is a parameter of the kernel: TVM may change the element type of arrays inside the kernel without seeing this access.
+    """
     lanes, dtype = lanes_of(mask), element_of(str(array.dtype))
     name, text = _masked("load", dtype, lanes)
-    return _extern(name, text, vector_type(dtype, lanes), tirx.address_of(load(array, *indices)), mask)
+    return _extern(name, text, vector_type(dtype, lanes), *_address(array, indices), mask)
 
 
 def store_masked(array, indices, value, mask):
-    """Store only the lanes set in ``mask``. Returns a statement."""
+    """Store only the lanes set in ``mask``; ``array`` is a parameter of the kernel. Returns a statement."""
     name, text = _masked("store", element_of(dtype_of(value)), lanes_of(mask))
-    return tirx.Evaluate(_extern(name, text, "int32", tirx.address_of(load(array, *indices)), value, mask))
+    return tirx.Evaluate(_extern(name, text, "int32", *_address(array, indices), value, mask))
 
 
 def fence(value):
