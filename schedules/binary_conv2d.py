@@ -27,7 +27,7 @@ class Schedule:
     vectors : int
         Vectors of output channels in the register tile; times the lanes, a divisor of 32.
     adder : str
-        ``plain``, ``carry_save`` or ``bytes``, see :mod:`.binary_conv2d_adders`.
+        ``plain`` or ``carry_save``, see :mod:`.binary_conv2d_adders`.
     task_rows, task_blocks : int
         Output rows and blocks of 32 output channels of one parallel task.
     """
@@ -47,19 +47,21 @@ def default_schedule(spec, isa):
     Schedule
     """
     geometry = Geometry.of(spec)
-    if _carry_save_fits(spec, isa):
-        adder, vectors, most = "carry_save", 1, 8 if geometry.group_words % 2 else 13
-    elif isa.popcount == "vector":
-        adder, vectors, most = "plain", 2, 12
+    carry_save = _carry_save_fits(spec)
+    if isa.popcount != "vector":  # table look-ups need the registers: narrow tiles unless there are 32
+        vectors, most = (1, 7) if isa.registers == 32 else (1, 2)
+    elif carry_save:
+        vectors, most = 1, 8 if geometry.group_words % 2 else 13
     else:
-        adder, vectors, most = "bytes", 1, 4
+        vectors, most = 2, 12
+    adder = "carry_save" if carry_save else "plain"
     task_rows, task_blocks = _tasks(geometry, words(spec.out_channels))
     return Schedule(_tile_width(geometry, most), vectors, adder, task_rows, task_blocks)
 
 
-def _carry_save_fits(spec, isa):
-    geometry = Geometry.of(spec)
-    return isa.popcount == "vector" and isa.lanes == 16 and spec.groups == 1 and geometry.group_words > 1
+def _carry_save_fits(spec):
+    """Whether there are pairs of words, and the data of all channels are the same words, so that encoding them is cheap."""
+    return spec.groups == 1 and Geometry.of(spec).group_words > 1
 
 
 def _tile_width(geometry, most):
@@ -95,7 +97,7 @@ def space(spec, isa):
     first = default_schedule(spec, isa)
     found = [first]
     width = Geometry.of(spec).out_width
-    adders = ["bytes"] if isa.popcount != "vector" else ["plain", "carry_save"] if _carry_save_fits(spec, isa) else ["plain"]
+    adders = ["plain", "carry_save"] if _carry_save_fits(spec) else ["plain"]
     for adder in adders:
         for vectors in (1, 2, 4):
             cells = isa.registers // (2 if adder != "plain" else 1) - vectors - 1

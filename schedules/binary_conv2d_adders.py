@@ -4,15 +4,15 @@ An adder keeps one or two vectors of counters for every pixel and weight vector 
 that starts at the right share of K (the number of values summed up) ends as half the dot product, K / 2 - popc(a ^ w), without further
 arithmetic; padded taps are not counted and not in K.
 
-============== ============================================ ===================== ==================
-adder          what is taken away per word                  dot product           operations
-============== ============================================ ===================== ==================
-``plain``      popc(a ^ w)                                  2 value (+ K)         3 a word
-``carry_save`` two words at a time, see :class:`CarrySave`  2 value (+ K)         5 a pair
-``bytes``      popc(a ^ w), in 8-bit counters               2 value (+ K)         without vpopcnt
-``zeros``      2 popc((a ^ w) & ~z) + popc(z)               value (+ K)           8 a word
-============== ============================================ ===================== ==================
+================== ============================================ ==================== ==================
+adder              what is taken away per word                  dot product          operations
+================== ============================================ ==================== ==================
+:class:`Adder`     popc(a ^ w)                                  2 value (+ K)        3 a word
+:class:`CarrySave` two words at a time                          2 value (+ K)        5 a pair
+:class:`Zeros`     2 popc((a ^ w) & ~z) + popc(z)               value (+ K)          8 a word
+================== ============================================ ==================== ==================
 
+With :class:`Bytes` both of the former count in 8 bits, for processors without vpopcnt.
 (+ K): where the counters started at 0. Unipolar data use the same adders, see :mod:`.binary_conv2d_unipolar`.
 """
 
@@ -43,8 +43,6 @@ class Adder:
     Parameters
     ----------
     pixels, vectors, lanes : int
-    combine : callable
-        ``combine(a, w)``: the word whose set bits are counted.
     """
 
     #: Weight words that one step takes.
@@ -56,8 +54,8 @@ class Adder:
     #: Steps after which ``flush`` must be called, or None.
     flush_every = None
 
-    def __init__(self, pixels, vectors, lanes, combine):
-        self.pixels, self.vectors, self.lanes, self.combine = pixels, vectors, lanes, combine
+    def __init__(self, pixels, vectors, lanes):
+        self.pixels, self.vectors, self.lanes = pixels, vectors, lanes
         self.cells = [(p, v) for p in range(pixels) for v in range(vectors)]
         self.totals, self.allocations = self._array("total", "int32")
 
@@ -74,6 +72,10 @@ class Adder:
     def _put(self, array, p, v, value):
         return T.store_vector(array, self._at(p, v), value)
 
+    def _add(self, p, v, word):
+        """Count the set bits of ``word``."""
+        return self._take(p, v, popcount(word))
+
     def _take(self, p, v, count):
         """total -= count, a uint32 vector."""
         return self._put(self.totals, p, v, self._get(self.totals, p, v) - T.tirx.Cast(T.vector_type("int32", self.lanes), count))
@@ -85,13 +87,13 @@ class Adder:
 
     def step(self, p, v, data, weights):
         """Statements that add ``words`` words: ``data`` and ``weights`` are lists of uint32 vectors."""
-        return [self._take(p, v, popcount(self.combine(data[0], weights[0])))]
+        return [self._add(p, v, data[0] ^ weights[0])]
 
     def single(self, p, v, data, weights):
         """Statements that add one word that is left over from steps of several."""
         return self.step(p, v, data, weights)
 
-    def flush(self, cells=None):
+    def flush(self):
         """Statements that move partial counters into the totals."""
         return []
 
@@ -105,14 +107,15 @@ class CarrySave(Adder):
 
     Words are stored encoded: the pair (x0, x1) as x0 and x0 ^ x1, activations and weights alike. With ``ones`` the sum bits so far and the
     two products a0 ^ w0, a1 ^ w1, the full adder's sum is ones' = ones ^ (a0 ^ a1) ^ (w0 ^ w1), one operation, and its carry is ones
-    where that sum changed (the products differ) and a0 ^ w0 where it did not. The carry counts twice: five operations for two words.
+    where that sum changed (the products differ) and a0 ^ w0 where it did not. The carry counts twice: five operations for two words
+    with AVX-512, whose vpternlogd makes the sum and the choice one operation each.
     """
 
     words = 2
     weight = 2
 
-    def __init__(self, pixels, vectors, lanes, combine):
-        super().__init__(pixels, vectors, lanes, combine)
+    def __init__(self, pixels, vectors, lanes):
+        super().__init__(pixels, vectors, lanes)
         self.ones, allocation = self._array("ones", "uint32")
         self.allocations = self.allocations + allocation
 
@@ -120,13 +123,18 @@ class CarrySave(Adder):
         return super().start(initial) + [self._put(self.ones, p, v, T.splat(0, "uint32", self.lanes)) for p, v in self.cells]
 
     def step(self, p, v, data, weights):
-        ones = self._get(self.ones, p, v)
-        total, bind = T.bind("sum", ternary_logic(ones, data[1], weights[1], _XOR3))
-        carry = ternary_logic(ones, total, data[0] ^ weights[0], _SELECT_CHANGED)
-        return [bind, self._take(p, v, popcount(carry)), self._put(self.ones, p, v, total)]
+        ones, first = self._get(self.ones, p, v), data[0] ^ weights[0]
+        if self.lanes == 16:
+            sums, bind = T.bind("sum", ternary_logic(ones, data[1], weights[1], _XOR3))
+            return [bind, self._add(p, v, ternary_logic(ones, sums, first, _SELECT_CHANGED)), self._put(self.ones, p, v, sums)]
+        differ, bind_differ = T.bind("differ", data[1] ^ weights[1])
+        first, bind_first = T.bind("first", first)
+        carry = first ^ ((ones ^ first) & differ)
+        return [bind_differ, bind_first, self._add(p, v, carry), self._put(self.ones, p, v, ones ^ differ)]
 
     def single(self, p, v, data, weights):
-        raise NotImplementedError("carry_save with an odd number of words is CarrySaveOdd")
+        """A pair whose second product is 0."""
+        return self.step(p, v, data * 2, weights * 2)
 
     def value(self, p, v):
         pairs = self._get(self.totals, p, v)
@@ -141,8 +149,8 @@ class CarrySaveOdd(CarrySave):
 
     weight = 1
 
-    def __init__(self, pixels, vectors, lanes, combine):
-        super().__init__(pixels, vectors, lanes, combine)
+    def __init__(self, pixels, vectors, lanes):
+        super().__init__(pixels, vectors, lanes)
         self.singles, allocation = self._array("singles", "int32")
         self.allocations = self.allocations + allocation
 
@@ -163,29 +171,32 @@ class Bytes(Adder):
 
     flush_every = BYTE_STEPS
 
-    def __init__(self, pixels, vectors, lanes, combine):
-        super().__init__(pixels, vectors, lanes, combine)
+    def __init__(self, pixels, vectors, lanes):
+        super().__init__(pixels, vectors, lanes)
         self.counts, allocation = self._array("counts", "uint32")
         self.allocations = self.allocations + allocation
 
     def start(self, initial=None):
         return super().start(initial) + [self._put(self.counts, p, v, T.splat(0, "uint32", self.lanes)) for p, v in self.cells]
 
-    def step(self, p, v, data, weights):
+    def _add(self, p, v, word):
         as_bytes = T.vector_type("uint8", 4 * self.lanes)
-        word = T.tirx.reinterpret(as_bytes, self.combine(data[0], weights[0]))
-        count = T.tirx.reinterpret(as_bytes, self._get(self.counts, p, v)) + popcount(word)
-        return [self._put(self.counts, p, v, T.tirx.reinterpret(T.vector_type("uint32", self.lanes), count))]
+        count = T.tirx.reinterpret(as_bytes, self._get(self.counts, p, v)) + popcount(T.tirx.reinterpret(as_bytes, word))
+        return self._put(self.counts, p, v, T.tirx.reinterpret(T.vector_type("uint32", self.lanes), count))
 
-    def flush(self, cells=None):
+    def flush(self):
         statements = []
-        for p, v in cells or self.cells:
+        for p, v in self.cells:
             counts = self._get(self.counts, p, v)
             low = T.splat(0x00FF00FF, "uint32", self.lanes)
             pairs, bind = T.bind("pairs", (counts & low) + ((counts >> T.splat(8, "uint32", self.lanes)) & low))
             count = (pairs + (pairs >> T.splat(16, "uint32", self.lanes))) & T.splat(0xFFFF, "uint32", self.lanes)
             statements += [bind, self._take(p, v, count), self._put(self.counts, p, v, T.splat(0, "uint32", self.lanes))]
         return statements
+
+
+class CarrySaveBytes(Bytes, CarrySave):
+    """Carries counted in bytes."""
 
 
 class Zeros(Adder):

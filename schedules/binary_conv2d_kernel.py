@@ -12,7 +12,7 @@ from functools import cached_property
 from tvm import tirx
 
 from bnntvm.schedules import tir as T
-from bnntvm.schedules.binary_conv2d_adders import Adder, Bytes, CarrySave, CarrySaveOdd, EncodedZeros, Zeros, memory
+from bnntvm.schedules.binary_conv2d_adders import Adder, Bytes, CarrySave, CarrySaveBytes, CarrySaveOdd, EncodedZeros, Zeros, memory
 from bnntvm.schedules.binary_conv2d_tiles import Geometry, Segment, plan_row, segments
 from bnntvm.schedules.binary_conv2d_unipolar import WeightCounts
 from bnntvm.schedules.epilogue import Emitter
@@ -88,8 +88,10 @@ class Kernel:
 
     @property
     def fast_adder(self):
-        carry_save = CarrySaveOdd if self.geometry.group_words % 2 else CarrySave
-        return {"plain": Adder, "carry_save": carry_save, "bytes": Bytes}[self.schedule.adder]
+        plain, carry_save = Bytes, CarrySaveBytes
+        if self.isa.popcount == "vector":
+            plain, carry_save = Adder, CarrySaveOdd if self.geometry.group_words % 2 else CarrySave
+        return {"plain": plain, "carry_save": carry_save}[self.schedule.adder]
 
     def _input_rows(self, row, rows):
         """First input row and number of input rows that the task needs."""
@@ -248,7 +250,7 @@ class Kernel:
         """Compute the tile at ``x`` for vectors ``part`` of the block, into ``results``."""
         block, _, first_row, last_row, start = place
         g = self.geometry
-        sums = adder(len(pattern), self.vectors, self.lanes, (lambda a, w: a ^ w))
+        sums = adder(len(pattern), self.vectors, self.lanes)
         origin = self.origin if issubclass(adder, CarrySave) else 0
         start_at, bind_start = T.bind("at", start + x * (g.strides[1] * g.pixel_words) - origin)
         weights_at, bind_weights = T.bind("weights", part * (self.kernel_words * self.step))
@@ -260,7 +262,8 @@ class Kernel:
             r = first_row + r
             data_at, bind_data = T.bind("data", start_at + r * (g.dilations[0] * g.width * g.pixel_words))
             row_at, bind_row = T.bind("row", weights_at + r * (g.kernel[1] * g.group_words * self.step))
-            return [bind_data, bind_row, [self.segment(sums, block, columns_, data_at, row_at, groups) for columns_ in columns]]
+            runs = [self.segment(sums, block, columns_, data_at, row_at, groups) for columns_ in columns]
+            return [bind_data, bind_row, runs, sums.flush() if self._flushes(sums) == "row" else []]
 
         return [
             sums.allocations, bind_start, bind_weights, bind_groups, sums.start(initial),
@@ -282,23 +285,33 @@ class Kernel:
 
         return T.for_("s", count, column)
 
+    def _flushes(self, sums):
+        """When an adder with small counters empties them: after a kernel ``row``, within a ``run``, or only at the end."""
+        g, every = self.geometry, sums.flush_every
+        row = g.kernel[1] * -(-g.group_words // sums.words)
+        if every is None or row * g.kernel[0] <= every:
+            return "end"
+        return "row" if row <= every else "run"
+
     def run(self, sums, block, pixels, length, at, weights_at, groups):
         """Add ``length`` consecutive words of every pixel in ``pixels``."""
         steps = length // sums.words
-        cells = [(p, v) for p in pixels for v in range(self.vectors)]
+        rest = 0 if T.static(length) is None else T.static(length) % sums.words
 
         def step(k):
             return self.words(sums, block, pixels, at + k * sums.words, weights_at + k * (sums.words * self.step), groups)
 
+        def steps_from(first, count):
+            return T.for_("k", count, lambda k: step(first + k))
+
+        done = steps * sums.words
+        single = self.words(sums, block, pixels, at + done, weights_at + done * self.step, groups, 1) if rest else []
+        if self._flushes(sums) != "run":
+            return [steps_from(0, steps), single]
         every = sums.flush_every
-        if every is None or self.kernel_words <= every:
-            rest = 0 if T.static(length) is None else T.static(length) % sums.words
-            done = steps * sums.words
-            single = self.words(sums, block, pixels, at + done, weights_at + done * self.step, groups, 1) if rest else []
-            return [T.for_("k", steps, step), single]
-        whole = T.for_("chunk", steps // every, lambda c: [T.for_("k", every, lambda k: step(c * every + k)), sums.flush(cells)])
-        left = steps - steps // every * every
-        return [whole, T.for_("k", left, lambda k: step(steps // every * every + k)), sums.flush(cells)]
+        whole = steps // every
+        chunks = T.for_("chunk", whole, lambda c: [steps_from(c * every, every), sums.flush()])
+        return [chunks, steps_from(whole * every, steps - whole * every), single, sums.flush()]
 
     def words(self, sums, block, pixels, at, weights_at, groups, count=None):
         """One step of the adder for every pixel and vector; ``count`` is 1 for a word that is left over."""

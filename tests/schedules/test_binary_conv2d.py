@@ -134,7 +134,7 @@ def cases(draw):
     return spec, isa, draw(st.sampled_from([schedule, split])), draw(st.integers(1, 2)), zero_images
 
 
-@settings(max_examples=130, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(cases(), st.integers(0, 99))
 def test_any_convolution(case, seed):
     spec, isa, schedule, batch, zero_images = case
