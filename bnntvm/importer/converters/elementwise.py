@@ -55,18 +55,32 @@ _BINARY = {
 }
 
 
+#: Operators of Relax that numpy evaluates alike on floats, by their name there where it is another one.
+_FOLDED = {
+    **{name: getattr(np, name) for name in "abs add ceil divide floor greater greater_equal less less_equal log2 maximum minimum".split()},
+    **{name: getattr(np, name) for name in "multiply negative power round sqrt subtract trunc where".split()},
+}
+
+
 class Arithmetic:
-    """Expressions of one node: each method binds one operator; numbers become constants of the operand's type."""
+    """Expressions of one node: each method is an operator of Relax by its name there; numbers become constants of the operand's type.
+
+    An operator is bound in the module, or evaluated with numpy where all its operands are constant floats. So a converter that is
+    written with this class takes constants too, with the same roundings.
+    """
 
     def __init__(self, ctx, like):
         self.ctx, self.dtype = ctx, dtype_of(like)
 
-    def __call__(self, op, *args):
-        args = [np.array(a, dtype=self.dtype) if isinstance(a, (int, float)) else a for a in args]
-        return self.ctx.emit(op(*self.ctx.operands(*args)))
-
     def __getattr__(self, name):
-        return lambda *args: self(getattr(relax.op, name), *args)
+        return lambda *args: self._apply(name, *args)
+
+    def _apply(self, name, *args):
+        args = [np.array(a, dtype=self.dtype) if isinstance(a, (int, float)) else a for a in args]
+        if name in _FOLDED and all(is_constant(a) and a.dtype.kind in "fb" for a in args):
+            with np.errstate(all="ignore"):
+                return np.asarray(_FOLDED[name](*args))
+        return self.ctx.emit(getattr(relax.op, name)(*self.ctx.operands(*args)))
 
 
 def _simple(op):
