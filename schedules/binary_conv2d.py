@@ -70,7 +70,7 @@ def _tile_width(geometry, most):
     Four pixels do for long sums; short ones, as of 1x1 kernels, need more work for each start of a loop.
     """
     width, kernel_words = geometry.out_width, geometry.kernel[0] * geometry.kernel[1] * geometry.group_words
-    least = max(4, min(7, -(-72 // kernel_words)))
+    least = max(4, min(7, -(-126 // kernel_words)))
     return min(range(min(width, least), min(width, most) + 1), key=lambda p: (-(-width // p) * p, p), default=min(width, most))
 
 
