@@ -77,12 +77,16 @@ ALL_FLOATS = Domain()
 
 @dataclass(frozen=True, eq=False)
 class Mono:
-    """``tensor = function(source)``, monotone per element of S: direction 1 (never falls), -1 (never rises) or 0 (constant)."""
+    """``tensor = function(source)``, monotone per element of S: direction 1 (never falls), -1 (never rises) or 0 (constant).
+
+    ``integral``: its values are integers, so it becomes a Step once its range is small.
+    """
 
     source: object
     domain: Domain
     function: object
     direction: np.ndarray
+    integral: bool = False
 
     @property
     def shape(self):

@@ -60,12 +60,12 @@ def activation_planes(levels, assume_nonzero=False):
     levels = [float(v) for v in levels]
     if assume_nonzero and len(levels) == 3 and levels[1] == 0:
         levels = [levels[0], levels[2]]
-    top, signed = max(abs(v) for v in levels), sorted(levels)
+    top, ordered = max(abs(v) for v in levels), sorted(levels)
     if top == 0:
         return "the activation is always zero"
-    if signed in ([-top, top], [top], [-top]):
+    if ordered in ([-top, top], [top], [-top]):
         return ActivationPlanes(top, (ActivationPlane(1, (-top,), unipolar=False),))
-    if signed == [-top, 0.0, top]:
+    if ordered == [-top, 0.0, top]:
         return ActivationPlanes(top, (ActivationPlane(1, (-top,), unipolar=False, zeros=True),))
     if len(levels) > MOST_LEVELS:
         return f"the activation holds {len(levels)} levels"
@@ -73,9 +73,10 @@ def activation_planes(levels, assume_nonzero=False):
     grid = _grid(np.array(nonzero))
     if grid is not None:
         step, numbers = grid
-        bits = max(int(max(numbers)).bit_length(), int(-min(numbers) - 1).bit_length() + 1 if min(numbers) < 0 else 0)
+        signed = min(numbers) < 0
+        bits = max(max(numbers).bit_length() if max(numbers) > 0 else 0, (-min(numbers) - 1).bit_length() if signed else 0) + signed
         if 2**bits <= 2 * MOST_LEVELS and bits <= max(len(nonzero), 1):
-            return ActivationPlanes(step, _binary_digits(nonzero, numbers, bits, min(numbers) < 0))
+            return ActivationPlanes(step, _binary_digits(nonzero, numbers, bits, signed))
     if len(nonzero) <= MOST_SEPARATE:
         return ActivationPlanes(1.0, tuple(ActivationPlane(v, (v,)) for v in nonzero))
     return f"the activation holds {len(levels)} levels that are not evenly spaced"

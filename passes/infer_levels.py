@@ -16,6 +16,8 @@ from bnntvm.graph import bindings, constant, dims, dtype, op_name
 from bnntvm.levels import ALL_FLOATS, MAX_LEVELS, MAX_TABLE, Domain, Linear, Mono, Step, compress, ends, identity, map_step, merge_steps, quantise, quiet
 
 _f32 = np.float32
+#: Activations of this magnitude are nothing out of the ordinary.
+_USUAL = 4096.0
 
 
 def _sigmoid(x):
@@ -129,14 +131,18 @@ class Analysis:
         if name in ROUNDING:
             return self.rounded(fact, function)
         if name in RISING:
-            return Mono(fact.source, fact.domain, lambda x: function(fact.function(x)), fact.direction)
+            return self.settled(Mono(fact.source, fact.domain, lambda x: function(fact.function(x)), fact.direction, fact.integral and name == "nn.relu"))
         return None
+
+    def settled(self, fact):
+        """A Mono over few integers as the Step that it is."""
+        return self.rounded(fact, np.rint) if fact.integral else fact
 
     def rounded(self, fact, function):
         low, high = (function(v) for v in ends(fact))
         low, high = float(np.min(low)), float(np.max(high))
         if not np.isfinite([low, high]).all() or high - low + 1 > MAX_LEVELS:
-            return Mono(fact.source, fact.domain, lambda x: function(fact.function(x)), fact.direction)
+            return Mono(fact.source, fact.domain, lambda x: function(fact.function(x)), fact.direction, integral=True)
         levels = np.arange(low, high + 1, dtype=_f32)
         return quantise(fact, lambda x: (function(x) - low).astype(np.int64), levels)
 
@@ -201,6 +207,9 @@ class Analysis:
             return base
         levels = np.abs(base.levels())
         bound = _f32(2**24) * _f32(levels[levels > 0].min())
+        usual = [quiet(fact.function, np.broadcast_to(_f32(x), fact.shape)) for x in (-_USUAL, _USUAL)]
+        if not fact.domain.integer and np.max(np.abs(usual)) > bound:
+            return None  # a term scaled up so far that the levels are lost as a rule
         kept = quantise(fact, lambda x: (x >= -bound).astype(np.int64) + (x > bound), np.array([0, 1, 0], _f32))
         return merge_steps(base, kept, np.multiply)
 
@@ -283,9 +292,10 @@ class Analysis:
             return None
         function = BINARY[name]
         direction = fact.direction * turn
+        integral = fact.integral and name in ("add", "subtract", "maximum", "minimum") and bool(np.all(other == np.rint(other)))
         if swapped:
-            return Mono(fact.source, fact.domain, lambda x: function(other, fact.function(x)), direction)
-        return Mono(fact.source, fact.domain, lambda x: function(fact.function(x), other), direction)
+            return self.settled(Mono(fact.source, fact.domain, lambda x: function(other, fact.function(x)), direction, integral))
+        return self.settled(Mono(fact.source, fact.domain, lambda x: function(fact.function(x), other), direction, integral))
 
     def where(self, call):
         condition, yes, no = (self.operand(arg) for arg in call.args)
