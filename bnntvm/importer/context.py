@@ -9,7 +9,7 @@ from tvm import relax
 
 from ..errors import ModelError, UnsupportedError
 from .model import LayerInfo
-from .values import Dims, Expanded, broadcast_shape, is_constant, same_dim, shape_of
+from .values import Dims, Expanded, Unfolded, broadcast_shape, is_constant, same_dim, shape_of
 
 
 @dataclass
@@ -71,6 +71,7 @@ class Context:
         self.node, self.args = None, []
         self._builder = relax.BlockBuilder()
         self._constants = {}
+        self._unfolded = {}
         self._names = set()
 
     # ---- building
@@ -111,9 +112,28 @@ class Context:
             return value
         if isinstance(value, Expanded):
             return self.emit(relax.op.broadcast_to(self.const(value.array), value.shape))
+        if isinstance(value, Unfolded):
+            return self.unfolded(value)
         if isinstance(value, Dims):
             raise self.unsupported("a shape that depends on the batch is used as a tensor", hint="export the model with a static batch")
         return self.const(value)
+
+    def unfolded(self, windows):
+        """The windows of an image (:class:`Unfolded`) as a Relax expression: shifted slices of the image side by side."""
+        found = self._unfolded.get(windows)
+        if found is None:
+            top, left, bottom, right = windows.pads
+            image = windows.image
+            if any(windows.pads):
+                image = self.emit(relax.op.nn.pad(image, [0, 0, top, bottom, left, right, 0, 0], "constant", windows.fill))
+            reach = [(out - 1) * stride + 1 for out, stride in zip(windows.shape[1:3], windows.strides)]
+            starts = [tuple(t * d for t, d in zip(tap, windows.dilations)) for tap in np.ndindex(*windows.kernel)]
+            taps = [
+                self.emit(relax.op.strided_slice(image, [1, 2], start, [s + r for s, r in zip(start, reach)], windows.strides))
+                for start in starts
+            ]
+            found = self._unfolded[windows] = taps[0] if len(taps) == 1 else self.emit(relax.op.concat(taps, 3))
+        return found
 
     def operands(self, *values):
         """Values for an elementwise operator as Relax expressions.
@@ -121,6 +141,7 @@ class Context:
         Constants become the smallest that broadcast to the same result: an axis along which the data repeat and which a run-time operand
         has too is shrunk to 1, single numbers to rank 0, all others are reshaped to the rank of the result.
         """
+        values = [self.unfolded(v) if isinstance(v, Unfolded) else v for v in values]
         runtime = [shape_of(v) for v in values if isinstance(v, relax.Expr)]
         if not runtime:
             return [self.tensor(v) for v in values]

@@ -11,7 +11,7 @@ from ..errors import BnnError, ModelError, UnsupportedError
 from . import dims, fold, registry, source
 from .context import Context, Node
 from .model import Imported, TensorInfo
-from .values import Expanded, broadcast_shape, dtype_of, is_constant, same_dim, shape_of
+from .values import Expanded, Unfolded, broadcast_shape, dtype_of, is_constant, same_dim, shape_of
 
 #: The layers that the report lists; folded ones too.
 LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
@@ -186,6 +186,8 @@ def _results(ctx, node, args):
             return [result]
     if converter is None:
         raise ctx.unsupported(f"{node.op_type} is supported on constants only", why="an input is computed at run time")
+    if converter not in registry.TAKES_WINDOWS:
+        args = [ctx.unfolded(a) if isinstance(a, Unfolded) else a for a in args]
     result = converter(ctx, node, *args)
     return list(result) if isinstance(result, (tuple, list)) else [result]
 

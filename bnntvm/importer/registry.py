@@ -13,16 +13,20 @@ import pkgutil
 from functools import cache
 
 CONVERTERS = {}
+#: Converters that know :class:`bnntvm.importer.values.Unfolded`; the others are given the windows as a tensor.
+TAKES_WINDOWS = set()
 ENTRY_POINTS = "bnntvm.importer"
 
 #: Domain names that mean the same: the default domain has two spellings.
 _ALIASES = {"ai.onnx": ""}
 
 
-def converts(*op_types, domains=("",)):
-    """Register the decorated function as the converter of ``op_types`` in ``domains``."""
+def converts(*op_types, domains=("",), windows=False):
+    """Register the decorated function as the converter of ``op_types`` in ``domains``; ``windows``: it is one of TAKES_WINDOWS."""
 
     def register(function):
+        if windows:
+            TAKES_WINDOWS.add(function)
         for domain in domains:
             for op_type in op_types:
                 CONVERTERS[_ALIASES.get(domain, domain), op_type] = function

@@ -5,6 +5,7 @@
 :class:`Dims`             integers that depend on the batch: the result of Shape and of arithmetic on it
 :class:`Expanded`         a constant broadcast to a shape that depends on the batch
 ``relax.Expr``            a tensor computed at run time: a variable of the function under construction
+:class:`Unfolded`         the windows of an image, not made before something other than a matrix product reads them
 ========================  ====================================================================================================
 """
 
@@ -35,6 +36,32 @@ class Expanded:
     """``array`` broadcast to ``shape``, whose dimensions are ints or TIR expressions."""
 
     array: np.ndarray
+    shape: tuple
+
+
+@dataclass(frozen=True, eq=False)
+class Unfolded:
+    """The windows of an image as rows: [N, H', W', kh * kw * C].
+
+    Attributes
+    ----------
+    image : relax.Expr
+        float32[N, H, W, C].
+    kernel, strides, dilations : tuple of int
+        Two each.
+    pads : tuple of int
+        Begins, then ends.
+    fill : float
+        Value of the pixels around the image.
+    shape : tuple
+    """
+
+    image: relax.Expr
+    kernel: tuple
+    strides: tuple
+    dilations: tuple
+    pads: tuple
+    fill: float
     shape: tuple
 
 
@@ -87,15 +114,15 @@ def shape_of(value):
     """Shape of a value: a tuple of ints and TIR expressions."""
     if isinstance(value, relax.Expr):
         return tuple(simplify(d) for d in value.ty.shape)
-    if isinstance(value, Expanded):
+    if isinstance(value, (Expanded, Unfolded)):
         return value.shape
     return value.array.shape if isinstance(value, Dims) else value.shape
 
 
 def dtype_of(value):
     """numpy's name of a value's element type."""
-    if isinstance(value, relax.Expr):
-        return str(value.ty.dtype)
+    if isinstance(value, (relax.Expr, Unfolded)):
+        return str((value.image if isinstance(value, Unfolded) else value).ty.dtype)
     return "int64" if isinstance(value, Dims) else str((value.array if isinstance(value, Expanded) else value).dtype)
 
 

@@ -7,7 +7,7 @@ from tvm import relax
 
 from ... import ops
 from ..registry import converts
-from ..values import is_constant, shape_of
+from ..values import Unfolded, is_constant, shape_of
 
 
 @converts("Conv")
@@ -130,13 +130,20 @@ def gemm(ctx, node, a, b, c=None):
     return ctx.emit(relax.op.add(*ctx.operands(result, c)))
 
 
-@converts("MatMul")
+@converts("MatMul", windows=True)
 def matmul(ctx, node, a, b):
     return product(ctx, node, a, b, b if is_constant(b) else None)
 
 
 def product(ctx, node, a, b, weight):
-    """``bnn.matmul``, reported as a layer; ``weight`` is the constant operand as the file has it, or None."""
+    """``bnn.matmul``, reported as a layer; ``weight`` is the constant operand as the file has it, or None.
+
+    Windows of an image by a constant matrix are a convolution.
+    """
+    if isinstance(a, Unfolded) and is_constant(b) and b.ndim == 2 and b.shape[0] == a.shape[3]:
+        return _window_product(ctx, node, a, b)
+    if isinstance(a, Unfolded) or isinstance(b, Unfolded):
+        a, b = ctx.tensor(a), ctx.tensor(b) if isinstance(b, Unfolded) else b
     depth, rows = shape_of(a)[-1], shape_of(b)[-2 if len(shape_of(b)) > 1 else 0]
     if depth != rows:
         raise ctx.unsupported("inner dimensions of a product differ", why=f"{list(shape_of(a))} by {list(shape_of(b))}")
@@ -146,6 +153,36 @@ def product(ctx, node, a, b, weight):
     batch_first = not is_constant(a) or a.ndim < len(shape_of(b))
     ctx.add_layer(shape_of(result), depth, weight, batch_first=batch_first)
     return result
+
+
+def _window_product(ctx, node, windows, matrix):
+    """``bnn.conv`` of an image [N, H, W, C] by a ``matrix`` [kh * kw * C, O] that multiplies its windows; result [N, H', W', O].
+
+    A matrix that is zero wherever an output meets another channel than its own is a depthwise convolution.
+    """
+    image, channels, outputs = windows.image, shape_of(windows.image)[3], matrix.shape[1]
+    kernel = matrix.reshape(*windows.kernel, channels, outputs).transpose(3, 2, 0, 1)
+    groups = 1
+    if channels == outputs > 1 and not kernel[~np.eye(channels, dtype=bool)].any():
+        kernel, groups = kernel[np.arange(channels), np.arange(channels)][:, None], channels
+    image = ctx.emit(relax.op.permute_dims(image, [0, 3, 1, 2]))
+    pads = windows.pads
+    if any(pads) and windows.fill:
+        image = ctx.emit(relax.op.nn.pad(image, [0, 0, 0, 0, pads[0], pads[2], pads[1], pads[3]], "constant", windows.fill))
+        pads = (0, 0, 0, 0)
+    call = ops.call(
+        ops.CONV,
+        [image, ctx.const(np.ascontiguousarray(kernel))],
+        layer=node.outputs[0],
+        layout="NCHW",
+        strides=list(windows.strides),
+        pads=list(pads),
+        dilations=list(windows.dilations),
+        groups=groups,
+    )
+    result = ctx.emit(call)
+    ctx.add_layer(shape_of(result), prod(kernel.shape[1:]), matrix)
+    return ctx.emit(relax.op.permute_dims(result, [0, 2, 3, 1]))
 
 
 def _transposed(ctx, value):
