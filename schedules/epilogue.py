@@ -15,13 +15,9 @@ from tvm import tirx
 from bnntvm import spec
 from bnntvm.schedules import tir, vector_math
 
-_COMPARE = {"greater": tirx.GT, "greater_equal": tirx.GE, "less": tirx.LT, "less_equal": tirx.LE, "equal": tirx.EQ, "not_equal": tirx.NE}
-_ARITHMETIC = {"add": tirx.Add, "subtract": tirx.Sub, "maximum": tirx.Max, "minimum": tirx.Min}
-_LOGICAL = {"logical_and": tirx.And, "logical_or": tirx.Or}
 #: Comparisons of the anchor ``K - 2 p`` with t: (comparison of p with the half difference, whether that is rounded up).
 _ON_POPCOUNTS = {"less": (tirx.GT, 0), "less_equal": (tirx.GE, 1), "greater": (tirx.LT, 1), "greater_equal": (tirx.LE, 0)}
 _MIRRORED = {"less": "greater", "less_equal": "greater_equal", "greater": "less", "greater_equal": "less_equal"}
-_ROUNDING = {"floor": "llvm.floor", "ceil": "llvm.ceil", "round": "llvm.rint", "sqrt": "llvm.sqrt", "abs": "llvm.fabs"}
 
 
 class Emitter:
@@ -307,55 +303,23 @@ def _python(value, dtype):
 
 def _apply(step, args, bind):
     """One operation on vectors; ``bind(name, value)`` names an intermediate result."""
-    op, lanes = step.op, tir.lanes_of(args[0])
-    dtype = tir.element_of(tir.dtype_of(args[-1]))
-    floating = dtype.startswith("float")
+    lanes, dtype = tir.lanes_of(args[0]), tir.element_of(tir.dtype_of(args[-1]))
 
-    def number(value):
-        return tir.splat(value, dtype, lanes)
+    def constant(value):
+        return tir.splat(_python(value, dtype), dtype, lanes)
 
-    if op in _COMPARE:
-        return _COMPARE[op](*args)
-    if op in _ARITHMETIC:
-        return _ARITHMETIC[op](*args)
-    if op in _LOGICAL:
-        return _LOGICAL[op](*args)
-    if op in _ROUNDING and floating:
-        return tir.intrinsic(_ROUNDING[op], args[0])
-    if op in vector_math.FUNCTIONS:
-        return vector_math.FUNCTIONS[op](args[0], bind)
-    if op == "multiply":
-        return _product(*args)
-    if op == "divide":
-        return tirx.Div(*args)
-    if op == "power":
+    if step.op == "cast":
+        return args[0] if dtype == step.dtype else tir.opaque(tirx.Cast(tir.vector_type(step.dtype, lanes), args[0]))
+    if step.op == "power":
         return _power(*args, step.args[1])
-    if op == "logical_not":
-        return tirx.Not(args[0])
-    if op == "logical_xor":
-        return tirx.Or(tirx.And(args[0], tirx.Not(args[1])), tirx.And(tirx.Not(args[0]), args[1]))
-    if op == "negative":
-        return number(-0.0) - args[0] if floating else number(0) - args[0]
-    if op == "abs":
-        return tirx.Max(args[0], number(0) - args[0])
-    if op == "sign":
-        return tirx.Select(args[0] > number(0), number(1), tirx.Select(args[0] < number(0), number(-1), number(0)))
-    if op == "rsqrt":
-        return tirx.Div(number(1.0), tir.intrinsic("llvm.sqrt", args[0]))
-    if op == "relu":
-        return tirx.Max(number(0), args[0])  # in this order NaN stays NaN
-    if op == "prelu":
-        return tirx.Select(args[0] < number(0), _product(*args), args[0])
-    if op == "clip":
-        return tirx.Min(args[2], tirx.Max(args[1], args[0]))
-    if op == "where":
-        return tirx.Select(*args)
-    if op == "cast":
-        return tir.opaque(tirx.Cast(tir.vector_type(step.dtype, lanes), args[0])) if dtype != step.dtype else args[0]
-    return tir.intrinsic(_ROUNDING[op], args[0]) if op in _ROUNDING else _unknown(step)
-
-
-def _unknown(step):
+    if step.op in vector_math.FUNCTIONS:
+        return vector_math.FUNCTIONS[step.op](args[0], bind)
+    if step.op in _INTRINSICS and dtype.startswith("float"):
+        return tir.intrinsic(_INTRINSICS[step.op], args[0])
+    if step.op in _NODES:
+        return _NODES[step.op](*args)
+    if step.op in _COMPOSED:
+        return _COMPOSED[step.op](constant, *args)
     raise KeyError(f"no lowering for the epilogue step {step}")
 
 
@@ -371,6 +335,29 @@ def _power(base, exponent, constant):
     if constant == 3.0:
         return _product(_product(base, base), base)
     return tir.intrinsic("llvm.pow", base, exponent)
+
+
+#: Operations that are one node of TensorIR.
+_NODES = {
+    "greater": tirx.GT, "greater_equal": tirx.GE, "less": tirx.LT, "less_equal": tirx.LE, "equal": tirx.EQ, "not_equal": tirx.NE,
+    "add": tirx.Add, "subtract": tirx.Sub, "divide": tirx.Div, "maximum": tirx.Max, "minimum": tirx.Min,
+    "logical_and": tirx.And, "logical_or": tirx.Or, "logical_not": tirx.Not, "where": tirx.Select,
+}  # fmt: skip
+#: Operations on floats that are one intrinsic of LLVM.
+_INTRINSICS = {"floor": "llvm.floor", "ceil": "llvm.ceil", "round": "llvm.rint", "sqrt": "llvm.sqrt", "abs": "llvm.fabs"}
+#: Operations made of several; ``c(value)`` is a constant vector. Where one operand of a maximum or minimum is a constant it comes first,
+#: so that NaN stays NaN.
+_COMPOSED = {
+    "multiply": lambda c, a, b: _product(a, b),
+    "negative": lambda c, a: c(-0.0) - a,
+    "abs": lambda c, a: tirx.Max(a, c(0) - a),
+    "sign": lambda c, a: tirx.Select(a > c(0), c(1), tirx.Select(a < c(0), c(-1), c(0))),
+    "rsqrt": lambda c, a: tirx.Div(c(1), tir.intrinsic("llvm.sqrt", a)),
+    "relu": lambda c, a: tirx.Max(c(0), a),
+    "prelu": lambda c, a, slope: tirx.Select(a < c(0), _product(a, slope), a),
+    "clip": lambda c, a, low, high: tirx.Min(high, tirx.Max(low, a)),
+    "logical_xor": lambda c, a, b: tirx.Or(tirx.And(a, tirx.Not(b)), tirx.And(tirx.Not(a), b)),
+}
 
 
 # Reference ----------------------------------------------------------------------------------------------------------------------------
