@@ -353,7 +353,7 @@ class Analysis:
         if name == "nn.pad" and str(call.attrs["pad_mode"]) == "constant":
             return self.moved([call.args[0]], float(call.attrs["pad_value"]))
         if name == "nn.avg_pool2d" or name == "mean":
-            return _hull([self.value_domain(call.args[0])], zero=True)
+            return _hull([self.value_domain(call.args[0])], [0.0])
         if name in ("add", "subtract"):
             return self.summed(name, call)
         return _domain_of_dtype(dtype(var))
@@ -372,7 +372,7 @@ class Analysis:
                 return Domain(values=tuple(sorted(values)))
         if extra is None and all(p.integer for p in parts) and len({(p.low, p.high, p.stride) for p in parts}) == 1:
             return parts[0]
-        return _hull(parts, zero=extra is not None)
+        return _hull(parts, [] if extra is None else [extra])
 
     def value_domain(self, arg):
         """Domain of the values of an operand, whatever its source."""
@@ -396,9 +396,10 @@ class Analysis:
         return ALL_FLOATS
 
 
-def _hull(parts, zero=False):
+def _hull(parts, more=()):
+    """All floats between the least and the greatest value of domains and of ``more`` numbers."""
     lows, highs = [p.values[0] if p.values else p.low for p in parts], [p.values[-1] if p.values else p.high for p in parts]
-    return Domain(min([*lows, 0.0] if zero else lows), max([*highs, 0.0] if zero else highs))
+    return Domain(min([*lows, *more]), max([*highs, *more]))
 
 
 def _constant_step(like, array):

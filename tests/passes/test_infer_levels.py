@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
@@ -158,6 +158,7 @@ def test_every_spelling_is_understood_at_every_edge(name):
     assert checked(function, x) == levels
 
 
+@settings(max_examples=40)
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=8, max_size=8), st.sampled_from(sorted(SPELLINGS)))
 def test_any_number_lands_on_the_level_that_was_inferred(numbers, name):
     checked(SPELLINGS[name][0], np.float32(numbers).reshape(1, 8))
@@ -249,3 +250,122 @@ def test_a_polynomial_term_cancels():
     assert isinstance(fact, Step) and fact.levels().tolist() == [-1, 0, 1]
     x = np.random.default_rng(0).uniform(-1.5, 1.5, (500, 8)).astype(np.float32)
     np.testing.assert_array_equal(step_values(fact, x), run(mod, [x])[0])
+
+
+def domain_of(function, *shapes):
+    """The domain of the last value of a small function."""
+    mod = module(function, *shapes)
+    return infer_levels(mod["main"]).value_domain(mod["main"].body.blocks[0].bindings[-1].var)
+
+
+@pytest.mark.parametrize("value", [1.0, -1.0, 0.0, 7.0])
+def test_padding_widens_a_range_to_its_value(value):
+    def network(emit, x):
+        return emit(r.nn.pad(clipped(emit, x, -0.75, -0.5), [0, 0, 1, 1, 0, 0, 0, 0], "constant", value))
+
+    domain = domain_of(network, (1, 3, 3, 2))
+    assert (domain.low, domain.high) == (min(-0.75, value), max(-0.5, value))
+
+
+@pytest.mark.parametrize("value, levels", [(1.0, {-1, 1}), (-1.0, {-1, 1}), (0.0, {-1, 0, 1}), (2.0, {-1, 1, 2})])
+def test_padding_adds_its_value_to_the_levels(value, levels):
+    def network(emit, x):
+        bits = SPELLINGS["where_ge"][0](emit, x)
+        return emit(r.nn.pad(bits, [0, 0, 1, 1, 1, 1, 0, 0], "constant", value))
+
+    assert set(domain_of(network, (1, 3, 3, 2)).values) == levels
+
+
+def test_averages_have_no_levels_but_a_range():
+    def network(emit, x):
+        return emit(r.nn.avg_pool2d(emit(r.sign(x)), [2, 2], [2, 2], layout="NHWC"))
+
+    domain = domain_of(network, (1, 4, 4, 8))
+    assert domain.values is None and (domain.low, domain.high) == (-1, 1)
+
+
+def test_sums_of_bounded_tensors_are_bounded():
+    domain = domain_of(lambda emit, x, y: emit(r.subtract(clipped(emit, x), clipped(emit, y, 0.0, 5.0))), (4, 8), (4, 8))
+    assert (domain.low, domain.high) == (-6, 1)
+
+
+def test_levels_of_a_concatenation_are_those_of_all_its_fields():
+    def network(emit, x, y):
+        return emit(r.concat([emit(r.sign(x)), emit(r.round(clipped(emit, y, 0.0, 2.0)))], 1))
+
+    assert domain_of(network, (4, 8), (4, 3)).values == (-1, 0, 1, 2)
+
+
+def accumulated(emit, x, weight, *steps, **geometry):
+    """A convolution of signs (+-1), then elementwise steps."""
+    bits = SPELLINGS["where_ge"][0](emit, x)
+    out = emit(conv(bits, weight, **geometry))
+    return chain(emit, out, *steps)
+
+
+def fact_after_packing(function, *shapes):
+    """The fact about the tensor that ``function`` returns, in the graph that Binarise makes, and that graph."""
+    from bnntvm.passes.binarise import Binarise
+
+    mod = Binarise({})(module(function, *shapes))
+    bindings = mod["main"].body.blocks[0].bindings
+    return infer_levels(mod["main"]).facts[bindings[-1].var if not isinstance(bindings[-1].value, relax.Var) else bindings[-1].value], mod
+
+
+def test_an_odd_number_of_signs_is_never_zero():
+    fact, _ = fact_after_packing(lambda emit, x: accumulated(emit, x, signs(4, 3, 3, 5), r.sign), (1, 5, 5, 5))
+    assert fact.levels().tolist() == [-1, 1]
+    assert fact.domain.integer and fact.domain.stride == 2
+
+
+def test_an_even_number_of_signs_can_be_zero():
+    fact, _ = fact_after_packing(lambda emit, x: accumulated(emit, x, signs(4, 1, 1, 6), r.sign), (1, 5, 5, 6))
+    assert fact.levels().tolist() == [-1, 0, 1]
+
+
+def test_padding_of_odd_channels_breaks_the_parity():
+    fact, _ = fact_after_packing(lambda emit, x: accumulated(emit, x, signs(4, 3, 3, 5), r.sign, pads=[1, 1, 1, 1]), (1, 5, 5, 5))
+    assert fact.levels().tolist() == [-1, 0, 1]
+
+
+def test_padding_of_even_channels_keeps_it():
+    """With six channels a padded tap drops six numbers: sums stay even, so a bias of 1 keeps them off zero."""
+    fact, _ = fact_after_packing(
+        lambda emit, x: accumulated(emit, x, signs(4, 3, 3, 6), lambda v: r.add(v, c(1.0)), r.sign, pads=[1, 1, 1, 1]), (1, 5, 5, 6)
+    )
+    assert fact.levels().tolist() == [-1, 1]
+
+
+def test_batch_norm_thresholds_lie_between_integers():
+    """A mean of 0.5 keeps an even sum off zero."""
+    fact, _ = fact_after_packing(
+        lambda emit, x: accumulated(emit, x, signs(4, 1, 1, 6), lambda v: r.multiply(v, c(np.float32([0.1, -2, 3, 7]))), lambda v: r.add(v, c(np.float32([0.05, 1, 1, 1]))), r.sign),
+        (1, 5, 5, 6),
+    )
+    assert fact.levels().tolist() == [-1, 1]
+
+
+@pytest.mark.parametrize("slope", [0.25, 0.0])
+def test_prelu_with_a_slope_that_is_not_negative_is_monotone(slope):
+    def network(emit, x):
+        v = accumulated(emit, x, signs(4, 1, 1, 6), lambda u: r.subtract(u, c(1.0)))
+        out = emit(r.where(emit(r.less(v, c(0.0))), emit(r.multiply(v, c(slope))), v))
+        return chain(emit, out, lambda u: r.add(u, c(0.3)), r.sign)
+
+    fact, _ = fact_after_packing(network, (1, 5, 5, 6))
+    assert isinstance(fact, Step) and fact.domain.integer
+
+
+def test_prelu_with_a_negative_slope_is_not_monotone():
+    def network(emit, x):
+        v = accumulated(emit, x, signs(4, 1, 1, 6), lambda u: r.add(u, c(1.0)))
+        return emit(r.where(emit(r.less(v, c(0.0))), emit(r.multiply(v, c(np.float32([0.5, -0.25, 0.0, 1.0])))), v))
+
+    fact, mod = fact_after_packing(network, (1, 5, 5, 6))
+    assert isinstance(fact, Mono) and not fact.domain.integer
+
+
+def test_floats_stay_unknown():
+    mod = module(lambda emit, x: emit(ops.call(ops.MATMUL, [x, c(np.eye(8))], layer="m")), ("n", 8))
+    fact = infer_levels(mod["main"]).facts[mod["main"].body.blocks[0].bindings[0].var]
+    assert isinstance(fact, Mono) and fact.domain.values is None and fact.domain.count() > 2**31
