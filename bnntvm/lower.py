@@ -17,6 +17,10 @@ from bnntvm.passes.fuse_epilogues import operand_kind
 from bnntvm.schedules import families
 
 
+#: Permutations that exchange two runs of axes behind the batch -> length of the first run.
+EXCHANGES = {(0, 2, 3, 1): 1, (0, 3, 1, 2): 2, (0, 2, 1): 1}
+
+
 @dataclass
 class Kernel:
     """A generated kernel: its name in the module, its specification, and how it was scheduled."""
@@ -242,9 +246,19 @@ class Lower(Rewriter):
             return self.pool_bits(self.substitute(value), var.ty)
         if name == "relax.nn.pad" and dtype(var) == "uint32" and len(dims(var)) == 4:
             return self.pad_bits(self.substitute(value), var.ty)
-        out = super().rewrite(var, value)
-        if name == "relax.permute_dims" and [int(a) for a in value.attrs["axes"]] == [0, 2, 3, 1]:
-            self.turned[out] = self.substitute(value.args[0])
+        if name == "relax.permute_dims" and dtype(var) == "float32" and value.attrs["axes"] is not None:
+            return self.permute(self.substitute(value), var.ty)
+        return super().rewrite(var, value)
+
+    def permute(self, call, ty):
+        axes, shape = tuple(int(a) for a in call.attrs["axes"]), dims(call.args[0])[1:]
+        if axes not in EXCHANGES or not all(isinstance(d, int) for d in shape):
+            return self.emit(call)
+        rows = int(np.prod(shape[: EXCHANGES[axes]]))
+        spec = sp.Transpose(rows, int(np.prod(shape)) // rows, (tuple(shape), tuple(shape[a - 1] for a in axes[1:])))
+        out = self.call(spec, [call.args[0]], [ty], None)
+        if axes == (0, 2, 3, 1):
+            self.turned[out] = call.args[0]
         return out
 
     def pad_bits(self, call, ty):
@@ -290,6 +304,9 @@ class Lower(Rewriter):
         epilogue, inputs = self.epilogue(data, shape, members, results)
         operands = [_actual(a, actual) for a in [data, *inputs]]
         types = _retyped([r.ty for r in results], operands, None)
+        if operands[0] in self.turned and dtype(data) == "float32" and packs_only(epilogue):
+            spec = sp.PlanarPack((shape[1], shape[2]), shape[3], epilogue)
+            return self.call(spec, [self.turned[operands[0]], *operands[1:]], types, None)
         if len(shape) == 4:
             return self.call(sp.Map(4, (shape[1], shape[2]), shape[3], dtype(data), epilogue), operands, types, None)
         flat = [self.flat(a, kind) for a, kind in zip(operands, ["tensor", *(i.kind for i in epilogue.inputs)])]
@@ -328,6 +345,11 @@ class Lower(Rewriter):
             operands = [const(packed) if a is None else a for a in operands]
             self.lowered.layers[layer] = kernel.name, packed.nbytes
         return self.emit(relax.call_tir(gvar, relax.Tuple(operands), types if len(types) > 1 else types[0]))
+
+
+def packs_only(epilogue):
+    """Whether an epilogue only stores packed planes, made from the anchor and per-channel operands."""
+    return all(o.kind == "bits" for o in epilogue.outputs) and all(i.kind in ("channel", "words") for i in epilogue.inputs)
 
 
 def _actual(arg, actual):

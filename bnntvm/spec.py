@@ -237,3 +237,24 @@ class BitPad:
     words: int
     pads: tuple[int, int, int, int]
     value: int = 0
+
+
+@dataclass(frozen=True)
+class PlanarPack:
+    """Packing of an image in channel order: data ``float32[N, C, H, W]``, the epilogue's outputs all ``bits`` ``uint32[N, H, W, words(C)]``, its
+    inputs ``channel`` or ``words``."""
+
+    spatial: tuple[int, int]
+    channels: int
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+
+@dataclass(frozen=True)
+class Transpose:
+    """Exchange of the two inner axes: float32 ``[N, rows, columns]`` to ``[N, columns, rows]``; images count their pixels as one axis.
+
+    ``shapes``: the operand's and the result's shape without N, for example ((H, W, C), (C, H, W))."""
+
+    rows: int
+    columns: int
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]

@@ -9,6 +9,8 @@ FAMILIES = {
     sp.BinaryDense: "binary_dense",
     sp.BitPool: "bit_pool",
     sp.BitPad: "bit_pad",
+    sp.PlanarPack: "planar_pack",
+    sp.Transpose: "transpose",
     sp.Map: "map",
     sp.FloatConv2d: "float_conv2d",
     sp.FloatDense: "float_dense",

@@ -1,0 +1,117 @@
+"""Exchange of two axes (:class:`bnntvm.spec.Transpose`) in square blocks that are transposed in registers.
+
+A block of L x L float32 numbers, L the lanes of a vector, takes log2(L) rounds; a round joins every vector with the one 2**r rows away,
+exchanging blocks of 2**r lanes (Eklundh, "A fast computer method for matrix transposing", 1972).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from tvm import tirx
+
+from bnntvm.schedules import tir
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """``bands``: bands of L rows that a thread takes at a time; of the result's rows, or of the operand's if ``along_operand``."""
+
+    bands: int
+    along_operand: bool = False
+
+
+def default_schedule(spec, isa):
+    """One band at a time; long rows of the result are better written a line of each at once than one after the other."""
+    return Schedule(1, spec.rows > spec.columns)
+
+
+def space(spec, isa):
+    """Band counts."""
+    return [Schedule(bands, along) for bands in (1, 2, 4) for along in (False, True)]
+
+
+def reference(spec, operands, epilogue_inputs=()):
+    """The transposed array; ``operands`` is ``[data]``."""
+    data = operands[0].reshape(len(operands[0]), spec.rows, spec.columns)
+    return [np.ascontiguousarray(data.transpose(0, 2, 1)).reshape(len(data), *spec.shapes[1])]
+
+
+def build(spec, schedule, isa):
+    """The kernel: data float32 ``[N, *shapes[0]]``, output ``[N, *shapes[1]]``; N is dynamic."""
+    return _Kernel(spec, schedule, isa).function()
+
+
+class _Kernel:
+    def __init__(self, spec, schedule, isa):
+        self.spec, self.schedule, self.lanes = spec, schedule, isa.lanes
+        assert prod(spec.shapes[0]) == prod(spec.shapes[1]) == spec.rows * spec.columns
+        self.batch = tirx.Var("n", "int64")
+        self.data = tir.buffer("x", (self.batch, *spec.shapes[0]), "float32")
+        self.out = tir.buffer("y", (self.batch, *spec.shapes[1]), "float32")
+
+    def function(self):
+        rows, columns, lanes = self.spec.rows, self.spec.columns, self.lanes
+        if rows < lanes or columns < lanes:
+            body = tir.parallel("n", self.batch, lambda n: tir.for_("c", columns, lambda c: tir.for_("r", rows, lambda r: self._one(n, r, c))))
+            return tir.function("transpose", [self.data, self.out], body)
+        bands = -(-(rows if self.schedule.along_operand else columns) // lanes)
+        tasks = -(-bands // self.schedule.bands)
+
+        def task(number):
+            n, part = tirx.floordiv(number, tir.i64(tasks)), tirx.floormod(number, tir.i64(tasks))
+            first = part * self.schedule.bands
+            return tir.for_("band", tirx.min(tir.i64(self.schedule.bands), bands - first), lambda b: self._band(n, (first + b) * lanes))
+
+        return tir.function("transpose", [self.data, self.out], tir.parallel("task", self.batch * tasks, task))
+
+    def _one(self, n, r, c):
+        return tir.store(self.out, self._load(n, r, c, 1), *self._at(self.out, n, c * self.spec.rows + r))
+
+    def _at(self, array, n, offset):
+        """Indices of the element ``offset`` elements into image ``n``: the last axis may run past its end."""
+        return (n, *([0] * (len(array.shape) - 2)), offset)
+
+    def _load(self, n, r, c, lanes):
+        return tir.load_vector(self.data, self._at(self.data, n, r * self.spec.columns + c), lanes)
+
+    def _band(self, n, begin):
+        """A band of blocks; the last band, and the last block of one, start earlier instead of being narrower."""
+        lanes, along = self.lanes, self.schedule.along_operand
+        outer, inner = (self.spec.rows, self.spec.columns) if along else (self.spec.columns, self.spec.rows)
+        fixed, named = tir.bind("band", tirx.min(begin, tir.i64(outer - lanes)))
+
+        def block(number):
+            moving, named_block = tir.bind("block", tirx.min(number * lanes, tir.i64(inner - lanes)))
+            return [named_block, *(self._block(n, fixed, moving) if along else self._block(n, moving, fixed))]
+
+        return [named, tir.for_("block", -(-inner // lanes), block)]
+
+    def _block(self, n, row, column):
+        lanes, body, vectors = self.lanes, [], []
+        for i in range(lanes):
+            vector, statement = tir.bind("v", self._load(n, row + i, column, lanes))
+            vectors.append(vector)
+            body.append(statement)
+        width = 1
+        while width < lanes:
+            vectors, statements = self._round(vectors, width)
+            body += statements
+            width *= 2
+        body += [tir.store_vector(self.out, self._at(self.out, n, (column + i) * self.spec.rows + row), v) for i, v in enumerate(vectors)]
+        return body
+
+    def _round(self, vectors, width):
+        """Exchange the off-diagonal blocks of ``width`` lanes between vectors ``width`` apart."""
+        lanes, result, body = self.lanes, list(vectors), []
+        upper = [j if not j & width else lanes + j - width for j in range(lanes)]
+        lower = [j + width if not j & width else lanes + j for j in range(lanes)]
+        for i in range(lanes):
+            if not i & width:
+                for k, order in ((i, upper), (i + width, lower)):
+                    value = tirx.Shuffle([vectors[i], vectors[i + width]], [tirx.const(j, "int32") for j in order])
+                    result[k], statement = tir.bind("t", value)
+                    body.append(statement)
+        return result, body
