@@ -70,10 +70,10 @@ def quantize(ctx, node, x, scale, zero=None):
 
 @converts("DequantizeLinear")
 def dequantize(ctx, node, x, scale, zero=None):
-    shifted = without_zero_point(ctx, node, x, zero)
-    if is_constant(shifted) and is_constant(scale):
-        return (shifted * along_axis(ctx, node, scale, x)).astype(np.float32)
-    return Arithmetic(ctx, scale).multiply(shifted, along_axis(ctx, node, scale, x))
+    levels = without_zero_point(ctx, node, x, zero)
+    if is_constant(levels) and is_constant(scale):
+        return (levels * along_axis(ctx, node, scale, x)).astype(np.float32)
+    return Arithmetic(ctx, scale).multiply(levels, along_axis(ctx, node, scale, x))
 
 
 def without_zero_point(ctx, node, x, zero):
@@ -88,18 +88,19 @@ def without_zero_point(ctx, node, x, zero):
 @converts("MatMulInteger")
 def matmul_integer(ctx, node, a, b, a_zero=None, b_zero=None):
     # A vector of zero points is per row of the left operand and per column of the right one.
-    left = _shifted(ctx, a, a_zero, -2)
-    right = _shifted(ctx, b, b_zero, -1)
+    left = shifted(ctx, a, a_zero, -2)
+    right = shifted(ctx, b, b_zero, -1)
     return to_type(ctx, product(ctx, node, left, right, b if is_constant(b) else None), "int32")
 
 
 @converts("ConvInteger")
 def conv_integer(ctx, node, x, weight, x_zero=None, weight_zero=None):
-    result = convolution(ctx, node, _shifted(ctx, x, x_zero, None), _shifted(ctx, weight, weight_zero, 0))
+    result = convolution(ctx, node, shifted(ctx, x, x_zero, None), shifted(ctx, weight, weight_zero, 0))
     return to_type(ctx, result, "int32")
 
 
-def _shifted(ctx, x, zero, axis):
+def shifted(ctx, x, zero, axis):
+    """``x - zero`` as float32; several zero points lie along ``axis``."""
     value = to_type(ctx, x, "float32")
     if zero is None or is_constant(zero) and not zero.any():
         return value
@@ -113,14 +114,14 @@ def _shifted(ctx, x, zero, axis):
 
 @converts("QLinearMatMul")
 def qlinear_matmul(ctx, node, a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero):
-    left, right = _shifted(ctx, a, a_zero, -2), _shifted(ctx, b, b_zero, -1)
+    left, right = shifted(ctx, a, a_zero, -2), shifted(ctx, b, b_zero, -1)
     total = product(ctx, node, left, right, b if is_constant(b) else None)
     return _requantised(ctx, total, a_scale, b_scale, y_scale, y_zero)
 
 
 @converts("QLinearConv")
 def qlinear_conv(ctx, node, x, x_scale, x_zero, weight, w_scale, w_zero, y_scale, y_zero, bias=None):
-    total = convolution(ctx, node, _shifted(ctx, x, x_zero, None), _shifted(ctx, weight, w_zero, 0))
+    total = convolution(ctx, node, shifted(ctx, x, x_zero, None), shifted(ctx, weight, w_zero, 0))
     total = add_bias(ctx, total, None if bias is None else to_type(ctx, bias, "float32"))
     w_scale = ctx.array(w_scale, "the weight's scale")
     if w_scale.size > 1:  # one per filter
