@@ -242,6 +242,8 @@ class _Tile:
             value, mask = values[output.value], self._mask(v)
             if tir.element_of(tir.dtype_of(value)) != output.dtype:
                 value = tirx.Cast(tir.vector_type(output.dtype, self.lanes), value)
+            if output.dtype == "bool" and mask is not None:  # memory holds bools as bytes
+                value = tirx.Cast(tir.vector_type("uint8", self.lanes), value)
             where = (*self.position, self.first + v * self.lanes)
             self.body.append(tir.store_vector(target, where, value) if mask is None else tir.store_masked(target, where, value, mask))
 
@@ -308,6 +310,8 @@ def _apply(step, args, bind):
     def constant(value):
         return tir.splat(_python(value, dtype), dtype, lanes)
 
+    if step.op == "cast" and step.dtype == "bool":
+        return tirx.NE(args[0], constant(0)) if dtype != "bool" else args[0]
     if step.op == "cast":
         return args[0] if dtype == step.dtype else tir.opaque(tirx.Cast(tir.vector_type(step.dtype, lanes), args[0]))
     if step.op == "power":

@@ -172,6 +172,18 @@ def test_general_power_is_the_libraries():
     np.testing.assert_allclose(result, tail.reference(epilogue, data, [])[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("isa", ISAS[:1] + ISAS[2:3])
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int64", "float64", "float16"])
+def test_other_types_of_memory(isa, dtype):
+    """Whole vectors and tails of any type that a network may return."""
+    source = STEP("cast", (0,), "bool") if dtype == "bool" else STEP("round", (0,))
+    epilogue = specs.Epilogue((), (source,), (OUTPUT("tensor", 1, dtype),))
+    for channels in (64, 45):
+        data = np.random.default_rng(0).integers(0, 5, (3, channels)).astype(np.float32)
+        actual = Kernel(family, specs.Map(2, (), channels, "float32", epilogue), isa).run([data], [(data.shape, dtype)])
+        assert_same(actual, tail.reference(epilogue, data, []), f"{dtype}, {channels} channels")
+
+
 def test_mixed_types_are_refused():
     epilogue = specs.Epilogue((INPUT("channel", "int32"),), (STEP("less", (0, 1), "bool"),), (OUTPUT("bits", 2),))
     with pytest.raises(TypeError, match="different types"):
