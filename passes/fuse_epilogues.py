@@ -99,7 +99,7 @@ class Partition:
         self.group_of, self.groups, self.readers = {}, [], {}
         for binding in bindings(func):
             self.place(binding.var, binding.value)
-        self.dissolve_unstorable(func)
+        self.repeat_bits(func)
 
     def place(self, var, value):
         tensor = isinstance(var.ty, relax.TensorType)
@@ -125,9 +125,15 @@ class Partition:
         candidates = [self.group_of[a] for a in full if a in self.group_of and same_dims(self.group_of[a].shape, shape)]  # loose: shape ()
         for group in sorted(set(candidates), key=self.groups.index, reverse=True):
             others = {self.group_of[a] for a in operands(value) if a in self.group_of} - {group}
-            if not any(self.reaches(group, other) for other in others):
+            if not self.reads_bits(value, group) and not any(self.reaches(group, other) for other in others):
                 return self.add(group, var, value)
+        if self.reads_bits(value, None):
+            return self.add(self.new_group(LOOSE, ()), var, value)
         return self.add(self.identity_group(full, operands(value), shape), var, value)
+
+    def reads_bits(self, value, group):
+        """Whether a bool operand comes from outside ``group``: kernels do not load bool."""
+        return any(dtype(a) == "bool" and (group is None or self.group_of.get(a) is not group) for a in operands(value))
 
     def identity_group(self, full, args, shape):
         """The group without an anchor that reads the same tensor already, so that it is read once; else a new one."""
@@ -166,23 +172,26 @@ class Partition:
                 todo.extend(group.feeds)
         return False
 
-    def dissolve_unstorable(self, func):
-        """Members whose result is read outside but cannot be stored (bool) leave their group for TVM's own lowering."""
-        escaping = escapes(func, self.group_of)
-        for group in [g for g in self.groups if g.anchor != LOOSE]:
-            if any(dtype(var) == "bool" and var in escaping for var, _ in group.members):
-                keep = 1 if group.anchor != "identity" else 0
-                leaving, group.members = group.members[keep:], group.members[:keep]
-                if not keep:
-                    self.groups.remove(group)
-                for var, value in leaving:
-                    self.add(self.new_group(LOOSE, ()), var, value)
+    def repeat_bits(self, func):
+        """A bool that is read outside its group is computed once more outside, by TVM's own lowering: kernels do not store bool.
+
+        Then the variable is a member of its group, which reads its own, and of the loose group that ``group_of`` tells everyone else.
+        """
+        values, escaping = {binding.var: binding.value for binding in bindings(func)}, escapes(func, self.group_of)
+        todo = [var for var in values if var in escaping and isinstance(var.ty, relax.TensorType) and dtype(var) == "bool"]
+        while todo:
+            var = todo.pop()
+            group = self.group_of.get(var)
+            if group is not None and group.anchor != LOOSE:
+                self.add(self.new_group(LOOSE, ()), var, values[var])
+                todo.extend(a for a in operands(values[var]) if dtype(a) == "bool")
         self.connect()
 
     def connect(self):
         """Recompute which groups read which."""
         for group in self.groups:
-            reads = {self.group_of[a] for _, value in group.members for a in operands(value) if a in self.group_of}
+            own = {var for var, _ in group.members}
+            reads = {self.group_of[a] for _, value in group.members for a in operands(value) if a in self.group_of and a not in own}
             group.feeds = reads - {group}
 
     def ordered(self):
@@ -224,7 +233,9 @@ class _Fuse(Rewriter):
 
     def call_group(self, group):
         inner = {var for var, _ in group.members}
-        outputs = [var for var, _ in group.members if var in self.escaping]
+        outputs = [var for var, _ in group.members if var in self.escaping and dtype(var) != "bool"]
+        if not outputs:
+            return
         inputs = list(dict.fromkeys(a for _, value in group.members for a in operands(value) if a not in inner))
         func = group_function(group, inputs, outputs)
         name = self.builder.add_func(func, "fused_" + group.anchor.rsplit(".", 1)[-1])

@@ -60,7 +60,7 @@ def dense(x, weight, layer="dense"):
 
 def signs(*shape, seed=0):
     """Random float32 of +-1."""
-    return np.where(np.random.default_rng(seed).random(shape) < 0.5, np.float32(-1), np.float32(1))
+    return np.where(np.random.default_rng(seed).random([int(d) for d in shape]) < 0.5, np.float32(-1), np.float32(1))
 
 
 def quarters(*shape, seed=0):
