@@ -40,6 +40,8 @@ class _Fold(Rewriter):
         if groups > 1 and dims(data)[-1] // groups % WORD_BITS:
             return self.grouped(data, fact, levels, groups)
         terms, flip = membership(fact, levels, threshold_dtype(fact.source), dims(data)[-1])
+        if flip.ndim > 1 or any(t.ndim > 1 for t in terms):
+            return self.packed_by_pixel(self.env[fact.source], terms, flip, groups)
         pooled = self.before_pool(fact, terms, flip, groups)
         return pooled if pooled is not None else self.packed(self.env[fact.source], terms, flip, groups)
 
@@ -48,9 +50,16 @@ class _Fold(Rewriter):
         words = [const(group_words(flip, groups))] if flip.any() else []
         return self.emit(ops.call(ops.PACK, [plane, *words], groups=groups))
 
+    def packed_by_pixel(self, source, terms, flip, groups):
+        """As :meth:`packed` where thresholds differ from pixel to pixel: no kernel's epilogue reads such constants, so they are compared outside."""
+        plane = self.emit(relax.op.astype(self.compare(source, terms), "float32"))
+        if flip.any():
+            plane = self.emit(relax.op.abs(self.emit(relax.op.subtract(plane, const(flip.astype(np.float32))))))
+        return self.emit(ops.call(ops.PACK, [self.emit(relax.op.greater(plane, const(np.float32(0.5))))], groups=groups))
+
     def compare(self, source, terms):
         """Xor of ``source < t`` over all thresholds."""
-        if dtype(source) == "bool":
+        if dtype(source) != threshold_dtype(source):
             source = self.emit(relax.op.astype(source, "float32"))
         if not terms:
             terms = [np.asarray(_never(dtype(source)))]
@@ -71,7 +80,7 @@ class _Fold(Rewriter):
         if not isinstance(inner, Mono):
             return None
         below = quantise(inner, lambda x: (x >= threshold).astype(np.int64), np.broadcast_to(np.array([1.0, 0.0], np.float32), (*threshold.shape, 2)))
-        inner_terms, inner_flip = membership(below, [1.0], dtype(inner.source), len(flip))
+        inner_terms, inner_flip = membership(below, [1.0], threshold_dtype(inner.source), len(flip))
         words = self.packed(self.env[inner.source], inner_terms, inner_flip, groups)
         words = self.emit(pool_bits(words, pool, "and", len(flip)))
         return self.emit(relax.op.bitwise_xor(words, const(group_words(flip, groups)))) if flip.any() else words
@@ -90,8 +99,8 @@ class _Fold(Rewriter):
 
 
 def threshold_dtype(source):
-    """What a source is compared in: its own dtype, float32 for bool."""
-    return "float32" if dtype(source) == "bool" else dtype(source)
+    """What a source is compared in: its own dtype if kernels compare in that, else float32."""
+    return "int32" if dtype(source) == "int32" else "float32"
 
 
 def membership(step, levels, kind, channels):
@@ -100,7 +109,8 @@ def membership(step, levels, kind, channels):
     Returns
     -------
     (list of np.ndarray, np.ndarray)
-        Thresholds t of the source's dtype (scalars or [C]; "source < t"), and bool [C]: channels whose result must be flipped.
+        Thresholds t of the source's dtype (scalars or [C]; "source < t"), and bool [C]: channels whose result must be flipped. Both have more
+        axes where they differ from pixel to pixel.
     """
     inside = np.isin(step.values + 0, np.asarray(levels).astype(step.values.dtype))
     occupied = step.occupied()
@@ -113,7 +123,8 @@ def membership(step, levels, kind, channels):
     count = int(changes.sum(-1).max(initial=0))
     terms = [np.where(changes[..., j], thresholds[..., j], _never(kind)) for j in range(count)]
     flip = np.broadcast_to(inside[..., -1], (*inside.shape[:-2], channels) if inside.ndim > 1 else (channels,))
-    return [_narrow(t) for t in terms], flip.reshape(-1, channels)[0]
+    same = np.all(flip == flip.reshape(-1, channels)[0])
+    return [_narrow(t) for t in terms], flip.reshape(-1, channels)[0] if same else flip
 
 
 def _spread(inside, occupied):
