@@ -1,7 +1,7 @@
 """Joining float32 tensors along their channels: the family of :class:`bnntvm.spec.Concat`.
 
-Without an epilogue this copies, vector by vector. With one, words of 32 channels go through the epilogue as they are read; where parts do not
-begin at a word, a pixel's channels are first joined in scratch memory.
+Without an epilogue this copies, vector by vector. With one, words of 32 channels go through the epilogue as they are read; where parts do
+not begin at a word, a pixel's channels are first joined in scratch memory.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def tile_vectors(out_channels, epilogue, isa):
 
 
 def _shared_pixels(window, vectors, isa):
-    """Pixels of a tile that loads each input value once: just enough independent sums to keep the multipliers busy. 0 where that cannot be."""
+    """Pixels of a tile that loads each input value once: enough independent sums to keep the multipliers busy. 0 where that cannot be."""
     pixels = (14 if isa.registers == 32 else 8) // vectors
     fits = (pixels + window.kernel[1]) * vectors + 2 <= isa.registers
     return pixels if fits and window.strides[1] < window.kernel[1] else 0
@@ -174,7 +174,9 @@ def pack_weights(spec, schedule, isa, weights):
 
 
 def build(spec, schedule, isa):
-    """The kernel: data ``float32[N, H, W, I]`` (``[N, I, H, W]`` if planar), packed weights, the epilogue's inputs and outputs. N is dynamic.
+    """The kernel: data ``float32[N, H, W, I]`` (``[N, I, H, W]`` if planar), packed weights, the epilogue's inputs and outputs.
+
+    N is dynamic.
 
     Returns
     -------

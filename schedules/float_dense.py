@@ -3,9 +3,9 @@
 Weights are packed in blocks of output features, ``[blocks, K, block]``. How many rows there are is known at run time only, so a kernel has
 three bodies: register tiles of many rows, tiles of a few, and one row at a time.
 
-One row is bound by the speed at which weights arrive; it reads a block front to back and splits the reduction over several accumulators. The
-rows of a large tile are first copied to scratch memory, where they lie an odd number of cache lines apart: at their own distance, often a
-power of two, they would evict each other from the few cache sets that they share.
+One row is bound by the speed at which weights arrive; it reads a block front to back and splits the reduction over several accumulators.
+The rows of large tiles are copied to scratch memory, some columns at a time, where they lie an odd number of cache lines apart: at
+their own distance, often a power of two, they would evict each other from the few cache sets that they share.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from tvm import tirx
 from . import epilogue as epilogues
 from . import tir
 from .float_conv2d import most_pixels, multiply_add, tile_vectors
-
 
 #: float32 values of a cache line.
 _LINE = 16
@@ -39,7 +38,11 @@ class Schedule:
     split : int
         Accumulators per vector for a single row.
     group : int
-        Blocks of features that a task computes for a large tile.
+        Blocks of features that a task computes.
+    tiles : int
+        Large tiles that a task computes.
+    chunk : int
+        Steps of the reduction that a large tile takes at a time: a block's weights for them stay in the level-1 cache.
     """
 
     rows: int
@@ -47,13 +50,15 @@ class Schedule:
     vectors: int
     split: int
     group: int
+    tiles: int
+    chunk: int
 
 
 def default_schedule(spec, isa):
     """A schedule that is fast without tuning."""
     vectors = tile_vectors(spec.out_features, spec.epilogue, isa)
     rows = min(14, most_pixels(vectors, isa))
-    return Schedule(rows, min(4, rows), vectors, max(1, 8 // vectors), 8)
+    return Schedule(rows, min(4, rows), vectors, max(1, 8 // vectors), 8, 16, 128)
 
 
 def space(spec, isa):
@@ -64,7 +69,8 @@ def space(spec, isa):
         rows = min(rows, first.rows)
         found.append(replace(first, rows=rows, few=min(first.few, rows)))
     found.append(replace(first, split=max(1, first.split // 2)))
-    found.append(replace(first, group=32))
+    found.append(replace(first, group=32, tiles=4))
+    found.append(replace(first, chunk=256))
     return list(dict.fromkeys(found))
 
 
@@ -82,7 +88,7 @@ def pack_weights(spec, schedule, isa, weights):
         float32 ``[blocks, K, block]``, output features padded with zeros to whole blocks.
     """
     size = schedule.vectors * isa.lanes
-    count = -(-spec.out_features // size)
+    count = _ceildiv(spec.out_features, size)
     padded = np.zeros((count * size, spec.in_features), np.float32)
     padded[: spec.out_features] = weights
     return np.ascontiguousarray(padded.reshape(count, size, spec.in_features).transpose(0, 2, 1))
@@ -104,7 +110,7 @@ class _Kernel:
     def __init__(self, spec, schedule, isa):
         self.spec, self.schedule, self.lanes = spec, schedule, isa.lanes
         self.size = schedule.vectors * isa.lanes
-        self.blocks = -(-spec.out_features // self.size)
+        self.blocks = _ceildiv(spec.out_features, self.size)
         self.rows = tirx.Var("m", "int64")
         self.data = tir.buffer("x", (self.rows, spec.in_features), "float32")
         self.weights = tir.buffer("w", (self.blocks, spec.in_features, self.size), "float32")
@@ -120,82 +126,127 @@ class _Kernel:
         params = [self.data, self.weights, *self.emitter.inputs, *self.emitter.outputs]
         return tir.function("float_dense", params, body)
 
-    def _tiles(self, count, groups, task):
-        """``task(group, first row)`` for all tiles of ``count`` rows and all groups of features, in parallel.
-
-        The last tile overlaps its neighbour. The tiles of a group follow each other, so that its weights stay near.
-        """
-        tiles = tirx.floordiv(self.rows + (count - 1), tir.i64(count))
+    def _parallel(self, outer, inner, task):
+        """``task(i, j)`` for all i < outer, j < inner; those of one i follow each other."""
 
         def body(number):
-            first, bind_first = tir.bind("first", tirx.min(tirx.floormod(number, tiles) * count, self.rows - count))
-            group, bind_group = tir.bind("group", tirx.floordiv(number, tiles))
-            return [bind_first, bind_group, task(group, first)]
+            i, bind_i = tir.bind("i", tirx.floordiv(number, inner))
+            j, bind_j = tir.bind("j", tirx.floormod(number, inner))
+            return [bind_i, bind_j, task(i, j)]
 
-        return tir.parallel("task", tiles * groups, body)
+        return tir.parallel("task", outer * inner, body)
+
+    def _first_row(self, tile, count):
+        """First row of a tile of ``count`` rows; the last tile overlaps its neighbour."""
+        return tir.bind("first", tirx.min(tile * count, self.rows - count))
 
     def _small_tiles(self, count):
-        if count == 1:
-            return self._tiles(1, self.blocks, self._single)
-        return self._tiles(count, self.blocks, lambda block, first: self._tile(block, first, count, self.data, first))
+        def task(block, tile):
+            first, bind_first = self._first_row(tile, count)
+            return [bind_first, self._single(block, first) if count == 1 else self._few(block, first, count)]
+
+        return self._parallel(tir.i64(self.blocks), _ceildiv(self.rows, count), task)
+
+    def _few(self, block, first, count):
+        sums, allocate = self._sums(count)
+        reduce = self._reduce(sums, count, block, self.data, first, 0, self.spec.in_features)
+        return [allocate, self._clear(sums, count * self.schedule.vectors), reduce, self._emit(sums, block, first, count)]
 
     def _large_tiles(self, count):
-        """Tiles whose rows are copied before they are used, once for ``group`` blocks of features."""
-        depth, group = self.spec.in_features, min(self.schedule.group, self.blocks)
-        stride = (-(-depth // _LINE) | 1) * _LINE
-        scratch = tirx.decl_buffer((tir.i64(count), tir.i64(stride)), "float32", "rows")
+        """Tasks of ``tiles`` tiles times ``group`` blocks.
 
-        def task(number, first):
-            start = number * group
+        The reduction goes in chunks: their part of the rows is copied, then each block's part of the weights stays in the level-1 cache
+        while all tiles use it.
+        """
+        group, tiles = min(self.schedule.group, self.blocks), _ceildiv(self.rows, count)
+        pieces = _Pieces(self.spec.in_features, self.schedule.chunk)
+        size = count * self.schedule.vectors
+        rows = tirx.decl_buffer((tir.i64(self.schedule.tiles * count), tir.i64(pieces.stride)), "float32", "rows")
+        partial = tirx.decl_buffer((tir.i64(group), tir.i64(self.schedule.tiles), tir.i64(size * self.lanes)), "float32", "partial")
+
+        def task(number, part):
+            start, first_tile = number * group, part * self.schedule.tiles
             blocks = tirx.min(tir.i64(group), self.blocks - start) if self.blocks % group else group
-            copy = tir.for_("copy", count, lambda p: self._copy(scratch, p, first + p))
-            return [
-                tirx.AllocBuffer(scratch),
-                copy,
-                tir.for_("block", blocks, lambda b: self._tile(start + b, first, count, scratch, tir.i64(0))),
-            ]
+            here, bind_here = tir.bind("tiles", tirx.min(tir.i64(self.schedule.tiles), tiles - first_tile))
 
-        return self._tiles(count, -(-self.blocks // group), task)
+            def each_tile(body):
+                def tile(t):
+                    first, bind_first = self._first_row(first_tile + t, count)
+                    return [bind_first, body(t, first)]
 
-    def _copy(self, scratch, target, source):
-        lanes, depth = self.lanes, self.spec.in_features
+                return tir.for_("tile", here, tile)
 
-        def move(k, width):
-            return tir.store_vector(scratch, [target, k], tir.load_vector(self.data, [source, k], width))
+            def add_chunk(base, length, finish):
+                def one(b, t, first):
+                    sums, allocate = self._sums(count)
+                    begin = self._move(sums, [], partial, [b, t], size) if pieces.count > 1 else self._clear(sums, size)
+                    reduce = self._reduce(sums, count, start + b, rows, t * count, base, length)
+                    end = self._emit(sums, start + b, first, count) if finish else self._move(partial, [b, t], sums, [], size)
+                    return [allocate, begin, reduce, end]
 
-        whole = depth // lanes
-        body = [tir.for_("k", whole, lambda k: move(k * lanes, lanes))] if whole else []
-        return body + [move(tir.i64(k), 1) for k in range(whole * lanes, depth)]
+                copy = each_tile(lambda t, first: self._copy_rows(rows, t * count, first, count, base, length))
+                return [copy, tir.for_("block", blocks, lambda b: each_tile(lambda t, first: one(b, t, first)))]
 
-    def _clear(self, sums, count):
+            body = [bind_here, tirx.AllocBuffer(rows)]
+            if pieces.count > 1:
+                clear = tir.for_("block", blocks, lambda b: tir.for_("tile", here, lambda t: self._clear(partial, size, [b, t])))
+                body += [tirx.AllocBuffer(partial), clear]
+                body.append(tir.for_("chunk", pieces.count - 1, lambda c: add_chunk(c * pieces.size, pieces.size, False)))
+            return [*body, add_chunk(tir.i64(pieces.last), self.spec.in_features - pieces.last, True)]
+
+        return self._parallel(tir.i64(_ceildiv(self.blocks, group)), _ceildiv(tiles, self.schedule.tiles), task)
+
+    def _copy_rows(self, rows, target, first, count, base, length):
+        """Copy ``length`` columns from ``base`` on of rows ``first ...`` of the data to rows ``target ...``."""
+        lanes, whole = self.lanes, length // self.lanes
+
+        def row(p):
+            def move(k, width):
+                return tir.store_vector(rows, [target + p, k], tir.load_vector(self.data, [first + p, base + k], width))
+
+            vectors = [tir.for_("k", whole, lambda k: move(k * lanes, lanes))] if whole else []
+            return vectors + [move(tir.i64(k), 1) for k in range(whole * lanes, length)]
+
+        return tir.for_("copy", count, row)
+
+    def _sums(self, count):
+        return tir.local("sum", count * self.schedule.vectors * self.lanes, "float32")
+
+    def _clear(self, sums, count, where=()):
         zero = tir.splat(0.0, "float32", self.lanes)
-        return [tir.store_vector(sums, [i * self.lanes], zero) for i in range(count)]
+        return [tir.store_vector(sums, [*where, i * self.lanes], zero) for i in range(count)]
+
+    def _move(self, target, to, source, where, count):
+        return [
+            tir.store_vector(target, [*to, i * self.lanes], tir.load_vector(source, [*where, i * self.lanes], self.lanes))
+            for i in range(count)
+        ]
 
     def _weight(self, block, k, v):
         return tir.load_vector(self.weights, [block, k, v * self.lanes], self.lanes)
 
-    def _tile(self, block, first, count, data, origin):
-        """``count`` rows times ``vectors`` vectors of features; row ``first`` is row ``origin`` of ``data``."""
-        vectors, lanes = self.schedule.vectors, self.lanes
-        sums, allocate = tir.local("sum", count * vectors * lanes, "float32")
+    def _reduce(self, sums, count, block, data, origin, base, length):
+        """Add to a tile what ``length`` features from ``base`` on contribute. Rows ``origin ...`` of ``data`` begin with those features."""
 
         def step(k):
-            def value(p):
-                return tir.load(data, origin + p, k)
+            def weight(v):
+                return self._weight(block, base + k, v)
 
-            return multiply_add(sums, range(count), vectors, lanes, value, lambda v: self._weight(block, k, v))
+            return multiply_add(sums, range(count), self.schedule.vectors, self.lanes, lambda p: tir.load(data, origin + p, k), weight)
 
-        reduce = tir.for_("k", self.spec.in_features, step)
-        scope, finish = {}, []
+        return tir.for_("k", length, step)
+
+    def _emit(self, sums, block, first, count):
+        vectors, lanes, scope, body = self.schedule.vectors, self.lanes, {}, []
         for p in range(count):
             values = [tir.load_vector(sums, [(p * vectors + v) * lanes], lanes) for v in range(vectors)]
-            finish.append(self.emitter.emit(values, (first + p,), block * self.size, scope))
-        return [allocate, self._clear(sums, count * vectors), reduce, finish]
+            body.append(self.emitter.emit(values, (first + p,), block * self.size, scope))
+        return body
 
     def _single(self, block, row):
         """One row: ``split`` accumulators for each vector, consecutive steps of the reduction go to different ones."""
         vectors, lanes, split = self.schedule.vectors, self.lanes, self.schedule.split
-        sums, allocate = tir.local("sum", split * vectors * lanes, "float32")
+        sums, allocate = self._sums(split)
 
         def add(part, v, expression):
             index = [(part * vectors + v) * lanes]
@@ -213,6 +264,23 @@ class _Kernel:
         ]
         values = [tir.load_vector(sums, [v * lanes], lanes) for v in range(vectors)]
         return [allocate, self._clear(sums, split * vectors), body, self.emitter.emit(values, (row,), block * self.size)]
+
+
+class _Pieces:
+    """A reduction of ``depth`` steps in ``count`` chunks of ``size`` steps (whole cache lines), the last of which begins at ``last``.
+
+    Copied rows lie ``stride`` floats apart.
+    """
+
+    def __init__(self, depth, most):
+        self.size = _ceildiv(depth, _ceildiv(depth, most) * _LINE) * _LINE
+        self.count = _ceildiv(depth, self.size)
+        self.last = (self.count - 1) * self.size
+        self.stride = (self.size // _LINE | 1) * _LINE
+
+
+def _ceildiv(a, b):
+    return -(-a // b) if isinstance(a, int) else tirx.floordiv(a + (b - 1), tir.i64(b))
 
 
 def reference(spec, operands, epilogue_inputs):

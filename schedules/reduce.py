@@ -1,7 +1,7 @@
 """Reductions that keep no window: global pooling over an image and softmax over a row.
 
-The families of :class:`bnntvm.spec.GlobalPool` and :class:`bnntvm.spec.Softmax`. Both walk channels in blocks of several vectors, followed by
-what is left of them.
+The families of :class:`bnntvm.spec.GlobalPool` and :class:`bnntvm.spec.Softmax`. Both walk channels in blocks of several vectors, followed
+by what is left of them.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class _GlobalPool:
 
 
 class _Softmax:
-    """One parallel task for each row: its maximum; exp(x - maximum), kept in scratch memory, and their sum; then the products with 1 / sum."""
+    """One parallel task for each row: the maximum; exp(x - maximum), kept in scratch memory, and the sum; the products with 1 / sum."""
 
     def __init__(self, spec, schedule, isa):
         self.spec, self.lanes = spec, isa.lanes

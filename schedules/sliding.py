@@ -51,8 +51,11 @@ def space(window, channels, epilogue, isa, extra):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tile is: image, output row, first row of taps and their number (a number is an int if it is the same everywhere), first output
-    column, taps of the tile, first channel, mask of the last vector's channels (or None), number of vectors."""
+    """Where a tile is.
+
+    Image, output row, first row of taps and their number (an int if it is the same everywhere), first output column, taps of the tile,
+    first channel, mask of the last vector's channels (or None), number of vectors.
+    """
 
     image: object
     row: object

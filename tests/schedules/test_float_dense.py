@@ -1,5 +1,7 @@
 """The float dense layer against its reference, at every instruction-set level that this machine has."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -36,6 +38,12 @@ def test_classifier(isa, rows):
 
 
 def test_every_schedule_of_the_space_is_correct():
-    for schedule in float_dense.space(specs.FloatDense(33, 70), RUNNABLE[0]):
-        run(RUNNABLE[0], 29, (33, 70), "bias_relu", 3, schedule)
-        run(RUNNABLE[0], 1, (33, 70), "bias_relu", 3, schedule)
+    for schedule in float_dense.space(specs.FloatDense(300, 70), RUNNABLE[0]):
+        run(RUNNABLE[0], 29, (300, 70), "bias_relu", 3, schedule)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("depth", [15, 32, 100])
+def test_reduction_in_chunks(isa, depth):
+    schedule = replace(float_dense.default_schedule(specs.FloatDense(depth, 300), isa), chunk=32, group=3, tiles=2)
+    run(isa, 60, (depth, 300), "bias_relu", 3, schedule)
