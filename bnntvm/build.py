@@ -16,7 +16,7 @@ from tvm.ir.expr import GenericConst
 
 import bnntvm
 from bnntvm.errors import BnnError, TargetError, ToolchainError, UnsupportedError
-from bnntvm.graph import bindings, constant, dims
+from bnntvm.graph import bindings, dims
 from bnntvm.importer import import_model
 from bnntvm.lower import Lower
 from bnntvm.module import Module
@@ -90,7 +90,9 @@ def _tolerance(value):
     except (TypeError, ValueError):
         value = -1.0
     if not 0 <= value < 1:
-        raise BnnError("weight_tolerance must be a number from 0 to below 1", hint="it is the relative spread of |w| within an output channel")
+        raise BnnError(
+            "weight_tolerance must be a number from 0 to below 1", hint="it is the relative spread of |w| within an output channel"
+        )
     return value
 
 
@@ -189,10 +191,18 @@ def workspace_bytes(mod):
     return total
 
 
+def find_compiler():
+    """The C++ or C compiler that links: CXX or CC if set, else what is on the path; None if there is none."""
+    chosen = os.environ.get("CXX") or os.environ.get("CC")
+    names = [chosen.split()[0]] if chosen else ["c++", "g++", "clang++", "cc", "gcc", "clang"]
+    found = next((name for name in names if shutil.which(name)), None)
+    return chosen if found and chosen else found
+
+
 def link(executable, path):
     """Write the executable as a shared library."""
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++") or os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if not compiler or not shutil.which(compiler.split()[0]):
+    compiler = find_compiler()
+    if compiler is None:
         raise ToolchainError(
             "no C compiler or linker found", why="a compiled network is linked into a shared library",
             hint="install gcc or clang (Debian/Ubuntu: apt-get install gcc), or point CC at one",
@@ -205,7 +215,9 @@ def link(executable, path):
 
 def _manifest(imported, isa, decisions, lowered, compiled, library, options):
     overridable = {
-        name: dict(shape=list(array.shape), dtype=str(array.dtype), sha256=hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest())
+        name: dict(
+            shape=list(array.shape), dtype=str(array.dtype), sha256=hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+        )
         for name, array in imported.overridable.items()
     }
     return dict(

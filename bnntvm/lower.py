@@ -12,10 +12,10 @@ import tvm
 from tvm import relax
 
 from bnntvm import spec as sp
+from bnntvm.bits import dense_groups
 from bnntvm.graph import Rewriter, bindings, const, constant, dims, dtype, op_name
 from bnntvm.passes.fuse_epilogues import operand_kind
 from bnntvm.schedules import families
-
 
 #: Permutations that exchange two runs of axes behind the batch -> length of the first run.
 EXCHANGES = {(0, 2, 3, 1): 1, (0, 3, 1, 2): 2, (0, 2, 1): 1}
@@ -179,9 +179,10 @@ def anchor_spec(call, epilogue, shape):
     if name == "bnn.conv2d_bits":
         weights = constant(call.args[-1])
         groups, mask = int(attrs["groups"]), list(call.args[1:-1])
+        channels = int(attrs["channels"])
         spec = sp.BinaryConv2d(
-            _window(call.args[0], weights.shape[1:3], attrs), int(attrs["channels"]), weights.shape[0], groups,
-            bool(attrs["unipolar"]), bool(attrs["zeros"]), epilogue,
+            _window(call.args[0], weights.shape[1:3], attrs), channels, weights.shape[0], groups,
+            bool(attrs["unipolar"]), bool(attrs["zeros"]), epilogue, dense_groups(channels, groups),
         )  # fmt: skip
         return spec, [call.args[0], None, *mask], weights
     if name == "bnn.dense_bits":

@@ -22,7 +22,7 @@ MOST_SEPARATE = 4
 
 @dataclass(frozen=True)
 class ActivationPlane:
-    """One plane: ``coefficient * plane``; bit 1 where the value is one of ``ones``. Bipolar unless ``unipolar``; ``zeros``: 0 is a level too."""
+    """``coefficient * plane``; bit 1 where the value is one of ``ones``. Bipolar unless ``unipolar``; ``zeros``: 0 is a level too."""
 
     coefficient: float
     ones: tuple
@@ -134,7 +134,7 @@ def weight_planes(weight, tolerance=0.0):
 
 
 def _weight_grid(weight):
-    """k bipolar planes and an offset for evenly spaced weights: w = low + step * n = low + step * (2**k - 1) / 2 - step/2 * sum(2**j * sign_j)."""
+    """k bipolar planes and an offset: w = low + step * n = low + step * (2**k - 1) / 2 - step/2 * sum(2**j * sign_j)."""
     rows = weight.reshape(weight.shape[0], -1).astype(np.float64)
     low, numbers, steps = rows.min(1), np.zeros(rows.shape, np.int64), np.ones(len(rows))
     for o, row in enumerate(rows):
@@ -165,5 +165,8 @@ def _weight_levels(weight):
     table = np.stack([np.concatenate([one, np.full(most - len(one), one[-1])]) for one in levels]).astype(np.float64)
     rises = table - table[:, :1]
     rises[:, 1:][table[:, 1:] == table[:, :-1]] = 0  # a channel with fewer levels repeats its last: counted once
-    planes = [((-rises[:, j] / 2).astype(np.float32), (rows == table[:, j : j + 1].astype(np.float32)).reshape(weight.shape)) for j in range(1, most)]
+    planes = []
+    for j in range(1, most):
+        here = rows == table[:, j : j + 1].astype(np.float32)
+        planes.append(((-rises[:, j] / 2).astype(np.float32), here.reshape(weight.shape)))
     return WeightPlanes(np.ones(len(rows), np.float32), planes, (table[:, 0] + rises.sum(1) / 2).astype(np.float32))

@@ -117,8 +117,8 @@ class Window:
 class BinaryConv2d:
     """Convolution of bit planes. The anchor's value is the exact dot product, int32.
 
-    Operands: data ``uint32[N, H, W, groups * words(in_channels / groups)]`` (each group starts at a word), weights (kernel layout of the
-    family's choice, made by its ``pack_weights`` from ``uint32[O, kh, kw, words(in_channels / groups)]``, bipolar), and for ``zeros``
+    Operands: data ``uint32[N, H, W, groups * words(in_channels / groups)]`` (each group starts at a word; with ``dense_groups``
+    ``uint32[N, H, W, words(in_channels)]``, and in_channels / groups divides 32), weights (kernel layout of the family's choice, made by its ``pack_weights`` from ``uint32[O, kh, kw, words(in_channels / groups)]``, bipolar), and for ``zeros``
     a third operand ``uint32`` like data: a mask plane, bit 1 where the activation is 0 (the sign bit is 0 there).
 
     ``unipolar``: data bits are values {0, 1} instead of bipolar.
@@ -132,6 +132,7 @@ class BinaryConv2d:
     unipolar: bool = False
     zeros: bool = False
     epilogue: Epilogue = field(default_factory=Epilogue)
+    dense_groups: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,8 +221,8 @@ class Softmax:
 
 @dataclass(frozen=True)
 class Concat:
-    """float32 tensors joined along the channels: operand i is ``[N, H, W, channels[i]]`` (rank 4) or ``[M, channels[i]]`` (rank 2; ``spatial``
-    is then empty)."""
+    """float32 tensors joined along the channels: operand i is ``[N, H, W, channels[i]]`` (rank 4) or ``[M, channels[i]]`` (rank 2, with an
+    empty ``spatial``)."""
 
     rank: int
     spatial: tuple[int, ...]
@@ -231,7 +232,7 @@ class Concat:
 
 @dataclass(frozen=True)
 class BitPad:
-    """Constant padding of packed images: ``uint32[N, H, W, words]`` with ``pads`` (top, left, bottom, right) pixels of the word ``value``."""
+    """Constant padding of packed images ``uint32[N, H, W, words]``: ``pads`` (top, left, bottom, right) pixels of the word ``value``."""
 
     spatial: tuple[int, int]
     words: int
@@ -241,8 +242,8 @@ class BitPad:
 
 @dataclass(frozen=True)
 class PlanarPack:
-    """Packing of an image in channel order: data ``float32[N, C, H, W]``, the epilogue's outputs all ``bits`` ``uint32[N, H, W, words(C)]``, its
-    inputs ``channel`` or ``words``."""
+    """Packing of an image in channel order: data ``float32[N, C, H, W]``; the epilogue's outputs are all ``bits``, ``uint32[N, H, W,
+    words(C)]``, its inputs ``channel`` or ``words``."""
 
     spatial: tuple[int, int]
     channels: int

@@ -21,13 +21,12 @@ import tvm
 from tvm import relax
 
 from bnntvm import ops
-from bnntvm.bits import pack_bits
+from bnntvm.bits import dense_groups, pack_bits
 from bnntvm.graph import Rewriter, const, constant, dims, dtype, op_name
 from bnntvm.levels import Step
 from bnntvm.planes import activation_planes, weight_planes
 
 from .infer_levels import Analysis
-
 
 #: More plane pairs than this cost more than float32 arithmetic does on any target.
 MOST_PAIRS = 20
@@ -107,7 +106,7 @@ class _Binarise(Rewriter):
         even = (channels // groups) % 2 == 0 or not any(attrs["pads"])
 
         def product(plane, negative):
-            words = self.encode(data, plane, groups)
+            words = self.encode(data, plane, 1 if dense_groups(channels, groups) else groups)
             return ops.call(
                 ops.CONV_BITS, [*words, const(pack_bits(negative))], **attrs, groups=groups, **self.common(call, plane, channels, count, even)
             )

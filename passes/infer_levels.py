@@ -12,8 +12,23 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from bnntvm.graph import bindings, constant, dims, dtype, op_name
-from bnntvm.levels import ALL_FLOATS, MAX_LEVELS, MAX_TABLE, Domain, Linear, Mono, Step, compress, ends, identity, map_step, merge_steps, quantise, quiet
+from bnntvm.graph import bindings, constant, dtype, op_name
+from bnntvm.levels import (
+    ALL_FLOATS,
+    MAX_LEVELS,
+    MAX_TABLE,
+    Domain,
+    Linear,
+    Mono,
+    Step,
+    compress,
+    ends,
+    identity,
+    map_step,
+    merge_steps,
+    quantise,
+    quiet,
+)
 
 _f32 = np.float32
 #: Activations of this magnitude are nothing out of the ordinary.

@@ -55,7 +55,10 @@ class _Kernel:
     def function(self):
         rows, columns, lanes = self.spec.rows, self.spec.columns, self.lanes
         if rows < lanes or columns < lanes:
-            body = tir.parallel("n", self.batch, lambda n: tir.for_("c", columns, lambda c: tir.for_("r", rows, lambda r: self._one(n, r, c))))
+            def image(n):
+                return tir.for_("c", columns, lambda c: tir.for_("r", rows, lambda r: self._one(n, r, c)))
+
+            body = tir.parallel("n", self.batch, image)
             return tir.function("transpose", [self.data, self.out], body)
         bands = -(-(rows if self.schedule.along_operand else columns) // lanes)
         tasks = -(-bands // self.schedule.bands)

@@ -69,11 +69,13 @@ def host_level():
 
 #: Processor names that users write as ``mcpu``, by level.
 PROCESSORS = {
-    "x86-64-v4-vpopcnt": ("znver4", "znver5", "icelake-client", "icelake-server", "tigerlake", "sapphirerapids", "emeraldrapids", "graniterapids"),
+    "x86-64-v4-vpopcnt": (
+        "znver4", "znver5", "icelake-client", "icelake-server", "tigerlake", "sapphirerapids", "emeraldrapids", "graniterapids",
+    ),
     "x86-64-v4": ("skylake-avx512", "cascadelake", "cooperlake", "cannonlake"),
     "x86-64-v3": ("haswell", "broadwell", "skylake", "znver1", "znver2", "znver3", "alderlake", "core-avx2"),
     "x86-64-v2": ("nehalem", "westmere", "sandybridge", "ivybridge", "x86-64"),
-}
+}  # fmt: skip
 
 
 def resolve(target):
