@@ -9,6 +9,12 @@ import numpy as np
 WORD_BITS = 32
 
 
+def dense_groups(channels, groups):
+    """Whether the words of a grouped convolution's data are packed without regard to groups: several groups share a word then."""
+    size = channels // groups
+    return groups > 1 and size < WORD_BITS and WORD_BITS % size == 0
+
+
 def pack_bits(plane):
     """bool [..., C] -> uint32 [..., ceil(C / 32)]."""
     plane = np.asarray(plane, bool)

@@ -125,6 +125,9 @@ def pack_weights(spec, schedule, isa, weights):
     blocks, channels = words(spec.out_channels), schedule.vectors * isa.lanes
     flat = np.zeros((blocks * WORD_BITS, int(np.prod(weights.shape[1:]))), "uint32")
     flat[: spec.out_channels] = weights.reshape(weights.shape[0], -1)
+    if spec.dense_groups:  # to the place that the channel's group has in its word
+        groups = np.arange(len(flat), dtype="uint32") // (spec.out_channels // spec.groups)
+        flat <<= (groups * (spec.in_channels // spec.groups) % WORD_BITS)[:, None]
     if schedule.adder == "carry_save":
         taps = flat.reshape(len(flat), -1, weights.shape[-1])
         pairs = weights.shape[-1] // 2 * 2
@@ -153,18 +156,24 @@ def reference(spec, operands, epilogue_inputs):
 
 def _dot_products(spec, data, weights, zeros=None):
     bits, outputs = spec.in_channels // spec.groups, spec.out_channels // spec.groups
-    size = words(bits)
     result = []
     for group in range(spec.groups):
-        plane = np.s_[..., group * size : (group + 1) * size]
-        values = epilogue.unpack(data[plane], bits).astype(np.int64)
+        values = _group_plane(spec, data, group).astype(np.int64)
         if not spec.unipolar:
             values = 1 - 2 * values
         if zeros is not None:
-            values = values * ~epilogue.unpack(zeros[plane], bits)
+            values = values * ~_group_plane(spec, zeros, group)
         kernel = 1 - 2 * epilogue.unpack(weights[group * outputs : (group + 1) * outputs], bits).astype(np.int64)
         result.append(_convolve(spec.window, values, kernel))
     return np.concatenate(result, axis=-1).astype(np.int32)
+
+
+def _group_plane(spec, data, group):
+    """bool ``[N, H, W, in_channels / groups]`` of one group."""
+    bits = spec.in_channels // spec.groups
+    if spec.dense_groups:
+        return epilogue.unpack(data, spec.in_channels)[..., group * bits : (group + 1) * bits]
+    return epilogue.unpack(data[..., group * words(bits) : (group + 1) * words(bits)], bits)
 
 
 def _convolve(window, values, kernel):

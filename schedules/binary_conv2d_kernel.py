@@ -336,36 +336,57 @@ class Kernel:
     def activations(self, sums, at, v, groups, count):
         """The vectors of ``count`` of activation words at ``at``, as the lanes of vector ``v`` need them."""
         if isinstance(sums, CarrySave):
-            return [T.broadcast(T.load(self.encoded, at + groups[v] + word), self.lanes) for word in range(count)]
+            return [T.broadcast(T.load(self.encoded, at + groups[v][0] + word), self.lanes) for word in range(count)]
         planes = [self.data, self.mask] if isinstance(sums, Zeros) else [self.data]
         return [self._activation(plane, at + word, groups[v]) for word in range(count) for plane in planes]
 
     def _activation(self, plane, at, group):
-        if T.lanes_of(group) == 1:
-            return T.broadcast(T.load(plane, self.image, 0, 0, at + group), self.lanes)
-        return tirx.BufferLoad(plane, [self.image, T.i64(0), T.i64(0), group + T.broadcast(at, self.lanes)])
+        offset, mask = group
+        if T.lanes_of(offset) == 1:
+            value = T.broadcast(T.load(plane, self.image, 0, 0, at + offset), self.lanes)
+        else:
+            value = tirx.BufferLoad(plane, [self.image, T.i64(0), T.i64(0), offset + T.broadcast(at, self.lanes)])
+        return value if mask is None else value & mask
 
     def _groups(self, block, part):
-        """Per vector, the offset of its group's words in a pixel: a scalar where all lanes have the same group, else one per lane."""
+        """Per vector, where its group's bits are in a pixel: ``(offset, mask)``.
+
+        The offset of its words is a scalar where all lanes have the same, else one per lane. The mask is None but where groups share words.
+        """
         g = self.geometry
+        outputs, size, last = self.group_channels, g.group_words, g.groups - 1
+        if self.spec.dense_groups:  # words take the place of groups
+            outputs, last = outputs * (BLOCK // self._group_bits), g.pixel_words - 1
         offsets, binds = [], []
         for v in range(self.vectors):
             first = block * BLOCK + part * self.step + v * self.lanes
             if g.groups == 1:
                 offset = T.i64(0)
-            elif self.group_channels % BLOCK == 0:
-                offset = block // (self.group_channels // BLOCK) * g.group_words
-            elif self.group_channels % self.lanes == 0:
-                offset = tirx.min(first // self.group_channels, T.i64(g.groups - 1)) * g.group_words
+            elif outputs % BLOCK == 0:
+                offset = block // (outputs // BLOCK) * size
+            elif outputs % self.lanes == 0:
+                offset = tirx.min(first // outputs, T.i64(last)) * size
             else:
                 channels = tirx.Ramp(first, T.i64(1), self.lanes)
                 channels = tirx.min(channels, T.broadcast(T.i64(self.spec.out_channels - 1), self.lanes))
-                offset = channels // T.broadcast(T.i64(self.group_channels), self.lanes) * T.broadcast(T.i64(g.group_words), self.lanes)
+                offset = channels // T.broadcast(T.i64(outputs), self.lanes) * T.broadcast(T.i64(size), self.lanes)
             if T.static(offset) is None:
                 offset, bind = T.bind("group", offset)
                 binds.append(bind)
             offsets.append(offset)
-        return offsets, binds
+        masks = [None] * self.vectors
+        if self.spec.dense_groups:
+            masks, bind_masks = zip(*(self._group_mask(block * BLOCK + part * self.step + v * self.lanes) for v in range(self.vectors)))
+            binds += bind_masks
+        return list(zip(offsets, masks)), binds
+
+    def _group_mask(self, first):
+        """The bits of a lane's group in its word, for the channels from ``first`` on."""
+        bits, lanes = self._group_bits, self.lanes
+        channels = tirx.Ramp(tirx.Cast("int32", first), T.constant(1, "int32"), lanes)
+        group = channels // T.splat(self.group_channels, "int32", lanes) % T.splat(BLOCK // bits, "int32", lanes)
+        shift = tirx.Cast(T.vector_type("uint32", lanes), group) * T.splat(bits, "uint32", lanes)
+        return T.bind("mask", T.splat((1 << bits) - 1, "uint32", lanes) << shift)
 
     @property
     def _group_bits(self):

@@ -17,7 +17,7 @@ MAX_PATTERNS = 4
 
 @dataclass(frozen=True)
 class Geometry:
-    """A convolution as the kernel walks over it: data ``[N, height, width, groups * group_words]`` words.
+    """A convolution as the kernel walks over it: data ``[N, height, width, pixel_words]``.
 
     The rows of a 1x1 convolution without pads and strides are joined to longer ones, which tiles cover better.
     """
@@ -32,22 +32,19 @@ class Geometry:
     dilations: tuple[int, int]
     groups: int
     group_words: int
+    pixel_words: int  # words of one input pixel
 
     @staticmethod
     def of(spec):
         w = spec.window
         group_words = words(spec.in_channels // spec.groups)
+        pixel_words = words(spec.in_channels) if spec.dense_groups else spec.groups * group_words
         shape = (w.in_height, w.in_width, w.out_height, w.out_width)
         if w.kernel == (1, 1) and w.strides == (1, 1) and not any(w.pads):
             shape = _joined_rows(w.in_height, w.in_width) * 2
         # One tap along an axis leaves the dilation without meaning.
         dilations = tuple(1 if k == 1 else d for k, d in zip(w.kernel, w.dilations))
-        return Geometry(*shape, w.kernel, w.strides, w.pads[:2], dilations, spec.groups, group_words)
-
-    @property
-    def pixel_words(self):
-        """Words of one input pixel."""
-        return self.groups * self.group_words
+        return Geometry(*shape, w.kernel, w.strides, w.pads[:2], dilations, spec.groups, group_words, pixel_words)
 
     @property
     def contiguous(self):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from bnntvm.bits import pack_bits, unpack_bits
+from bnntvm.bits import dense_groups, pack_bits, unpack_bits
 from tests.interpreter import convolve, implements
 
 
@@ -39,7 +39,7 @@ def _values(attrs, words, mask, groups):
 def conv2d_bits(attrs, words, *rest):
     mask, weight = (rest[0] if len(rest) > 1 else None), rest[-1]
     groups = attrs["groups"]
-    values = _values(attrs, words, mask, groups)
+    values = _values(attrs, words, mask, 1 if dense_groups(attrs["channels"], groups) else groups)
     signs = np.where(unpack_bits(weight, attrs["channels"] // groups), np.float32(-1), np.float32(1))
     out = convolve(values.transpose(0, 3, 1, 2), signs.transpose(0, 3, 1, 2), attrs["strides"], attrs["pads"], attrs["dilations"], groups)
     out = np.ascontiguousarray(out.transpose(0, 2, 3, 1)).astype(np.int32)

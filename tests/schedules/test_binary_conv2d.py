@@ -46,17 +46,22 @@ def operands(spec, batch, rng, zero_images):
     """Random data, canonical weights, the mask (zeros in the images ``zero_images`` only) and epilogue inputs."""
     window, bits = spec.window, spec.in_channels // spec.groups
     planes = (batch, window.in_height, window.in_width, spec.groups, bits)
-    shape = planes[:3] + (-1,)
     zeros = rng.random(planes) < 0.1
     zeros[[i for i in range(batch) if i not in zero_images]] = False
     data = (rng.random(planes) < 0.5) & ~(zeros & spec.zeros)
     weights = epilogue.pack(rng.random((spec.out_channels, *window.kernel, bits)) < 0.5)
-    words = -(-bits // 32) * spec.groups
-    result = [epilogue.pack(data).reshape(*shape[:3], words), weights]
+    result = [_packed(spec, data), weights]
     if spec.zeros:
-        result.append(epilogue.pack(zeros).reshape(*shape[:3], words))
+        result.append(_packed(spec, zeros))
     dims = (batch, window.out_height, window.out_width)
     return result, [_epilogue_input(e, epilogue.input_shape(e, spec.out_channels, dims), rng) for e in spec.epilogue.inputs]
+
+
+def _packed(spec, plane):
+    """Words of ``bool[N, H, W, groups, in_channels / groups]``."""
+    rows, groups = (1, spec.groups) if spec.dense_groups else (spec.groups, 1)
+    words = epilogue.pack(plane.reshape(*plane.shape[:3], rows, groups * plane.shape[-1]))
+    return words.reshape(*plane.shape[:3], rows * words.shape[-1])
 
 
 def _epilogue_input(operand, shape, rng):
@@ -119,13 +124,14 @@ def windows(draw):
 def cases(draw):
     """A specification, one of its schedules, an ISA level and a batch."""
     groups = draw(st.sampled_from([1, 1, 1, 1, 2, 3]))
-    depthwise = draw(st.integers(0, 7)) == 0
+    depthwise = draw(st.integers(0, 2)) == 0
     if depthwise:
-        groups = draw(st.sampled_from([5, 32, 40]))
-    inputs = groups * (1 if depthwise else draw(st.sampled_from([1, 31, 32, 37, 64, 64, 96, 128, 160])))
-    outputs = groups * draw(st.sampled_from([1, 2] if depthwise else [1, 16, 32, 37, 64]))
+        groups = draw(st.sampled_from([5, 32, 40, 64, 100]))
+    inputs = groups * (draw(st.sampled_from([1, 1, 1, 2, 4, 8, 16])) if depthwise else draw(st.sampled_from([1, 31, 32, 37, 64, 64, 96, 128, 160])))
+    outputs = groups * draw(st.sampled_from([1, 1, 2, 3, 4, 8] if depthwise else [1, 16, 32, 37, 64]))
     unipolar, zeros = draw(st.sampled_from([(False, False), (False, False), (False, False), (True, False), (False, True)]))
-    spec = BinaryConv2d(draw(windows()), inputs, outputs, groups, unipolar, zeros, draw(st.sampled_from(EPILOGUES)))
+    dense = draw(st.booleans()) and groups > 1 and 32 % (inputs // groups) == 0
+    spec = BinaryConv2d(draw(windows()), inputs, outputs, groups, unipolar, zeros, draw(st.sampled_from(EPILOGUES)), dense)
     isa = draw(st.sampled_from([BEST, BEST, *ISAS]))
     schedules = binary_conv2d.space(spec, isa)
     schedule = random.Random(draw(st.integers(0, 999))).choice([schedules[0], *schedules])
