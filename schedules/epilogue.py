@@ -86,7 +86,7 @@ class Emitter:
             return False
         other = step.args[1] if step.args[0] == 0 else step.args[0]
         if isinstance(other, float):
-            return other == int(other)
+            return other.is_integer()
         return 1 <= other <= len(self.epilogue.inputs) and self.epilogue.inputs[other - 1].kind == "channel"
 
 
@@ -380,9 +380,9 @@ _NUMPY = {
     "logical_not": np.logical_not, "logical_xor": np.logical_xor, "negative": np.negative, "abs": np.abs, "sign": np.sign,
     "sqrt": np.sqrt, "rsqrt": lambda x: np.float32(1) / np.sqrt(x), "exp": lambda x: np.exp(x.astype(np.float64)),
     "log": lambda x: np.log(x.astype(np.float64)), "tanh": lambda x: np.tanh(x.astype(np.float64)),
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x.astype(np.float64))), "erf": np.vectorize(math.erf, otypes=[np.float64]), "floor": np.floor, "ceil": np.ceil, "round": np.rint,
-    "relu": lambda x: np.maximum(x, x.dtype.type(0)), "cast": lambda x: x, "prelu": lambda x, s: np.where(x < 0, x * s, x),
-    "clip": lambda x, lo, hi: np.minimum(np.maximum(x, lo), hi), "where": np.where,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x.astype(np.float64))), "erf": np.vectorize(math.erf, otypes=[np.float64]),
+    "floor": np.floor, "ceil": np.ceil, "round": np.rint, "relu": lambda x: np.maximum(x, x.dtype.type(0)), "cast": lambda x: x,
+    "prelu": lambda x, s: np.where(x < 0, x * s, x), "clip": lambda x, lo, hi: np.minimum(np.maximum(x, lo), hi), "where": np.where,
 }  # fmt: skip
 
 

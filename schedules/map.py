@@ -156,16 +156,19 @@ class _Kernel:
     def _wide_emitter(self, length, together):
         """An emitter for rows of ``length`` channels on the same memory, and the statements that repeat the per-channel operands."""
         wide, prepare = tail.Emitter(self.spec.epilogue, length, self.isa, (1,), self.spec.dtype), []
-        wide.outputs = self.emitter.outputs
-        wide.inputs = list(self.emitter.inputs)
+        wide.outputs, wide.inputs = self.emitter.outputs, list(self.emitter.inputs)
         for index, operand in enumerate(self.spec.epilogue.inputs):
             if operand.kind == "channel":
-                repeated, allocate = tir.scratch(f"repeated{index}", (length,), operand.dtype)
-                source, channels = self.emitter.inputs[index], self.spec.channels
-
-                def copy(r, repeated=repeated, source=source):
-                    return tir.for_("c", channels, lambda c: tir.store(repeated, tir.load(source, c), r * channels + c))
-
-                prepare += [allocate, tir.for_("r", together, copy)]
-                wide.inputs[index] = repeated
+                wide.inputs[index], statements = self._repeated(self.emitter.inputs[index], together)
+                prepare += statements
         return wide, prepare
+
+    def _repeated(self, source, together):
+        """``(buffer, statements)``: a per-channel operand, repeated in scratch memory."""
+        channels = self.spec.channels
+        array, allocate = tir.scratch(f"{source.name}_repeated", (channels * together,), str(source.dtype))
+
+        def copy(r):
+            return tir.for_("c", channels, lambda c: tir.store(array, tir.load(source, c), r * channels + c))
+
+        return array, [allocate, tir.for_("r", together, copy)]

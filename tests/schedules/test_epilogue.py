@@ -18,6 +18,7 @@ UNARY = ["negative", "abs", "sign", "floor", "ceil", "round", "relu"]
 BINARY = ["add", "subtract", "multiply", "maximum", "minimum", "prelu"]
 COMPARE = ["greater", "greater_equal", "less", "less_equal", "equal", "not_equal"]
 LOGICAL = ["logical_and", "logical_or", "logical_xor"]
+KINDS = ["unary", "binary", "binary", "compare", "logical", "where", "cast", "divide", "root", "clip", "power"]
 CONSTANTS = st.sampled_from([0.0, 1.0, -1.0, 0.5, 2.0, -0.75, 0.1])
 
 
@@ -49,7 +50,7 @@ class Program:
 
     def step(self):
         draw = self.draw
-        kind = draw(st.sampled_from(["unary", "binary", "binary", "compare", "logical", "where", "cast", "divide", "root", "clip", "power"]))
+        kind = draw(st.sampled_from(KINDS))
         x = self.pick("float32")
         y = draw(st.one_of(CONSTANTS, st.just(None)))
         y = self.pick("float32") if y is None else y
@@ -120,13 +121,12 @@ def test_random_programs(isa, data):
 @pytest.mark.parametrize("isa", ISAS)
 def test_batch_norm_is_not_contracted(isa):
     """``x * s + b`` with b = -(mean * s): exact zeros where x == mean, which a fused multiply-add turns into noise."""
-    epilogue = specs.Epilogue(
-        (INPUT("channel"), INPUT("channel")), (STEP("multiply", (0, 1)), STEP("add", (3, 2))), (OUTPUT("tensor", 4),)
-    )
+    epilogue = specs.Epilogue((INPUT("channel"), INPUT("channel")), (STEP("multiply", (0, 1)), STEP("add", (3, 2))), (OUTPUT("tensor", 4),))
     rng = np.random.default_rng(0)
     mean, scale = rng.integers(1, 9, 64).astype(np.float32), rng.normal(size=64).astype(np.float32)
     data = np.repeat(mean[None], 5, 0)
-    (result,) = Kernel(family, specs.Map(2, (), 64, "float32", epilogue), isa).run([data, scale, -(mean * scale)], [(data.shape, np.float32)])
+    kernel = Kernel(family, specs.Map(2, (), 64, "float32", epilogue), isa)
+    (result,) = kernel.run([data, scale, -(mean * scale)], [(data.shape, np.float32)])
     assert (result == 0).all()
 
 
