@@ -52,10 +52,10 @@ def operand_kind(arg, shape):
     own = (1,) * (rank - len(own)) + tuple(own)
     if len(own) > rank:
         return None
-    if same_dims(own, shape):
-        return "tensor"
     if array is not None and all(d == 1 for d in own[:-1]) and same_dim(own[-1], shape[-1]):
         return "channel"
+    if same_dims(own, shape):
+        return "tensor" if len(dims(arg)) == rank else None
     if array is None and same_dims(own[:-1], shape[:-1]) and own[-1] == 1:
         return "pixel"
     if array is None and rank == 4 and same_dim(own[0], shape[0]) and own[1] == own[2] == 1 and same_dim(own[3], shape[3]):

@@ -5,7 +5,7 @@ import pytest
 from tvm import relax
 
 from bnntvm.graph import bindings, op_name
-from bnntvm.passes.fuse_epilogues import FuseEpilogues
+from bnntvm.passes.fuse_epilogues import FuseEpilogues, operand_kind
 from tests.passes.relax_nets import c, calls, conv, dense, fold, ints, module, quarters, same, signs
 
 r = relax.op
@@ -111,6 +111,22 @@ def test_constants_per_channel_are_read_by_kernels_and_others_are_not(shape, ins
     after, groups = fused(before)
     assert groups == [("bnn.conv", ["bnn.conv", "add"] if inside else ["bnn.conv"])]
     same(before, after, quarters(2, 3, 3, 4))
+
+
+@pytest.mark.parametrize(
+    "shape, operand, kind",
+    [
+        ((1, 1, 1, 4), (4,), "channel"),  # not "tensor", although the sizes agree
+        ((1, 1, 1, 4), (1, 1, 1, 4), "channel"),
+        ((1, 3, 3, 4), (1, 3, 3, 4), "tensor"),
+        ((1, 3, 3, 4), (3, 3, 4), None),
+        ((2, 3, 3, 4), (1, 3, 3, 4), None),
+        ((2, 3, 3, 4), (1, 1), "scalar"),
+        ((2, 3, 3, 1), (1, 1, 1, 1), "scalar"),
+    ],
+)
+def test_kinds_of_constants(shape, operand, kind):
+    assert operand_kind(c(ints(*operand)), shape) == kind
 
 
 @pytest.mark.parametrize("shape", [("n", 1, 1, 4), ("n", 3, 3, 1)])
