@@ -16,7 +16,7 @@ from tvm.ir.expr import GenericConst
 
 import bnntvm
 from bnntvm.errors import BnnError, TargetError, ToolchainError, UnsupportedError
-from bnntvm.graph import bindings, dims
+from bnntvm.graph import bindings, dims, op_name
 from bnntvm.importer import import_model
 from bnntvm.lower import Lower
 from bnntvm.module import Module
@@ -104,8 +104,9 @@ def _last_line(error):
 class Compiled:
     """A Relax executable and what its memory plan says."""
 
-    def __init__(self, executable, workspace_bytes, constants_bytes):
+    def __init__(self, executable, workspace_bytes, constants_bytes, fresh_outputs):
         self.executable, self.workspace_bytes, self.constants_bytes = executable, workspace_bytes, constants_bytes
+        self.fresh_outputs = fresh_outputs
 
 
 def tvm_target(isa):
@@ -124,7 +125,7 @@ def compile_module(mod, isa):
         mod = relax.transform.LegalizeOps(skip_ops=["relax.reshape"])(mod)
         mod = ScheduleFallback()(relax.transform.DeadCodeElimination()(mod))
         mod = specialise_batch(mod)
-        constants = constants_bytes(mod)
+        constants, fresh = constants_bytes(mod), fresh_outputs(mod["main"])
         mod = tvm.transform.Sequential(
             [
                 relax.transform.ToNonDataflow(),
@@ -145,7 +146,36 @@ def compile_module(mod, isa):
             ]
         )(mod)
         executable = relax.build(mod, target=target, relax_pipeline=None)
-    return Compiled(executable, workspace, constants)
+    return Compiled(executable, workspace, constants, fresh)
+
+
+def fresh_outputs(main):
+    """For each result of ``main``: whether a kernel computes it into memory that no other result, input or constant shares."""
+    values = {binding.var: binding.value for binding in bindings(main)}
+
+    def origin(expr):
+        """The variable whose memory an expression is."""
+        while True:
+            value = values.get(expr) if isinstance(expr, relax.Var) else expr
+            if isinstance(value, relax.Var):
+                expr = value
+            elif op_name(value) == "relax.reshape":
+                expr = value.args[0]
+            else:
+                return expr
+
+    result = main.body.body
+    while isinstance(result, relax.Var):
+        result = values[result]
+    origins = [origin(field) for field in result.fields]
+    made = [isinstance(o, relax.Var) and _is_kernel(values.get(o), values) for o in origins]
+    return [new and sum(o == other for other in origins) == 1 for new, o in zip(made, origins)]
+
+
+def _is_kernel(value, values):
+    if isinstance(value, relax.TupleGetItem):
+        return op_name(values.get(value.tuple_value)) == "relax.call_tir"
+    return op_name(value) == "relax.call_tir"
 
 
 def specialise_batch(mod):
@@ -224,7 +254,7 @@ def _manifest(imported, isa, decisions, lowered, compiled, library, options):
         format=1, bnntvm=bnntvm.__version__, target=dict(name=isa.name, needs=sorted(isa.needs)),
         inputs=[dict(name=i.name, shape=list(i.shape), dtype=i.dtype) for i in imported.inputs],
         outputs=[dict(name=o.name, shape=list(o.shape), dtype=o.dtype) for o in imported.outputs],
-        overridable=overridable, layers=[_layer(info, decisions, lowered) for info in imported.layers],
+        fresh_outputs=compiled.fresh_outputs, overridable=overridable, layers=[_layer(info, decisions, lowered) for info in imported.layers],
         constants_bytes=compiled.constants_bytes, code_bytes=code_bytes(library), workspace_bytes=compiled.workspace_bytes, options=options,
     )  # fmt: skip
 

@@ -236,7 +236,7 @@ class Machine:
             array = self._buffers[index] = aligned_empty(shape, dtype)
         return array
 
-    def run(self, arrays, threads, single=False):
+    def run(self, arrays, threads, single=False, fresh=()):
         """Run ``main``, or ``main_1`` where there is one and ``single`` says that every dynamic dimension is 1.
 
         Parameters
@@ -246,11 +246,13 @@ class Machine:
         threads : int
             Threads of TVM's pool.
         single : bool
+        fresh : sequence of bool, optional
+            Outputs that are memory of their own, not an input, a constant, or another output: they are handed out as they are.
 
         Returns
         -------
         list of numpy.ndarray
-            Copies: nothing in them is the machine's.
+            Nothing in them is the machine's: the caller may keep and change them.
         """
         shapes = tuple(array.shape for array in arrays)
         if shapes not in self._shapes:
@@ -260,4 +262,6 @@ class Machine:
             self._shapes.add(shapes)
         tensors = [_ffi.from_dlpack(array) for array in arrays]
         results = call_with_threads(self._main_1 if single else self._main, tensors, threads)
-        return [np.array(np.from_dlpack(result), copy=True) for result in results]
+        outputs = [np.from_dlpack(result) for result in results]
+        own = [*fresh, *[False] * (len(outputs) - len(fresh))]
+        return [array if keep and array.flags.writeable else array.copy() for array, keep in zip(outputs, own)]
