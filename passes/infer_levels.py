@@ -256,6 +256,7 @@ class Analysis:
             end = base.cuts[..., k] - 1 if k < base.cuts.shape[-1] else np.full(base.shape, count - 1)
             value = base.values[..., k].astype(np.float64)
             terms = [sign * quiet(fact.function, fact.domain.at(np.clip(i, 0, count - 1))).astype(np.float64) for i in (begin, end)]
+            terms = [np.where(np.isnan(t), value, t) for t in terms]  # where a chain overflows to NaN, the network's result is NaN too
             near, far = np.minimum(*np.abs(terms)), np.maximum(*np.abs(terms))
             same = (value * terms[0] >= 0) & (value * terms[1] >= 0)
             close = same & (near >= np.abs(value) / 2) & (far <= 2 * np.abs(value)) | (value == 0)

@@ -10,7 +10,7 @@ from bnntvm import ops
 from bnntvm.levels import Mono, Step
 from bnntvm.passes.infer_levels import infer_levels
 from tests.interpreter import run
-from tests.passes.relax_nets import c, conv, module, signs
+from tests.passes.relax_nets import c, conv, module, quarters, signs
 
 r = relax.op
 TINY = np.float32(1e-45)
@@ -219,6 +219,17 @@ def test_straight_through_residue_of_two_bits_cancels_by_sterbenz():
 
     x = np.random.default_rng(0).uniform(-0.5, 1.5, (500, 8)).astype(np.float32)
     assert checked(network, x) == {0, 0.25, 0.5, 0.75, 1}
+
+
+def test_straight_through_residue_behind_a_dead_channel_that_overflows():
+    """(x * 4) * 0 is NaN for the largest x, which is no reason to give up."""
+
+    def network(emit, x):
+        y = chain(emit, x, lambda v: r.multiply(v, c(4.0)), lambda v: r.multiply(v, c(np.float32([0, 1, -2, 3, 0, 1, 1, 1]))))
+        y = emit(r.add(y, c(np.float32([0, 1, -2, 3, 0.5, -0.5, -1, 7]))))
+        return ste(emit, emit(r.sign(y)), clipped(emit, y))
+
+    assert checked(network, quarters(6, 8)) == {-1, 0, 1}
 
 
 @given(st.floats(-(2.0**23), 2.0**23, width=32), st.integers(-8, 8))
