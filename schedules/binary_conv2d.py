@@ -2,6 +2,7 @@
 
 A direct convolution: a register tile of pixels times output channels, the activation word broadcast, the weights one word per channel and
 lane, ``a ^ w`` counted into the lanes. See :mod:`.binary_conv2d_kernel` for the loops, :mod:`.binary_conv2d_adders` for the ways to count.
+Depthwise convolutions count all bits of a word side by side, see :mod:`.binary_conv2d_sliced`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bnntvm.schedules import binary_conv2d_sliced as sliced
 from bnntvm.schedules import epilogue
 from bnntvm.schedules.binary_conv2d_kernel import Kernel
 from bnntvm.schedules.binary_conv2d_tiles import Geometry
@@ -96,6 +98,8 @@ def space(spec, isa):
     """
     first = default_schedule(spec, isa)
     found = [first]
+    if sliced.claims(spec):
+        return [replace(first, task_rows=rows) for rows in dict.fromkeys((first.task_rows, 1, 4, spec.window.out_height))]
     width = Geometry.of(spec).out_width
     adders = ["plain", "carry_save"] if _carry_save_fits(spec) else ["plain"]
     for adder in adders:
@@ -120,8 +124,10 @@ def pack_weights(spec, schedule, isa, weights):
     -------
     uint32[words(O), parts * kh * kw * words(in_channels / groups) * channels], parts * channels = 32
         ``channels`` output channels side by side, one per lane. For ``carry_save`` the second word of each
-        pair of a tap is xored with the first.
+        pair of a tap is xored with the first. Another layout for depthwise convolutions, see :mod:`.binary_conv2d_sliced`.
     """
+    if sliced.claims(spec):
+        return sliced.pack_weights(weights)
     blocks, channels = words(spec.out_channels), schedule.vectors * isa.lanes
     flat = np.zeros((blocks * WORD_BITS, int(np.prod(weights.shape[1:]))), "uint32")
     flat[: spec.out_channels] = weights.reshape(weights.shape[0], -1)
@@ -206,4 +212,5 @@ def build(spec, schedule, isa):
         Parameters: data, weights (see :func:`pack_weights`), the zeros' mask if ``spec.zeros``, epilogue inputs, epilogue outputs. The
         leading dimension is symbolic.
     """
-    return Kernel(spec, schedule, isa).build()
+    kernel = sliced.Kernel if sliced.claims(spec) else Kernel
+    return kernel(spec, schedule, isa).build()
