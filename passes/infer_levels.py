@@ -366,8 +366,8 @@ class Analysis:
             return self.moved([call.args[0]])
         if name == "concat":
             return self.moved(list(call.args[0].fields))
-        if name == "nn.pad" and str(call.attrs["pad_mode"]) == "constant":
-            return self.moved([call.args[0]], float(call.attrs["pad_value"]))
+        if name == "nn.pad":
+            return self.moved([call.args[0]], float(call.attrs["pad_value"]) if str(call.attrs["pad_mode"]) == "constant" else None)
         if name == "nn.avg_pool2d" or name == "mean":
             return _hull([self.value_domain(call.args[0])], [0.0])
         if name in ("add", "subtract"):
