@@ -44,9 +44,9 @@ def differences(got, wanted):
 def raised(stage, error):
     """A Failure from an exception: its cause, and where that happened."""
     cause = error.__cause__ or error
-    frames = traceback.extract_tb(cause.__traceback__)
-    place = f"{pathlib.Path(frames[-1].filename).name}:{frames[-1].lineno} in {frames[-1].name}"
-    return Failure(f"{stage} raised {type(cause).__name__} ({frames[-1].name})", f"{str(cause).strip()[-300:]} ({place})")
+    frames = [f for f in traceback.extract_tb(cause.__traceback__) if "site-packages" not in f.filename and f.filename.endswith(".py")]
+    place = f"{pathlib.Path(frames[-1].filename).name}:{frames[-1].lineno}"
+    return Failure(f"{stage} raised {type(cause).__name__} in {frames[-1].name}", f"{place}: {str(cause).strip()[:300]}")
 
 
 def interpreted(network):
