@@ -242,6 +242,8 @@ class Module:
         return arrays, all(size == 1 for size, _ in sizes.values())
 
     def _check_names(self, feed):
+        if len(feed) == len(self.inputs) and all(info.name in feed for info in self.inputs):
+            return
         names = [info.name for info in self.inputs]
         missing = [name for name in names if name not in feed]
         extra = [name for name in feed if name not in names]
@@ -394,9 +396,12 @@ def _surely_finite(array):
     share longer ones among threads of their own. Where squares overflow, the extremes decide; NaN is the maximum of whatever it is in.
     """
     flat = array.reshape(-1)
-    pieces = [flat[i : i + _DOT_LENGTH] for i in range(0, len(flat), _DOT_LENGTH)] if array.dtype == np.float32 else []
-    with np.errstate(all="ignore"):
-        if pieces and all(math.isfinite(np.dot(piece, piece)) for piece in pieces):
+    if array.dtype == np.float32:
+        for start in range(0, flat.size, _DOT_LENGTH):
+            piece = flat[start : start + _DOT_LENGTH]
+            if not math.isfinite(piece.dot(piece)):
+                break
+        else:
             return True
     return math.isfinite(np.maximum.reduce(flat)) and math.isfinite(np.minimum.reduce(flat))
 

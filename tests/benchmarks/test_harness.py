@@ -3,9 +3,8 @@
 import json
 
 import numpy as np
+import onnxruntime  # noqa: F401
 import pytest
-
-pytest.importorskip("onnxruntime")
 
 from benchmarks import limit, report, run  # noqa: E402
 from benchmarks.layers import Layer  # noqa: E402

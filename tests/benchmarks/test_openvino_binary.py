@@ -2,10 +2,9 @@
 
 import numpy as np
 import onnx
+import onnxruntime  # noqa: F401
+import openvino  # noqa: F401
 import pytest
-
-pytest.importorskip("openvino")
-pytest.importorskip("onnxruntime")
 
 from benchmarks import openvino_binary, zoo  # noqa: E402
 from benchmarks.layers import Layer  # noqa: E402

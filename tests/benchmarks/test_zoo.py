@@ -2,9 +2,8 @@
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
-
-onnxruntime = pytest.importorskip("onnxruntime")
 
 from benchmarks import zoo  # noqa: E402
 
