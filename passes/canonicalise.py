@@ -57,7 +57,7 @@ class _Canonicalise(Rewriter):
             return None
         axis = axes[0] % len(dims(var))
         parts = self.parts.get((self.env[call.args[0]], axis)) if isinstance(call.args[0], relax.Var) else None
-        if not parts:
+        if not parts or not all(isinstance(dims(part)[axis], int) for part in parts):
             return None
         begin, end, at, chosen = begins[0], min(ends[0], dims(call.args[0])[axis]), 0, []
         for part in parts:
