@@ -262,10 +262,16 @@ class Module:
             _check_override(name, feed[name], self._overridable[name])
 
     def _stage(self, machine, index, array, check_finite):
-        """Copy input ``index`` into the machine's aligned buffer; float16 becomes float32."""
+        """Input ``index`` as the kernels take it: the array itself if it is that already, else a copy in the machine's buffer.
+
+        Generated kernels assume no more than the alignment of an element. float16 becomes float32.
+        """
         dtype = np.dtype(np.float32) if array.dtype == np.float16 else array.dtype.newbyteorder("=")
-        staged = machine.buffer(index, array.shape, dtype)
-        np.copyto(staged, array)
+        if array.dtype == dtype and array.flags.carray:  # carray: C order, aligned, writeable (a read-only array cannot be lent out)
+            staged = array
+        else:
+            staged = machine.buffer(index, array.shape, dtype)
+            np.copyto(staged, array)
         if check_finite and dtype.kind == "f":
             _check_finite(staged, self.inputs[index].name)
         return staged

@@ -24,7 +24,7 @@ import numpy as np
 from bnntvm.errors import BnnError
 
 _CPU, _POOLED = 1, 2  # DLDevice type and TVM's allocator type
-_ALIGNMENT = 64  # what compiled kernels may assume of every buffer
+_ALIGNMENT = 64  # a vector never straddles two cache lines then
 _THREADS_VARIABLE = "BNNTVM_NUM_THREADS"
 
 _lock = threading.Lock()
@@ -242,7 +242,7 @@ class Machine:
         Parameters
         ----------
         arrays : list of numpy.ndarray
-            Inputs, C order, 64-byte aligned, native byte order.
+            Inputs, C order, native byte order; any alignment of an element will do.
         threads : int
             Threads of TVM's pool.
         single : bool
