@@ -140,8 +140,8 @@ def generate(seed, layers=None):
     dynamic = bool(start.random() < 0.5)
     graph = Graph(start, "N" if dynamic else batch)
     rank = int(start.choice([2, 3, 4], p=[0.15, 0.1, 0.75]))
-    channels = int(start.choice([1, 2, 3, 5, 8, 16, 31, 32, 33, 40, 64, 70]))
-    size = [int(start.integers(1, 10)) for _ in range(rank - 2)]
+    channels = int(start.choice([1, 2, 3, 5, 8, 16, 31, 32, 33, 40, 64, 70, 128, 200]))
+    size = [int(start.integers(1, 10 if start.random() < 0.8 or channels > 70 else 24)) for _ in range(rank - 2)]
     x = Tensor("x", (batch, channels, *size), 4.0, -2)
     graph.history.append(x)
     kinds, weights = list(LAYERS), np.array([w for _, w in LAYERS.values()], float)
@@ -455,7 +455,7 @@ def convolution(g, x):
     kernel, strides, pads, dilations, out = window
     divisors = [d for d in range(1, x.channels + 1) if x.channels % d == 0]
     groups = g.pick(*divisors) if g.chance(0.25) else 1
-    outputs = groups * int(g.rng.integers(1, max(2, 72 // groups)))
+    outputs = groups * int(g.rng.integers(1, max(2, (72 if g.chance(0.9) else 300) // groups)))
     if outputs * int(np.prod(out)) > MAX_ELEMENTS:
         return None
     weights = _weights(g, (outputs, x.channels // groups, *kernel))
@@ -512,6 +512,41 @@ def dense(g, x):
 
 
 @layer(2)
+def transposed_convolution(g, x):
+    if x.rank != 4 or x.channels * int(np.prod(x.shape[2:])) > MAX_ELEMENTS // 4:
+        return None
+    x = quantise(g, x) if g.chance(0.5) else x
+    stride, outputs = g.pick(1, 2), int(g.rng.integers(1, 9))
+    weight = _signs(g, (x.channels, outputs, 2, 3))
+    out = [(s - 1) * stride + k for s, k in zip(x.shape[2:], (2, 3))]
+    name = g.op("ConvTranspose", [x, weight], kernel_shape=[2, 3], strides=[stride, stride])
+    return Tensor(name, (x.shape[0], outputs, *out), x.bound * x.channels * 6, x.grain)
+
+
+@layer(1)
+def resize(g, x):
+    """Twice as large, by repetition."""
+    if x.rank != 4 or int(np.prod(x.shape[1:])) > MAX_ELEMENTS // 4:
+        return None
+    mode = dict(mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    out = g.op("Resize", [x, "", np.array([1, 1, 2, 2], np.float32)], **mode)
+    return replace(x, name=out, shape=(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3]))
+
+
+@layer(2)
+def head(g, x):
+    """Global pooling, then a vector."""
+    if x.rank != 4:
+        return None
+    count = int(np.prod(x.shape[2:]))
+    if g.chance(0.5) or count & (count - 1):
+        out = replace(x, name=g.op("GlobalMaxPool", [x]))
+    else:
+        out = Tensor(g.op("GlobalAveragePool", [x]), x.shape, x.bound, x.grain - (count.bit_length() - 1))
+    return replace(out, name=g.op("Flatten", [out], axis=1), shape=x.shape[:2])
+
+
+@layer(2)
 def flatten(g, x):
     if x.rank == 2 or int(np.prod(x.shape[1:])) > 2048:
         return None
@@ -520,7 +555,7 @@ def flatten(g, x):
     return replace(x, name=out, shape=(x.shape[0], size))
 
 
-@layer(1)
+@layer(3)
 def image(g, x):
     """A vector seen as an image."""
     if x.rank != 2 or x.channels % 4:
@@ -612,6 +647,19 @@ def residual(g, x):
         return Tensor(g.op(kind, [a, b]), x.shape, x.bound * other.bound, x.grain + other.grain)
     bound = max(x.bound, other.bound) if kind == "Max" else x.bound + other.bound
     return Tensor(g.op(kind, [a, b]), x.shape, bound, min(x.grain, other.grain))
+
+
+@layer(2)
+def mixed(g, x):
+    """One of two tensors, or a number, element by element."""
+    others = [t for t in g.history if t.shape == x.shape]
+    other = g.pick(*others) if others else x
+    bit = g.op(g.pick("Greater", "LessOrEqual"), [g.pick(x, other), g.f(g.pick(0, 0.5, -1))])
+    second = g.pick(other.name, g.f(0), g.f(1))
+    levels = None
+    if isinstance(second, np.ndarray) and x.levels is not None:
+        levels = x.levels | {float(second)}
+    return Tensor(g.op("Where", g.pick([bit, x, second], [bit, second, x])), x.shape, max(x.bound, other.bound, 1), min(x.grain, other.grain, 0), levels)
 
 
 @layer(3)
