@@ -111,7 +111,15 @@ class Module:
     @classmethod
     def load(cls, path, threads=None):
         """See :func:`bnntvm.load`."""
-        module = cls(*artefact.read(path), threads)
+        threads = runtime.choose_threads(threads)
+        file, manifest, library_bytes = artefact.read(path)
+        try:
+            module = cls(file, manifest, library_bytes, threads)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            file.close()
+            raise ArtefactError(
+                "the artefact's manifest is malformed", where=str(path), why=_first_line(error), hint="build it again"
+            ) from error
         module._idle.append(module._machine())
         return module
 
@@ -142,6 +150,9 @@ class Module:
         except InputError:
             self._idle.append(machine)
             raise
+        except MemoryError as error:
+            shapes = ", ".join(f"{info.name} {_shape_text(array.shape)}" for info, array in zip(self.inputs, arrays))
+            raise BnnError("not enough memory for the inputs", where=shapes, why=str(error), hint="give a smaller batch") from error
         try:
             results = machine.run(staged, self.threads, single, self._fresh)
         except Exception as error:
@@ -264,10 +275,11 @@ class Module:
     def _stage(self, machine, index, array, check_finite):
         """Input ``index`` as the kernels take it: the array itself if it is that already, else a copy in the machine's buffer.
 
-        Generated kernels assume no more than the alignment of an element. float16 becomes float32.
+        Vector code may assume 64-byte alignment, which numpy does not promise. float16 becomes float32.
         """
         dtype = np.dtype(np.float32) if array.dtype == np.float16 else array.dtype.newbyteorder("=")
-        if array.dtype == dtype and array.flags.carray:  # carray: C order, aligned, writeable (a read-only array cannot be lent out)
+        # carray: C order and writeable (a read-only array cannot be lent out)
+        if array.dtype == dtype and array.flags.carray and array.ctypes.data % runtime.ALIGNMENT == 0:
             staged = array
         else:
             staged = machine.buffer(index, array.shape, dtype)

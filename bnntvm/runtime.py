@@ -24,7 +24,7 @@ import numpy as np
 from bnntvm.errors import BnnError
 
 _CPU, _POOLED = 1, 2  # DLDevice type and TVM's allocator type
-_ALIGNMENT = 64  # a vector never straddles two cache lines then
+ALIGNMENT = 64  #: bytes; what compiled kernels may assume of every buffer
 _THREADS_VARIABLE = "BNNTVM_NUM_THREADS"
 
 _lock = threading.Lock()
@@ -184,8 +184,8 @@ def aligned_empty(shape, dtype):
     size = dtype.itemsize
     for dim in shape:
         size *= dim
-    raw = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
@@ -205,11 +205,12 @@ class Library:
 
     def __init__(self, path):
         self._module = ffi().get_global_func("ffi.Module.load_from_file.so")(path, "so")
+        self._open = self._module["vm_load_executable"]  # AttributeError where the library is somebody else's
         self._clear_pool = ffi().get_global_func("vm.builtin.memory_manager.clear")
 
     def machine(self):
         """A new virtual machine: it has registers of its own, constants and code are shared."""
-        return Machine(self._module["vm_load_executable"](), self._clear_pool)
+        return Machine(self._open(), self._clear_pool)
 
 
 class Machine:
@@ -242,7 +243,7 @@ class Machine:
         Parameters
         ----------
         arrays : list of numpy.ndarray
-            Inputs, C order, native byte order; any alignment of an element will do.
+            Inputs, C order, 64-byte aligned, native byte order.
         threads : int
             Threads of TVM's pool.
         single : bool

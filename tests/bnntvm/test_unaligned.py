@@ -1,4 +1,4 @@
-"""Inputs are lent to the kernels as they are, wherever they lie in memory: no level of code may assume more than an element's alignment."""
+"""Inputs may lie anywhere in memory, though vector code assumes aligned buffers; results are the caller's."""
 
 import numpy as np
 import onnx
