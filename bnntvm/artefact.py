@@ -64,7 +64,7 @@ def write(library, manifest, path, library_bytes=None):
     ArtefactError
         If the file cannot be written: no such folder, no permission, disk full.
     """
-    path = pathlib.Path(path)
+    path = _path(path)
     part = None
     try:
         # Next to the target, so that the rename stays within one file system; a name of its own, so that two writers never share one.
@@ -148,6 +148,7 @@ def read(path):
     TargetError
         If this machine lacks the architecture or the instructions that it was built for.
     """
+    path = _path(path)
     try:
         file = open(path, "rb")  # noqa: SIM115  (handed to the caller)
     except OSError as error:
@@ -159,6 +160,17 @@ def read(path):
         file.close()
         raise
     return file, manifest, library_bytes
+
+
+def _path(path):
+    """``path`` as one; numbers, which ``open`` takes for descriptors, and names that no file can have are refused."""
+    try:
+        path = pathlib.Path(os.fsdecode(path))
+    except TypeError as error:
+        raise ArtefactError("not the path of an artefact", why=f"got {type(path).__name__}", hint="give a str or a pathlib.Path") from error
+    if "\0" in str(path):
+        raise ArtefactError("not the path of an artefact", where=repr(str(path)), why="it holds a zero byte")
+    return path
 
 
 def is_artefact(path):
@@ -211,8 +223,8 @@ def _guess(file, size):
 def _parse(text, path):
     try:
         manifest = json.loads(text)
-    except ValueError as error:
-        raise ArtefactError("the artefact's manifest is not JSON", where=path, why=str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError("the artefact's manifest is not JSON", where=path, why=str(error), hint="build it again") from error
     version = manifest.get("format") if isinstance(manifest, dict) else None
     if version != FORMAT:
         raise ArtefactError(
@@ -222,6 +234,9 @@ def _parse(text, path):
             hint="build it again with this version",
         )
     bad = [key for key, kind in _REQUIRED.items() if not isinstance(manifest.get(key), kind)]
+    needs = [] if "target" in bad else manifest["target"].get("needs", [])
+    if not isinstance(needs, list) or not all(isinstance(flag, str) for flag in needs):
+        bad.append("target.needs")
     if bad:
         raise ArtefactError("the artefact's manifest is incomplete", where=path, why="no proper " + ", ".join(bad), hint="build it again")
     return manifest

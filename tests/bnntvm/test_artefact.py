@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import resource
 import struct
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import textwrap
 
 import numpy as np
+import numpy.random._pcg64
 import pytest
 
 import bnntvm
@@ -119,6 +121,49 @@ def test_manifest_of_another_format_or_without_its_parts(one_input, net, tmp_pat
     monkeypatch.setattr(artefact, "FORMAT", 2)
     with pytest.raises(bnntvm.ArtefactError, match="has format 1(.|\n)*reads format 2"):
         bnntvm.load(net)
+
+
+def rewritten(path, change=lambda manifest: None, library=None):
+    """The artefact at ``path`` with another manifest or library, and a checksum that fits."""
+    file, manifest, length = artefact.read(path)
+    with file:
+        change(manifest)
+        whole = path.read_bytes()[:length] if library is None else library
+    source, out = path.with_suffix(".so"), path.with_suffix(".changed")
+    source.write_bytes(whole)
+    with open(source, "rb") as opened:
+        artefact.write(opened, manifest, out)
+    return out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(inputs=[1]),
+        lambda m: m.update(inputs=[{"name": "x"}]),
+        lambda m: m.update(layers=[{}]),
+        lambda m: m.update(layers=[3]),
+        lambda m: m["target"].update(needs=5),
+        lambda m: m["target"].update(needs=[[1]]),
+    ],
+)
+def test_manifest_of_another_shape(net, change):
+    with pytest.raises(bnntvm.ArtefactError, match="manifest"):
+        bnntvm.load(rewritten(net, change))
+
+
+def test_somebody_elses_library_in_a_sound_file(net):
+    foreign = pathlib.Path(numpy.random._pcg64.__file__).read_bytes()
+    with pytest.raises(bnntvm.ArtefactError, match="could not be loaded"):
+        bnntvm.load(rewritten(net, library=foreign))
+
+
+@pytest.mark.parametrize("path", [None, 5, object(), "zero\0byte"])
+def test_what_is_no_path(module, path):
+    with pytest.raises(bnntvm.ArtefactError, match="not the path"):
+        bnntvm.load(path)
+    with pytest.raises(bnntvm.ArtefactError, match="not the path"):
+        module.export(path)
 
 
 def test_a_sound_file_around_something_that_is_no_library(one_input, tmp_path):

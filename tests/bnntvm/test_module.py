@@ -287,3 +287,12 @@ def test_a_failure_inside_the_network_is_a_bnn_error(one_input, images):
     module = Module.from_library(one_input.path, wrong, threads=1)
     with pytest.raises(bnntvm.BnnError, match="failed while it ran"):
         module.run({"x": images[:, :2]})
+
+
+def test_a_batch_beyond_all_memory(one_input):
+    """The error is one of bnntvm's, and the module still runs."""
+    module = Module.from_library(one_input.path, one_input.manifest, threads=1)
+    batch = np.broadcast_to(np.float32(1), (10**12, *module.inputs[0].shape[1:]))
+    with pytest.raises(bnntvm.BnnError, match="memory"):
+        module(batch)
+    assert module.run({module.inputs[0].name: np.array(batch[:1])})
