@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ from tvm import relax
 from tvm.ir.expr import GenericConst
 
 import bnntvm
+from bnntvm import runtime
 from bnntvm.errors import BnnError, TargetError, ToolchainError, UnsupportedError
 from bnntvm.graph import bindings, dims, op_name
 from bnntvm.importer import import_model
@@ -33,7 +35,7 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
     Parameters
     ----------
     model : str, path, bytes or onnx.ModelProto
-    target : str or dict
+    target : str, dict or tvm.target.Target
         "x86" (this machine), a level such as "x86-64-v3", a processor name of LLVM's, or a TVM target of kind llvm.
     assume_nonzero : bool
         Take Sign's result for +1 where its argument is exactly 0 although that can happen. Faster, not exact; the report says so.
@@ -53,6 +55,7 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
     """
     isa = _resolve(target)
     tolerance = _tolerance(weight_tolerance)
+    threads = runtime.choose_threads(threads)
     imported = import_model(model)
     try:
         decisions = {}
@@ -67,7 +70,7 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
             "the network could not be compiled", why=_last_line(error), hint="this is a gap in bnntvm: please report it with the model"
         ) from error
     options = dict(assume_nonzero=bool(assume_nonzero), weight_tolerance=tolerance)
-    with tempfile.TemporaryDirectory(prefix="bnntvm-") as folder:
+    with _workspace(compiled) as folder:
         library = pathlib.Path(folder, "network.so")
         link(compiled.executable, library)
         manifest = _manifest(imported, isa, decisions, lower.lowered, compiled, library, options)
@@ -75,6 +78,8 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
 
 
 def _resolve(target):
+    if isinstance(target, tvm.target.Target):
+        target = target.export()
     isa = x86.resolve(dict(target) if hasattr(target, "items") else target)
     if isa is None:
         raise TargetError(
@@ -221,9 +226,28 @@ def workspace_bytes(mod):
     return total
 
 
+def _workspace(compiled):
+    """A temporary folder with room for the object files and the library: LLVM ends the process where a disk is full."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="bnntvm-")
+    except OSError as error:
+        raise ToolchainError(
+            "no folder for temporary files", why=error.strerror or str(error), hint="point TMPDIR at a folder that can be written"
+        ) from error
+    free, needed = shutil.disk_usage(folder.name).free, 3 * compiled.constants_bytes + (8 << 20)
+    if free < needed:
+        where = tempfile.gettempdir()
+        folder.cleanup()
+        raise ToolchainError(
+            "too little room for temporary files", where=where, why=f"{free >> 10} kB are free, {needed >> 10} kB may be needed",
+            hint="make room, or point TMPDIR at another folder",
+        )  # fmt: skip
+    return folder
+
+
 def find_compiler():
     """The C++ or C compiler that links: CXX or CC if set, else what is on the path; None if there is none."""
-    chosen = os.environ.get("CXX") or os.environ.get("CC")
+    chosen = os.environ.get("CXX", "").strip() or os.environ.get("CC", "").strip()
     names = [chosen.split()[0]] if chosen else ["c++", "g++", "clang++", "cc", "gcc", "clang"]
     found = next((name for name in names if shutil.which(name)), None)
     return chosen if found and chosen else found
@@ -234,13 +258,33 @@ def link(executable, path):
     compiler = find_compiler()
     if compiler is None:
         raise ToolchainError(
-            "no C compiler or linker found", why="a compiled network is linked into a shared library",
+            "no C compiler or linker found", where=_compiler_setting(), why="a compiled network is linked into a shared library",
             hint="install gcc or clang (Debian/Ubuntu: apt-get install gcc), or point CC at one",
         )  # fmt: skip
     try:
-        executable.export_library(str(path), cc=compiler)
-    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-        raise ToolchainError("linking the compiled network failed", where=compiler, why=_last_line(error)) from error
+        executable.export_library(str(path), fcompile=lambda out, objects, **_: _run_linker(compiler, out, objects))
+    except (RuntimeError, ValueError, OSError, subprocess.SubprocessError) as error:
+        raise ToolchainError(
+            "linking the compiled network failed", where=compiler, why=f"{type(error).__name__}: {error}",
+            hint="check that the compiler works, and CXX and CC where they are set",
+        ) from error  # fmt: skip
+    if not path.exists():
+        raise ToolchainError("linking the compiled network made no file", where=compiler, hint="point CXX or CC at a C or C++ compiler")
+
+
+def _compiler_setting():
+    return next((f"environment variable {name}={os.environ[name]}" for name in ("CXX", "CC") if os.environ.get(name, "").strip()), None)
+
+
+def _run_linker(compiler, out, objects):
+    """Link ``objects``; the compiler's own words where it fails. It may be a command with options, as ``make`` takes it."""
+    objects = [objects] if isinstance(objects, str) else objects
+    done = subprocess.run(
+        [*shlex.split(compiler), "-shared", "-fPIC", "-o", str(out), *objects], capture_output=True, text=True, errors="replace"
+    )
+    if done.returncode:
+        words = (done.stderr or done.stdout).strip().splitlines()
+        raise RuntimeError("\n    ".join(words[:8]) or f"exit status {done.returncode}")
 
 
 def _manifest(imported, isa, decisions, lowered, compiled, library, options):

@@ -89,7 +89,7 @@ def resolve(target):
     if isinstance(target, Isa):
         return target
     if isinstance(target, dict):
-        if target.get("kind") != "llvm":
+        if target.get("kind") != "llvm" or not str(target.get("mtriple", "x86_64")).startswith("x86_64"):
             return None
         target = target.get("mcpu", "native")
     if target in ("x86", "native", "llvm"):
