@@ -75,6 +75,8 @@ class _Binarise(Rewriter):
                 self.decisions.setdefault(layer, Decision("float", out))
                 return self.emit(new)
             return out
+        if name == "bnn.conv_transpose":
+            self.decisions.setdefault(str(value.attrs["layer"]), Decision("float", "transposed convolutions are computed in float"))
         return super().rewrite(var, value)
 
     def operands(self, data, weight):
