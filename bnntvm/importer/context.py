@@ -102,6 +102,9 @@ class Context:
         """A Relax constant; one object for one array, so that shared weights stay shared."""
         found = self._constants.get(id(array))
         if found is None:
+            if array.size == 0:  # TVM writes it into the library and cannot read it back
+                where = self.node.where if self.node else None
+                raise UnsupportedError("a constant has no elements", where=where, why=f"its shape is {list(array.shape)}")
             kept = array  # the dictionary holds the array too: its id stays its own
             found = self._constants[id(array)] = (relax.const(np.ascontiguousarray(kept).reshape(kept.shape), str(kept.dtype)), kept)
         return found[0]

@@ -1,5 +1,7 @@
 """The walk over an ONNX graph."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx.inliner
@@ -48,7 +50,7 @@ def import_model(model_source):
     declared = {initializer.name for initializer in graph.initializer}
     real_inputs = [value for value in graph.input if value.name not in declared]
     batch = tirx.Var("n", "int64")
-    inputs = [_input_info(value) for value in real_inputs]
+    inputs = _one_batch([_input_info(value) for value in real_inputs])
     output_types = {value.name: _type_name(value) for value in graph.output}
     model = _expanded(source.without_half(model))
     graph = model.graph
@@ -281,6 +283,12 @@ def _input_dim(name, axis, dim):
         why=f"dimension {axis} is {dim.dim_param or 'not set'}",
         hint="fix it: python -m onnxruntime.tools.make_dynamic_shape_fixed, or onnx.tools.update_model_dims",
     )
+
+
+def _one_batch(inputs):
+    """All dynamic dimensions are one batch, so they get one name: that of the first."""
+    name = next((dim for info in inputs for dim in info.shape if isinstance(dim, str)), "")
+    return [replace(info, shape=tuple(name if isinstance(dim, str) else dim for dim in info.shape)) for info in inputs]
 
 
 def _parameter(info, batch):

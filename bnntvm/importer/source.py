@@ -69,8 +69,9 @@ def _read(source):
         where, folder = str(path), path.parent
         try:
             data = path.read_bytes()
-        except OSError as error:
-            raise ModelError("the model cannot be read", where=where, why=error.strerror or str(error)) from error
+        except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+            why = getattr(error, "strerror", None) or str(error)
+            raise ModelError("the model cannot be read", where=where, why=why, hint="check the path and the rights") from error
     if not data:
         raise ModelError("the model is empty", where=where)
     try:
@@ -128,14 +129,20 @@ def _check_external(tensors, folder, where):
         if not location:
             raise ModelError("external data without a location", where=place)
         path = Path(location)
-        if path.is_absolute() or ".." in path.parts or not (root / path).resolve().is_relative_to(root):
+        try:
+            target = (root / path).resolve()
+            found = target.is_file()
+        except (OSError, ValueError) as error:
+            raise ModelError("external data cannot be read", where=place, why=str(error)[:200], hint="export the model again") from error
+        if path.is_absolute() or ".." in path.parts or not target.is_relative_to(root):
+            linked = "" if path.is_absolute() or ".." in path.parts else f", a link to '{target}'"
             raise ModelError(
                 "external data outside the model's folder is refused",
                 where=place,
-                why=f"location is '{location}'",
-                hint="put the data file beside the model and save the model with a relative location",
+                why=f"location is '{location}'{linked}",
+                hint="put the data file itself beside the model and save the model with a relative location",
             )
-        if not (root / path).is_file():
+        if not found:
             raise ModelError("external data is missing", where=place, why=f"no file '{location}'", hint="copy it beside the model")
 
 
@@ -144,6 +151,23 @@ def _check_graph(model, checked, where):
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ModelError("two graph inputs have the same name", where=where, why=f"'{twice[0]}'")
+    if model.ir_version > onnx.IR_VERSION:
+        raise UnsupportedError(
+            f"IR version {model.ir_version} is not supported",
+            where=where,
+            why=f"the installed onnx package knows none above {onnx.IR_VERSION}",
+            hint="update onnx",
+        )
+    untyped = [
+        value.name for value in model.graph.output if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape")
+    ]
+    if untyped:
+        raise ModelError(
+            "a graph output has no shape",
+            where=where,
+            why=f"'{untyped[0]}': the format asks for one, if only of unnamed dimensions",
+            hint="onnx.shape_inference.infer_shapes(model) adds it",
+        )
     if model.graph.sparse_initializer:
         raise UnsupportedError("sparse initializers are not supported", where=where, hint="save them as dense tensors")
     try:

@@ -240,3 +240,88 @@ def test_external_data_outside_of_the_folder(tmp_path, location):
     (path.parent / "link.bin").symlink_to(secret)
     with pytest.raises(ModelError, match="(?s)outside.*'w'"):
         import_model(path)
+
+
+def convolution(image=(2, 3, 5, 5), kernel=(4, 3, 3, 3), **attributes):
+    product = node("Conv", "x w", "y", name="product", **attributes)
+    return model([product], {"x": np.ones(image, np.float32)}, ["y"], {"w": np.ones(kernel, np.float32)})
+
+
+@pytest.mark.parametrize(
+    "proto, match",
+    [
+        (convolution(kernel=(4, 3, 7, 7)), "(?s)larger than the image.*product.*reaches over 7, the padded image has 5"),
+        (convolution(dilations=[1, 3]), "larger than the image"),
+        (convolution(strides=[0, 1]), "strides must be positive"),
+        (convolution(dilations=[1, 0]), "dilations must be positive"),
+    ],
+)
+def test_windows_that_are_none(proto, match):
+    with pytest.raises(ModelError, match=match):
+        import_model(proto)
+
+
+def test_a_window_that_just_fits():
+    assert import_model(convolution(kernel=(4, 3, 7, 7), pads=[1, 1, 1, 1])).outputs[0].shape == (2, 4, 1, 1)
+
+
+def test_negative_variance():
+    variance = np.float32([1, -1, 1])
+    parameters = {"g": np.ones(3, np.float32), "b": np.ones(3, np.float32), "m": np.ones(3, np.float32), "v": variance}
+    proto = model([node("BatchNormalization", "x g b m v", "y", name="norm")], {"x": np.ones((1, 3, 2, 2), np.float32)}, ["y"], parameters)
+    with pytest.raises(ModelError, match="(?s)variance is negative.*norm.*'v' holds -1"):
+        import_model(proto)
+
+
+def test_output_without_a_shape():
+    proto = matmul()
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    with pytest.raises(ModelError, match="(?s)'y'.*infer_shapes"):
+        import_model(proto)
+
+
+def test_newer_ir_version():
+    proto = matmul()
+    proto.ir_version = 99
+    with pytest.raises(UnsupportedError, match="(?s)IR version 99.*update onnx"):
+        import_model(proto)
+
+
+def test_constant_without_elements():
+    proto = model([node("Concat", "x e", "y", axis=0, name="join")], {"x": X}, ["y"], {"e": np.ones((0, 3), np.float32)})
+    with pytest.raises(UnsupportedError, match="(?s)no elements.*join"):
+        import_model(proto)
+
+
+def test_paths_that_no_file_can_have(tmp_path):
+    with pytest.raises(ModelError, match="cannot be read"):
+        import_model("zero\0byte")
+    for location in ("zero\0byte", "x" * 5000):
+        proto = matmul()
+        onnx.external_data_helper.set_external_data(proto.graph.initializer[0], location)
+        proto.graph.initializer[0].ClearField("raw_data")
+        path = tmp_path / "m.onnx"
+        path.write_bytes(proto.SerializeToString())
+        with pytest.raises(ModelError, match="(?s)external data cannot be read.*'w'"):
+            import_model(path)
+
+
+def test_link_out_of_the_folder_is_named(tmp_path):
+    proto = matmul()
+    onnx.external_data_helper.set_external_data(proto.graph.initializer[0], "link")
+    proto.graph.initializer[0].ClearField("raw_data")
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "outside").write_bytes(bytes(48))
+    (tmp_path / "inside" / "link").symlink_to(tmp_path / "outside")
+    path = tmp_path / "inside" / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match="(?s)outside.*a link to"):
+        import_model(path)
+
+
+def test_dynamic_dimensions_of_several_inputs_are_one_batch():
+    proto = model([node("Add", "a b", "y")], {"a": X, "b": X}, ["y"], {})
+    for name, value in zip("NM", proto.graph.input):
+        value.type.tensor_type.shape.dim[0].dim_param = name
+    proto.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    assert [info.shape for info in import_model(proto).inputs] == [("N", 3), ("N", 3)]

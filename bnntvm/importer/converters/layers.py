@@ -6,6 +6,7 @@ import numpy as np
 from tvm import relax
 
 from ... import ops
+from ...errors import ModelError
 from ..registry import converts
 from ..values import Unfolded, is_constant, shape_of
 
@@ -22,6 +23,7 @@ def convolution(ctx, node, x, weight):
     spatial = len(kernel) - 2
     strides, dilations = window(node, "strides", spatial), window(node, "dilations", spatial)
     pads = explicit_pads(node, shape[2:], kernel[2:], strides, dilations)
+    check_window(node, shape[2:], kernel[2:], strides, dilations, pads)
     call = ops.call(
         ops.CONV,
         [ctx.tensor(x), ctx.tensor(weight)],
@@ -44,6 +46,22 @@ def convolution(ctx, node, x, weight):
 def window(node, name, spatial):
     """An attribute with one int per spatial axis, 1 by default."""
     return [int(v) for v in node.attrs.get(name) or [1] * spatial]
+
+
+def check_window(node, sizes, kernel, strides, dilations, pads):
+    """Raise ModelError for strides and dilations that are none, and where the window does not fit even once."""
+    for name, values in (("strides", strides), ("dilations", dilations)):
+        if min(values, default=1) < 1:
+            raise ModelError(f"{name} must be positive", where=node.where, why=f"{name} are {values}", hint="export the model again")
+    for axis, (size, k, dilation) in enumerate(zip(sizes, kernel, dilations)):
+        padded, reach = size + pads[axis] + pads[axis + len(kernel)], dilation * (k - 1) + 1
+        if reach > padded:
+            raise ModelError(
+                "the kernel is larger than the image",
+                where=node.where,
+                why=f"along spatial axis {axis} it reaches over {reach}, the padded image has {padded}",
+                hint="give the network a larger input, or pad more",
+            )
 
 
 def explicit_pads(node, sizes, kernel, strides, dilations):

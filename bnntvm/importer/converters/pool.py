@@ -5,7 +5,7 @@ from tvm import relax
 
 from ..registry import converts
 from ..values import shape_of
-from .layers import explicit_pads, window
+from .layers import check_window, explicit_pads, window
 from .shape import padded, reshaped
 
 _POOLS = {
@@ -25,6 +25,8 @@ def pool(ctx, node, x):
         raise ctx.unsupported(f"{spatial}-D pooling of a tensor of rank {len(shape)} is not supported")
     strides, dilations = window(node, "strides", spatial), window(node, "dilations", spatial)
     pads = explicit_pads(node, shape[2:], kernel, strides, dilations)
+    if not node.attrs.get("ceil_mode", 0):
+        check_window(node, shape[2:], kernel, strides, dilations, pads)
     lengths = _lengths(node, shape[2:], kernel, strides, dilations, pads)
     reach = [(out - 1) * s + d * (k - 1) + 1 for out, s, d, k in zip(lengths, strides, dilations, kernel)]
     # The end pads that make every window fit: windows of ceil_mode may hang over the declared pads.

@@ -3,6 +3,7 @@
 import numpy as np
 from tvm import relax
 
+from ...errors import ModelError
 from ..registry import converts
 from ..values import is_constant, shape_of
 from .elementwise import Arithmetic
@@ -112,6 +113,13 @@ def batch_normalisation(ctx, node, x, gamma, beta, mean, variance):
     m = Arithmetic(ctx, x)
     if all(map(is_constant, (gamma, beta, mean, variance))):
         gamma, beta, mean, variance = (a.astype(np.float32) for a in (gamma, beta, mean, variance))
+        if np.any(variance + eps < 0):
+            raise ModelError(
+                "a variance is negative",
+                where=node.where,
+                why=f"'{node.inputs[4]}' holds {variance.min():g}, whose square root is not a number",
+                hint="train or export the model again",
+            )
         with np.errstate(all="ignore"):
             scale = gamma / np.sqrt(variance + eps)
             shift = beta - mean * scale
