@@ -13,6 +13,7 @@ import numpy as np
 
 from bnntvm.schedules import binary_conv2d_sliced as sliced
 from bnntvm.schedules import epilogue
+from bnntvm.schedules.binary_conv2d_adders import Tables
 from bnntvm.schedules.binary_conv2d_kernel import Kernel
 from bnntvm.schedules.binary_conv2d_tiles import Geometry
 from bnntvm.spec import WORD_BITS, words
@@ -29,7 +30,7 @@ class Schedule:
     vectors : int
         Vectors of output channels in the register tile; times the lanes, a divisor of 32.
     adder : str
-        ``plain`` or ``carry_save``, see :mod:`.binary_conv2d_adders`.
+        ``plain``, ``carry_save`` or ``tables``, see :mod:`.binary_conv2d_adders`.
     task_rows, task_blocks : int
         Output rows and blocks of 32 output channels of one parallel task.
     """
@@ -58,12 +59,21 @@ def default_schedule(spec, isa):
         vectors, most = 2, 12
     adder = "carry_save" if carry_save else "plain"
     task_rows, task_blocks = _tasks(geometry, words(spec.out_channels))
+    if _tables_fit(spec, isa) and geometry.out_width >= 4:  # else splitting the weights into nibbles costs more than it saves
+        return Schedule(_tile_width(geometry, 7), 4, "tables", task_rows, task_blocks)
     return Schedule(_tile_width(geometry, most), vectors, adder, task_rows, task_blocks)
 
 
 def _carry_save_fits(spec):
     """Whether there are pairs of words, and the data of all channels are the same words, so that encoding them is cheap."""
     return spec.groups == 1 and Geometry.of(spec).group_words > 1
+
+
+def _tables_fit(spec, isa):
+    """Whether the nibbles of bipolar data without zeros can be looked up: with AVX2, and sums that 16 bits hold."""
+    height, width = spec.window.kernel
+    short = height * width * spec.in_channels <= Tables.most_bits
+    return isa.lanes == 8 and isa.popcount == "shuffle" and spec.groups == 1 and short and not spec.zeros and not spec.unipolar
 
 
 def _tile_width(geometry, most):
@@ -101,6 +111,8 @@ def space(spec, isa):
     if sliced.claims(spec):
         return [replace(first, task_rows=rows) for rows in dict.fromkeys((first.task_rows, 1, 4, spec.window.out_height))]
     width = Geometry.of(spec).out_width
+    if _tables_fit(spec, isa):
+        found += [replace(first, pixels=pixels, vectors=4, adder="tables") for pixels in range(1, min(width, 13) + 1)]
     adders = ["plain", "carry_save"] if _carry_save_fits(spec) else ["plain"]
     for adder in adders:
         for vectors in (1, 2, 4):
@@ -124,7 +136,7 @@ def pack_weights(spec, schedule, isa, weights):
     -------
     uint32[words(O), parts * kh * kw * words(in_channels / groups) * channels], parts * channels = 32
         ``channels`` output channels side by side, one per lane. For ``carry_save`` the second word of each
-        pair of a tap is xored with the first. Another layout for depthwise convolutions, see :mod:`.binary_conv2d_sliced`.
+        pair of a tap is xored with the first. ``tables``: see :meth:`.binary_conv2d_adders.Tables.pack`. Another layout for depthwise convolutions, see :mod:`.binary_conv2d_sliced`.
     """
     if sliced.claims(spec):
         return sliced.pack_weights(weights)
@@ -139,6 +151,8 @@ def pack_weights(spec, schedule, isa, weights):
         pairs = weights.shape[-1] // 2 * 2
         taps[..., 1:pairs:2] ^= taps[..., 0:pairs:2]
     parts = flat.reshape(blocks, WORD_BITS // channels, channels, -1)
+    if schedule.adder == "tables":
+        return Tables.pack(parts.transpose(0, 1, 3, 2)).reshape(blocks, -1)
     return np.ascontiguousarray(parts.transpose(0, 1, 3, 2)).reshape(blocks, -1)
 
 

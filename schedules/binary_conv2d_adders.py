@@ -12,11 +12,13 @@ adder              what is taken away per word                  dot product     
 :class:`Zeros`     2 popc((a ^ w) & ~z) + popc(z)               value (+ K)          8 a word
 ================== ============================================ ==================== ==================
 
-With :class:`Bytes` both of the former count in 8 bits, for processors without vpopcnt.
+With :class:`Bytes` both of the former count in 8 bits, for processors without vpopcnt; :class:`Tables` looks popc(a ^ w) up.
 (+ K): where the counters started at 0. Unipolar data use the same adders, see :mod:`.binary_conv2d_unipolar`.
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from bnntvm.schedules import tir as T
 
@@ -53,6 +55,8 @@ class Adder:
     weight = 1
     #: Steps after which ``flush`` must be called, or None.
     flush_every = None
+    #: Whether the data are read from a copy that the kernel makes of the rows of a task.
+    copies = False
 
     def __init__(self, pixels, vectors, lanes):
         self.pixels, self.vectors, self.lanes = pixels, vectors, lanes
@@ -113,6 +117,7 @@ class CarrySave(Adder):
 
     words = 2
     weight = 2
+    copies = True
 
     def __init__(self, pixels, vectors, lanes):
         super().__init__(pixels, vectors, lanes)
@@ -197,6 +202,79 @@ class Bytes(Adder):
 
 class CarrySaveBytes(Bytes, CarrySave):
     """Carries counted in bytes."""
+
+
+class Tables(Adder):
+    """Nibbles looked up by vpshufb, for AVX2: 32 channels in the bytes of one register.
+
+    The table is that of an activation nibble a, popc(a ^ w) for the sixteen w, and the indices are weight nibbles: two operations for four
+    bits of 32 channels. A vector of packed weights holds one byte of a word for each channel. Byte 4 l + j belongs to channel 8 j + l, so
+    that :meth:`value` finds channels side by side when it takes bytes apart. A word adds up to 32 to its byte; ``flush`` widens to 16 bits.
+    """
+
+    flush_every = 7
+    copies = True
+    #: Longest sum that 16 bits hold.
+    most_bits = 0xFFFF
+    #: Rows of the table follow each other.
+    table_bytes = 16 * 16
+
+    def __init__(self, pixels, vectors, lanes):
+        self.pixels, self.vectors, self.lanes = pixels, vectors, lanes
+        self.counts = T.Registers("counts", pixels, "uint8", 4 * lanes)
+        self.pairs = T.Registers("pairs", 2 * pixels, "uint32", lanes)
+        self.allocations = self.counts.allocate + self.pairs.allocate
+
+    @staticmethod
+    def table(array):
+        """Statements that write the table to ``array``."""
+        nibbles = T.tirx.Cast("uint8x16", T.lane_numbers(16))
+        rows = [popcount(nibbles ^ T.splat(a, "uint8", 16)) for a in range(16)]
+        return [T.store_vector(array, [16 * a], row) for a, row in enumerate(rows)]
+
+    @staticmethod
+    def pack(words):
+        """``uint32[..., 32]`` in the order of lanes of ``uint32[..., 32]``, one word for each of 32 channels."""
+        octets = np.ascontiguousarray(words, "<u4").view("u1").reshape(*words.shape[:-1], 4, 8, 4)  # j, l, byte of the word
+        octets = np.moveaxis(octets, (-1, -2, -3), (-3, -2, -1))
+        return np.ascontiguousarray(octets).reshape(*words.shape[:-1], 128).view("<u4")
+
+    def start(self, initial=None):
+        self.initial = initial
+        lanes = self.lanes
+        return [self.counts.fill(T.splat(0, "uint8", 4 * lanes)), self.pairs.fill(T.splat(0, "uint32", lanes))]
+
+    def nibbles(self, weights):
+        """Low and high nibbles of a ``uint32`` vector, as indices."""
+        low = T.splat(0x0F0F0F0F, "uint32", self.lanes)
+        halves = (weights & low, (weights >> T.splat(4, "uint32", self.lanes)) & low)
+        return [T.tirx.reinterpret(T.vector_type("uint8", 4 * self.lanes), half) for half in halves]
+
+    def look_up(self, p, row, indices):
+        """Statements that count a nibble: ``row`` is the activation's row of the table, ``uint8x16``.
+
+        The sum does not saturate, but LLVM would regroup a plain one to add all terms of a word first, in more registers than there are.
+        """
+        row, bind = T.bind("row", row)
+        found = T.intrinsic("llvm.x86.avx2.pshuf.b", T.shuffle([row, row], range(32)), indices)
+        return [bind, self.counts.set(p, T.intrinsic("llvm.uadd.sat", self.counts.get(p), found))]
+
+    def flush(self):
+        low, statements = T.splat(0x00FF00FF, "uint32", self.lanes), []
+        for p in range(self.pixels):
+            counts, bind = T.bind("counts", T.tirx.reinterpret(T.vector_type("uint32", self.lanes), self.counts.get(p)))
+            odd = (counts >> T.splat(8, "uint32", self.lanes)) & low
+            statements += [
+                bind, self.pairs.set(2 * p, self.pairs.get(2 * p) + (counts & low)), self.pairs.set(2 * p + 1, self.pairs.get(2 * p + 1) + odd),
+                self.counts.set(p, T.splat(0, "uint8", 4 * self.lanes)),
+            ]  # fmt: skip
+        return statements
+
+    def value(self, p, v):
+        pair = self.pairs.get(2 * p + v % 2)
+        count = pair >> T.splat(16, "uint32", self.lanes) if v >= 2 else pair & T.splat(0xFFFF, "uint32", self.lanes)
+        initial = self.initial[p] if self.initial else T.splat(0, "int32", self.lanes)
+        return initial - T.tirx.Cast(T.vector_type("int32", self.lanes), count)
 
 
 class Zeros(Adder):

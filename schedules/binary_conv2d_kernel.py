@@ -12,7 +12,7 @@ from functools import cached_property
 from tvm import tirx
 
 from bnntvm.schedules import tir as T
-from bnntvm.schedules.binary_conv2d_adders import Adder, Bytes, CarrySave, CarrySaveBytes, CarrySaveOdd, EncodedZeros, Zeros, memory
+from bnntvm.schedules.binary_conv2d_adders import Adder, Bytes, CarrySave, CarrySaveBytes, CarrySaveOdd, EncodedZeros, Tables, Zeros, memory
 from bnntvm.schedules.binary_conv2d_tiles import Geometry, Segment, plan_row, segments
 from bnntvm.schedules.binary_conv2d_unipolar import WeightCounts
 from bnntvm.schedules.epilogue import Emitter
@@ -91,7 +91,7 @@ class Kernel:
         plain, carry_save = Bytes, CarrySaveBytes
         if self.isa.popcount == "vector":
             plain, carry_save = Adder, CarrySaveOdd if self.geometry.group_words % 2 else CarrySave
-        return {"plain": plain, "carry_save": carry_save}[self.schedule.adder]
+        return {"plain": plain, "carry_save": carry_save, "tables": Tables}[self.schedule.adder]
 
     def _input_rows(self, row, rows):
         """First input row and number of input rows that the task needs."""
@@ -130,21 +130,41 @@ class Kernel:
     def source(self, row, rows):
         """Statements that make the words that the inner loop broadcasts; sets ``self.words`` to their buffer."""
         self.origin = T.i64(0)
-        if not issubclass(self.fast_adder, CarrySave):
+        if not self.fast_adder.copies:
             return []
         g = self.geometry
         row_words = g.width * g.pixel_words
         top, count = self._input_rows(row, rows)
         most = min(g.height, (self.schedule.task_rows - 1) * g.strides[0] + (g.kernel[0] - 1) * g.dilations[0] + 1)
-        self.encoded, allocation = memory("encoded", most * row_words, "uint32")
         first, bind_first = T.bind("first", top * row_words)
         length, bind_length = T.bind("length", count * row_words)
         self.origin = first
-        return [allocation, bind_first, bind_length, self._encode(first, length)]
+        copy = self._table_rows if self.fast_adder is Tables else self._encode
+        return [bind_first, bind_length, copy(first, length, most * row_words)]
 
-    def _encode(self, first, length):
+    def _table_rows(self, first, length, most):
+        """Statements that write for every nibble of ``length`` words where its row of the table is; low and high nibbles apart."""
+        low, allocate_low = memory("low", most * 4, "uint8")
+        high, allocate_high = memory("high", most * 4, "uint8")
+        self.table, allocate_table = memory("table", Tables.table_bytes, "uint8")
+        self.nibbles = (low, high)
+
+        def copy(at, lanes):
+            mask = T.splat(0xF0F0F0F0, "uint32", lanes)
+            loaded, bind = T.bind("a", T.load_vector(self.data, [self.image, 0, 0, first + at], lanes))
+            octets = T.vector_type("uint8", 4 * lanes)
+            return [bind, T.store_vector(low, [at * 4], tirx.reinterpret(octets, (loaded << T.splat(4, "uint32", lanes)) & mask)),
+                    T.store_vector(high, [at * 4], tirx.reinterpret(octets, loaded & mask))]  # fmt: skip
+
+        lanes = self.lanes
+        vectors = length // lanes
+        return [allocate_low, allocate_high, allocate_table, Tables.table(self.table), T.for_("i", vectors, lambda i: copy(i * lanes, lanes)),
+                T.for_("i", length - vectors * lanes, lambda i: copy(vectors * lanes + i, 1))]  # fmt: skip
+
+    def _encode(self, first, length, most):
         """Statements that copy ``length`` words from word ``first`` of the image on, the second of each pair xored with the first."""
         size, lanes = self.geometry.pixel_words, self.lanes
+        self.encoded, allocation = memory("encoded", most, "uint32")
 
         def pairs(at, count):
             wide = T.vector_type("uint64", count // 2)
@@ -158,9 +178,9 @@ class Kernel:
                     T.store(self.encoded, T.load(self.data, self.image, 0, 0, first + last), last)]  # fmt: skip
 
         if size % 2:
-            return T.for_("pixel", length // size, pixel)
+            return [allocation, T.for_("pixel", length // size, pixel)]
         vectors = length // lanes
-        return [T.for_("i", vectors, lambda i: pairs(i * lanes, lanes)),
+        return [allocation, T.for_("i", vectors, lambda i: pairs(i * lanes, lanes)),
                 T.for_("i", (length - vectors * lanes) // 2, lambda i: pairs(vectors * lanes + i * 2, 2))]  # fmt: skip
 
     # Rows and tiles -------------------------------------------------------------------------------------------------------------------
@@ -251,7 +271,7 @@ class Kernel:
         block, _, first_row, last_row, start = place
         g = self.geometry
         sums = adder(len(pattern), self.vectors, self.lanes)
-        origin = self.origin if issubclass(adder, CarrySave) else 0
+        origin = self.origin if adder.copies else 0
         start_at, bind_start = T.bind("at", start + x * (g.strides[1] * g.pixel_words) - origin)
         weights_at, bind_weights = T.bind("weights", part * (self.kernel_words * self.step))
         groups, bind_groups = self._groups(block, part)
@@ -315,6 +335,8 @@ class Kernel:
 
     def words(self, sums, block, pixels, at, weights_at, groups, count=None):
         """One step of the adder for every pixel and vector; ``count`` is 1 for a word that is left over."""
+        if isinstance(sums, Tables):
+            return self.table_word(sums, block, pixels, at, weights_at)
         g = self.geometry
         add = sums.step if count is None else sums.single
         count = sums.words if count is None else count
@@ -332,6 +354,20 @@ class Kernel:
             for v in range(self.vectors):
                 statements += add(p, v, self.activations(sums, place, v, groups, count), weights[v])
         return [binds, statements]
+
+    def table_word(self, sums, block, pixels, at, weights_at):
+        """One word of every pixel through the table."""
+        g, statements = self.geometry, []
+        for byte in range(4):
+            weights, bind = T.bind("w", T.load_vector(self.weights, [block, weights_at + byte * self.lanes], self.lanes))
+            statements.append(bind)
+            for nibbles, indices in zip(self.nibbles, sums.nibbles(weights)):
+                indices, bind = T.bind("indices", indices)
+                statements.append(bind)
+                for p in pixels:
+                    place = tirx.Cast("int64", T.load(nibbles, (at + p * g.strides[1] * g.pixel_words) * 4 + byte))
+                    statements += sums.look_up(p, T.load_vector(self.table, [place], 16), indices)
+        return statements
 
     def activations(self, sums, at, v, groups, count):
         """The vectors of ``count`` of activation words at ``at``, as the lanes of vector ``v`` need them."""
