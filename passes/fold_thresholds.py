@@ -20,7 +20,7 @@ from tvm import relax
 from bnntvm import ops
 from bnntvm.bits import WORD_BITS, pack_bits
 from bnntvm.graph import Rewriter, bindings, const, dims, dtype, op_name, uses
-from bnntvm.levels import Mono, Step, quantise, threshold_values
+from bnntvm.levels import Mono, quantise, threshold_values
 
 from .infer_levels import infer_levels
 from .propagate_bits import pool_bits
