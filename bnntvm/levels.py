@@ -258,4 +258,5 @@ def threshold_values(step, k, dtype):
     if np.dtype(dtype).kind == "f":
         return np.where(cut <= 0, -np.inf, np.where(cut >= count, np.inf, inner)).astype(dtype)
     info = np.iinfo(dtype)
-    return np.where(cut <= 0, info.min, np.where(cut >= count, info.max, np.clip(np.ceil(inner), info.min, info.max).astype(np.int64))).astype(dtype)
+    inner = np.clip(np.ceil(inner), info.min, info.max).astype(np.int64)
+    return np.where(cut <= 0, info.min, np.where(cut >= count, info.max, inner)).astype(dtype)

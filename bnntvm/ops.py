@@ -144,7 +144,8 @@ PACK = define("bnn.pack", _infer_packed)
 #: [O, kh, kw, Cw] (bit 1 <-> -1). Attributes: layer, strides, pads, dilations, groups, channels, unipolar, zeros, and reachable =
 #: [low, high, stride], the values that the int32 result can take.
 CONV_BITS = define("bnn.conv2d_bits", _infer_conv_bits)
-#: Packed dense layer: data words [M, Kw], mask plane (if zeros), weight words [N, Kw]. Attributes: layer, channels, unipolar, zeros, reachable.
+#: Packed dense layer: data words [M, Kw], mask plane (if zeros), weight words [N, Kw]. Attributes: layer, channels, unipolar, zeros,
+#: reachable.
 DENSE_BITS = define("bnn.dense_bits", _infer_dense_bits)
 #: Packed pooling of words [N, H, W, Cw]. Attributes: kind ("and" or "or"), kernel, strides, pads, dilations, channels.
 POOL_BITS = define("bnn.pool_bits", _infer_pool_bits)

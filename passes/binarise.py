@@ -1,7 +1,7 @@
 """Rewrite convolutions and dense layers whose weights and activations hold few levels into packed operators.
 
-Both are taken apart into bit planes (:mod:`bnntvm.planes`); the layer becomes the sum over plane pairs of exact int32 products, and one scale
-per output channel. For x in {-b, b} and w in {-c_o, c_o} that is XNOR-Net (Rastegari et al. 2016, eq. 8-11),
+Both are taken apart into bit planes (:mod:`bnntvm.planes`); the layer becomes the sum over plane pairs of exact int32 products, and one
+scale per output channel. For x in {-b, b} and w in {-c_o, c_o} that is XNOR-Net (Rastegari et al. 2016, eq. 8-11),
 
     float(conv2d_bits(encode(x), sign(w))) * (b * c_o),
 
@@ -109,9 +109,8 @@ class _Binarise(Rewriter):
 
         def product(plane, negative):
             words = self.encode(data, plane, 1 if dense_groups(channels, groups) else groups)
-            return ops.call(
-                ops.CONV_BITS, [*words, const(pack_bits(negative))], **attrs, groups=groups, **self.common(call, plane, channels, count, even)
-            )
+            common = self.common(call, plane, channels, count, even)
+            return ops.call(ops.CONV_BITS, [*words, const(pack_bits(negative))], **attrs, groups=groups, **common)
 
         return self.combine(call, *found, product, (groups, *weight.shape[1:]))
 
@@ -146,8 +145,8 @@ class _Binarise(Rewriter):
             total = self.integer_sum([(int(a) * int(w), self.emit(acc)) for a, w, acc in terms])
             out = self.scaled(self.emit(relax.op.astype(total, "float32")), scale)
         else:
-            parts = [self.scaled(self.emit(relax.op.astype(self.emit(acc), "float32")), (np.float32(a) * w * scale).astype(np.float32)) for a, w, acc in terms]
-            out = self.total(parts)
+            floats = [(a, w, self.emit(relax.op.astype(self.emit(acc), "float32"))) for a, w, acc in terms]
+            out = self.total([self.scaled(acc, (np.float32(a) * w * scale).astype(np.float32)) for a, w, acc in floats])
         if weights.offset is None:
             return out
         groups, *shape = window
@@ -155,7 +154,8 @@ class _Binarise(Rewriter):
         sums = self.integer_or_float_sum([(a.coefficient, self.emit(product(a, ones))) for a in activation.planes])
         offset = (np.float32(activation.scale) * weights.offset).astype(np.float32)
         if groups > 1:  # the sums of a group belong to all its outputs
-            sums = self.emit(relax.op.take(sums, const(np.repeat(np.arange(groups), len(offset) // groups)), axis=len(dims(sums)) - 1, mode="clip"))
+            group_of = const(np.repeat(np.arange(groups), len(offset) // groups))
+            sums = self.emit(relax.op.take(sums, group_of, axis=len(dims(sums)) - 1, mode="clip"))
         return self.emit(relax.op.add(out, self.emit(relax.op.multiply(sums, const(offset)))))
 
     def integer_sum(self, terms):

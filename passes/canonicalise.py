@@ -2,7 +2,8 @@
 
 Dense layers on tensors of rank above two become two-dimensional; a concatenation of concatenations is one, and a slice of one that cuts
 between its parts picks the parts (dense and improvement blocks then never copy what only passes through); multiplications and divisions by
-one and additions of zero vanish; repeated expressions are computed once (two spellings of clip(x) must be one value for a straight-through term to cancel).
+one and additions of zero vanish; repeated expressions are computed once (two spellings of clip(x) must be one value for a straight-through
+term to cancel).
 
 Ordering contract: after ChannelsLast, before Binarise.
 """
@@ -76,7 +77,7 @@ class _Canonicalise(Rewriter):
         return out
 
     def neutral(self, var, call, number):
-        """The operand that an operation by a neutral constant leaves unchanged, or None. (x + 0 turns -0 to 0: nothing tells them apart.)"""
+        """The operand that an operation by a neutral constant leaves unchanged, or None. (x + 0 turns -0 to 0; nothing tells.)"""
         sides = [(call.args[0], call.args[1])]
         if op_name(call) in ("relax.multiply", "relax.add"):
             sides.append((call.args[1], call.args[0]))

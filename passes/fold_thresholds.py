@@ -1,8 +1,8 @@
 """Turn every remaining ``bnn.encode`` into comparisons with thresholds on the deepest tensor that decides it.
 
 If the encoded tensor is a step function of a source (an integer accumulator behind scale, bias, BatchNorm, PReLU, ...; or a float tensor),
-the plane "value is at one of these levels" is a xor of comparisons ``source < t_k``, one per cut at which membership changes, with the per-channel
-thresholds that the analysis found by evaluating the chain itself (Umuroglu et al., FINN, 2017, section 4.2.2, but by evaluation). The
+the plane "value is at one of these levels" is a xor of comparisons ``source < t_k``, one per cut at which membership changes, with the
+per-channel thresholds that the analysis found by evaluating the chain itself (Umuroglu et al., FINN, 2017, section 4.2.2, but by evaluation). The
 float chain then has no user left unless something else reads it. Channels whose sense is reversed (negative BatchNorm scale) are flipped
 by one xor per word.
 
@@ -51,7 +51,7 @@ class _Fold(Rewriter):
         return self.emit(ops.call(ops.PACK, [plane, *words], groups=groups))
 
     def packed_by_pixel(self, source, terms, flip, groups):
-        """As :meth:`packed` where thresholds differ from pixel to pixel: no kernel's epilogue reads such constants, so they are compared outside."""
+        """As :meth:`packed` where thresholds differ from pixel to pixel: no epilogue reads such constants, so they are compared outside."""
         plane = self.emit(relax.op.astype(self.compare(source, terms), "float32"))
         if flip.any():
             plane = self.emit(relax.op.abs(self.emit(relax.op.subtract(plane, const(flip.astype(np.float32))))))
@@ -72,14 +72,17 @@ class _Fold(Rewriter):
     def before_pool(self, fact, terms, flip, groups):
         """The comparison done before a max pool that only feeds this step function."""
         pool = self.producer.get(fact.source)
-        if len(terms) != 1 or op_name(pool) != "relax.nn.max_pool2d" or str(pool.attrs["layout"]) != "NHWC" or bool(pool.attrs["ceil_mode"]):
+        if len(terms) != 1 or op_name(pool) != "relax.nn.max_pool2d":
+            return None
+        if str(pool.attrs["layout"]) != "NHWC" or bool(pool.attrs["ceil_mode"]):
             return None
         if self.uses.get(fact.source, 0) > 1:
             return None
         inner, threshold = self.facts[pool.args[0]], terms[0]
         if not isinstance(inner, Mono):
             return None
-        below = quantise(inner, lambda x: (x >= threshold).astype(np.int64), np.broadcast_to(np.array([1.0, 0.0], np.float32), (*threshold.shape, 2)))
+        below_or_not = np.broadcast_to(np.array([1.0, 0.0], np.float32), (*threshold.shape, 2))
+        below = quantise(inner, lambda x: (x >= threshold).astype(np.int64), below_or_not)
         inner_terms, inner_flip = membership(below, [1.0], threshold_dtype(inner.source), len(flip))
         words = self.packed(self.env[inner.source], inner_terms, inner_flip, groups)
         words = self.emit(pool_bits(words, pool, "and", len(flip)))

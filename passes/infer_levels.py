@@ -51,9 +51,13 @@ RISING = {
 ROUNDING = {"round": np.rint, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc}
 #: comparisons: value for below, equal, above
 COMPARISONS = {
-    "less": (1, 0, 0), "less_equal": (1, 1, 0), "equal": (0, 1, 0), "not_equal": (1, 0, 1), "greater_equal": (0, 1, 1), "greater": (0, 0, 1),
+    "less": (1, 0, 0), "less_equal": (1, 1, 0), "equal": (0, 1, 0), "not_equal": (1, 0, 1), "greater_equal": (0, 1, 1),
+    "greater": (0, 0, 1),
 }  # fmt: skip
-MIRRORED = {"less": "greater", "less_equal": "greater_equal", "greater": "less", "greater_equal": "less_equal", "equal": "equal", "not_equal": "not_equal"}
+MIRRORED = {
+    "less": "greater", "less_equal": "greater_equal", "greater": "less", "greater_equal": "less_equal", "equal": "equal",
+    "not_equal": "not_equal",
+}  # fmt: skip
 UNARY = {
     **RISING, **ROUNDING, "sign": np.sign, "abs": np.abs, "negative": np.negative, "logical_not": np.logical_not, "square": np.square,
     "rsqrt": lambda x: _f32(1) / np.sqrt(x), "log": np.log,
@@ -64,7 +68,10 @@ BINARY = {
     "greater_equal": np.greater_equal, "logical_and": np.logical_and, "logical_or": np.logical_or, "logical_xor": np.logical_xor,
 }  # fmt: skip
 #: Operators that only move values.
-MOVING = {"reshape", "permute_dims", "strided_slice", "take", "squeeze", "expand_dims", "nn.max_pool2d", "broadcast_to", "flatten", "tile", "max", "min"}
+MOVING = {
+    "reshape", "permute_dims", "strided_slice", "take", "squeeze", "expand_dims", "nn.max_pool2d", "broadcast_to", "flatten", "tile", "max",
+    "min",
+}  # fmt: skip
 
 
 def infer_levels(func):
@@ -146,7 +153,8 @@ class Analysis:
         if name in ROUNDING:
             return self.rounded(fact, function)
         if name in RISING:
-            return self.settled(Mono(fact.source, fact.domain, lambda x: function(fact.function(x)), fact.direction, fact.integral and name == "nn.relu"))
+            integral = fact.integral and name == "nn.relu"
+            return self.settled(Mono(fact.source, fact.domain, lambda x: function(fact.function(x)), fact.direction, integral))
         return None
 
     def settled(self, fact):

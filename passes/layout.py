@@ -21,8 +21,8 @@ from bnntvm.graph import Rewriter, bindings, const, constant, dims, op_name, ope
 NHWC = (0, 2, 3, 1)
 
 ELEMENTWISE = {
-    "add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "negative", "abs", "sign", "sqrt", "rsqrt", "exp", "log", "tanh",
-    "sigmoid", "erf", "floor", "ceil", "round", "equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_and",
+    "add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "negative", "abs", "sign", "sqrt", "rsqrt", "exp", "log",
+    "tanh", "sigmoid", "erf", "floor", "ceil", "round", "equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_and",
     "logical_or", "logical_not", "logical_xor", "where", "astype", "clip", "nn.relu", "nn.leakyrelu", "nn.silu", "nn.gelu", "square", "sin",
     "cos", "mod", "floor_mod", "floor_divide", "bitwise_and", "bitwise_or", "bitwise_xor", "isnan", "isinf", "trunc",
 }  # fmt: skip
@@ -57,7 +57,7 @@ class _ChannelsLast(Rewriter):
         self.env = {p: Stored(p, tuple(range(len(dims(p))))) for p in self.func.params}
 
     def walk(self):
-        # An image that meets a convolution in the file's NCHW order is turned once, at the door, not after the elementwise operators before it.
+        # An image that meets a convolution in the file's NCHW order is turned once, at the door, not behind elementwise operators.
         for param in images_in_channel_order(self.func):
             self.env[param] = Stored(self.emit(relax.op.permute_dims(param, list(NHWC))), NHWC)
         super().walk()

@@ -1,7 +1,7 @@
 """Move packing up through operators that only move or pool values, so that they work on bits.
 
-``encode(max_pool(x))`` becomes ``pool_bits(encode(x))`` and so on for reshape, padding, concatenation and slicing, wherever the words of the
-result can be made from the words of the operand. What cannot be moved is packed from the float tensor by FoldThresholds.
+``encode(max_pool(x))`` becomes ``pool_bits(encode(x))`` and so on for reshape, padding, concatenation and slicing, wherever the words of
+the result can be made from the words of the operand. What cannot be moved is packed from the float tensor by FoldThresholds.
 
 Ordering contract: after Binarise, before FoldThresholds.
 """
@@ -88,7 +88,8 @@ class _Propagate(Rewriter):
             return None
         if value == level and dims(source)[-1] // groups % WORD_BITS:
             return None  # a padded word would need its tail cleared
-        return self.emit(relax.op.nn.pad(self.encoded(source, level, groups), width, "constant", float(0xFFFFFFFF) if value == level else 0.0))
+        word = float(0xFFFFFFFF) if value == level else 0.0
+        return self.emit(relax.op.nn.pad(self.encoded(source, level, groups), width, "constant", word))
 
     def through_concat(self, var, call, level, groups):
         fields, axis = list(call.args[0].fields), int(call.attrs["axis"]) % len(dims(var))
