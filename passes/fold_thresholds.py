@@ -40,12 +40,13 @@ class _Fold(Rewriter):
         if groups > 1 and dims(data)[-1] // groups % WORD_BITS:
             return self.grouped(data, fact, levels, groups)
         terms, flip = membership(fact, levels, threshold_dtype(fact.source), dims(data)[-1])
-        if flip.ndim > 1 or any(t.ndim > 1 for t in terms):
-            return self.packed_by_pixel(self.env[fact.source], terms, flip, groups)
         pooled = self.before_pool(fact, terms, flip, groups)
         return pooled if pooled is not None else self.packed(self.env[fact.source], terms, flip, groups)
 
     def packed(self, source, terms, flip, groups):
+        """The words of a plane."""
+        if by_pixel(terms, flip):
+            return self.packed_by_pixel(source, terms, flip, groups)
         plane = self.compare(source, terms)
         words = [const(group_words(flip, groups))] if flip.any() else []
         return self.emit(ops.call(ops.PACK, [plane, *words], groups=groups))
@@ -76,7 +77,7 @@ class _Fold(Rewriter):
             return None
         if str(pool.attrs["layout"]) != "NHWC" or bool(pool.attrs["ceil_mode"]):
             return None
-        if self.uses.get(fact.source, 0) > 1:
+        if self.uses.get(fact.source, 0) > 1 or by_pixel(terms, flip):
             return None
         inner, threshold = self.facts[pool.args[0]], terms[0]
         if not isinstance(inner, Mono):
@@ -99,6 +100,11 @@ class _Fold(Rewriter):
         rows = self.emit(relax.op.reshape(value, [*shape[:-2], shape[-2] * groups, shape[-1] // groups]))
         words = self.emit(ops.call(ops.PACK, [self.emit(relax.op.greater(rows, const(np.float32(0.5))))], groups=1))
         return self.emit(relax.op.reshape(words, [*shape[:-1], groups * dims(words)[-1]]))
+
+
+def by_pixel(terms, flip):
+    """Whether thresholds or flips differ from pixel to pixel."""
+    return flip.ndim > 1 or any(t.ndim > 1 for t in terms)
 
 
 def threshold_dtype(source):

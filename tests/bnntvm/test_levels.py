@@ -130,10 +130,9 @@ GAIN = st.sampled_from([-2.0, -1.0, -0.5, 0.0, 0.25, 1.0, 3.0])
 
 
 @st.composite
-def monos(draw, domain=None):
+def monos(draw, shapes=CHANNELS):
     """``gain * x + offset`` with numbers per channel."""
-    domain = domain or draw(domains())
-    shape = draw(CHANNELS)
+    domain, shape = draw(domains()), draw(shapes)
     size = int(np.prod(shape))
     gain = np.array(draw(st.lists(GAIN, min_size=size, max_size=size)), np.float32).reshape(shape)
     offset = np.array(draw(st.lists(st.integers(-8, 8), min_size=size, max_size=size)), np.float32).reshape(shape) / f32(2)
@@ -171,9 +170,8 @@ def test_quantise_finds_every_cut(mono, bounds):
     np.testing.assert_array_equal(*np.broadcast_arrays(evaluate(step), table[index(evaluate(mono))]))
 
 
-@given(monos())
+@given(monos(st.just((3,))))
 def test_quantise_with_a_table_per_channel(mono):
-    assume(mono.shape == (3,))
     table = np.array([[0, 1], [5, 4], [7, 7]], np.float32)
     step = quantise(mono, lambda v: (v >= 0).astype(np.int64), table)
     picked = np.take_along_axis(table, (evaluate(mono) >= 0).astype(np.int64), -1)
@@ -251,7 +249,8 @@ def test_a_threshold_behind_arithmetic_is_the_first_float_that_reaches_it(gain, 
     """sign(x * gain + offset): at the cut the chain, evaluated in float32, changes; one float before it has not."""
     gain, offset = f32(gain), f32(offset)
     chain = lambda x: x * gain + offset  # noqa: E731
-    step = quantise(Mono(SOURCE, ALL_FLOATS, chain, np.asarray(np.sign(gain), np.int8)), lambda v: (v >= 0).astype(np.int64), np.array([0, 1], np.float32))
+    mono = Mono(SOURCE, ALL_FLOATS, chain, np.asarray(np.sign(gain), np.int8))
+    step = quantise(mono, lambda v: (v >= 0).astype(np.int64), np.array([0, 1], np.float32))
     assume(step.cuts.shape[-1] == 1)
     cut = step.cuts[0]
     with np.errstate(all="ignore"):

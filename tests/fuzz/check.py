@@ -36,8 +36,8 @@ def differences(got, wanted):
             return f"output {i} is {a.dtype}{list(a.shape)}, not {b.dtype}{list(b.shape)}"
         if not np.array_equal(a, b):
             where = np.argwhere(a != b)
-            first = tuple(where[0])
-            return f"output {i}: {len(where)} of {a.size} elements differ, first at {list(map(int, first))}: {a[first]} instead of {b[first]}"
+            first = tuple(map(int, where[0]))
+            return f"output {i}: {len(where)} of {a.size} elements differ, first at {list(first)}: {a[first]} instead of {b[first]}"
     return None
 
 

@@ -190,7 +190,8 @@ def _model(graph, dynamic, batch, outputs):
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
     results = [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs]
     constants = [numpy_helper.from_array(array, name) for name, array in graph.constants.items()]
-    model = helper.make_model(helper.make_graph(graph.nodes, "fuzz", inputs, results, constants), opset_imports=[helper.make_opsetid("", OPSET)])
+    made = helper.make_graph(graph.nodes, "fuzz", inputs, results, constants)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)])
     model.ir_version = 8
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     for mine, found in zip(model.graph.output, inferred.graph.output):
@@ -203,7 +204,8 @@ def _model(graph, dynamic, batch, outputs):
 
 def _two(x, name, low=-1.0, high=1.0, zero=False):
     levels = {low, high} | ({0.0} if zero else set())
-    return Tensor(name, x.shape, max(abs(low), abs(high)), 0 if float(low).is_integer() and float(high).is_integer() else -2, frozenset(levels))
+    whole = float(low).is_integer() and float(high).is_integer()
+    return Tensor(name, x.shape, max(abs(low), abs(high)), 0 if whole else -2, frozenset(levels))
 
 
 def _as_signs(g, bit):
@@ -590,7 +592,7 @@ def batch_norm(g, x):
 
 @layer(3)
 def tied_batch_norm(g, x):
-    """BatchNormalization with any gain, a mean on the grid of ``x`` and no shift, then a quantiser: the sign of x - mean, whatever the gain."""
+    """BatchNormalization with any gain, a mean on the grid of ``x`` and no shift, then a quantiser: the sign of +-(x - mean)."""
     gamma = (g.rng.normal(size=x.channels) + 0.01).astype(np.float32)
     mean = (g.rng.integers(-5, 6, x.channels) * 2.0 ** max(x.grain, -2)).astype(np.float32)
     variance = g.rng.uniform(0.1, 3, x.channels).astype(np.float32)
@@ -659,7 +661,8 @@ def mixed(g, x):
     levels = None
     if isinstance(second, np.ndarray) and x.levels is not None:
         levels = x.levels | {float(second)}
-    return Tensor(g.op("Where", g.pick([bit, x, second], [bit, second, x])), x.shape, max(x.bound, other.bound, 1), min(x.grain, other.grain, 0), levels)
+    out = g.op("Where", g.pick([bit, x, second], [bit, second, x]))
+    return Tensor(out, x.shape, max(x.bound, other.bound, 1), min(x.grain, other.grain, 0), levels)
 
 
 @layer(3)
@@ -705,7 +708,8 @@ def gate(g, x):
         factor = g.op("ReduceMean", [g.op("Abs", [other])], axes=[1], keepdims=1)
     else:
         factor = g.op("GlobalAveragePool", [other])
-    return Tensor(g.op("Mul", g.pick([x, factor], [factor, x])), x.shape, x.bound * other.bound, x.grain + other.grain - (count.bit_length() - 1))
+    out = g.op("Mul", g.pick([x, factor], [factor, x]))
+    return Tensor(out, x.shape, x.bound * other.bound, x.grain + other.grain - (count.bit_length() - 1))
 
 
 # ---- what moves values

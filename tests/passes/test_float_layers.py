@@ -52,7 +52,9 @@ def test_convolutions_keep_their_geometry(shape, weight, layout, name):
     assert [int(d) for d in list(call.ty.shape)[1:]] == [int(d) for d in list(find(before, "bnn.conv")[0].ty.shape)[1:]]
 
 
-@pytest.mark.parametrize("shape, weight, name", [((2, 4, 5), (4, 3, 2), "nn.conv1d_transpose"), ((2, 4, 5, 4), (4, 3, 2, 3), "nn.conv2d_transpose")])
+@pytest.mark.parametrize(
+    "shape, weight, name", [((2, 4, 5), (4, 3, 2), "nn.conv1d_transpose"), ((2, 4, 5, 4), (4, 3, 2, 3), "nn.conv2d_transpose")]
+)
 def test_transposed_convolutions_keep_their_shape(shape, weight, name):
     spatial = len(weight) - 2
     attrs = dict(strides=[2] * spatial, pads=[1] * spatial + [0] * spatial, output_padding=[1] * spatial)

@@ -74,6 +74,19 @@ def test_thresholds_that_differ_from_pixel_to_pixel_behind_a_pool():
     same(before, after, quarters(2, 4, 4, 8))
 
 
+def test_factors_that_differ_from_pixel_to_pixel_before_a_pool():
+    gain = ints(4, 4, 8, largest=2)
+
+    def network(emit, x):
+        y = emit(r.nn.max_pool2d(emit(r.multiply(x, c(gain))), [2, 2], [2, 2], layout="NHWC"))
+        return emit(conv(binary(emit(r.subtract(y, c(0.5))), emit), signs(5, 1, 1, 8)))
+
+    before = module(network, ("n", 4, 4, 8))
+    after, _ = fold(before)
+    assert "bnn.pool_bits" in calls(after)
+    same(before, after, quarters(2, 4, 4, 8))
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "bool"])
 def test_sources_that_kernels_do_not_compare_are_converted(dtype):
     def network(emit, x):

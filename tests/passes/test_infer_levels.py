@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from bnntvm import ops
-from bnntvm.levels import Mono, Step
+from bnntvm.levels import Mono, Step, _ordinal
 from bnntvm.passes.infer_levels import infer_levels
 from tests.interpreter import run
 from tests.passes.relax_nets import c, conv, module, quarters, signs
@@ -124,22 +124,11 @@ def spelled(function, shape=("n", 8)):
 
 
 def step_values(fact, x):
-    """The values that a Step whose source is ``x`` promises."""
-    number = np.array([_number(fact.domain, v) for v in x.reshape(-1)]).reshape(x.shape)
+    """The values that a Step whose source is ``x`` promises, for a source of floats."""
+    assert fact.domain.values is None and not fact.domain.integer
+    number = _ordinal(x) - _ordinal(fact.domain.at(np.asarray(0)))
     level = np.sum(number[..., None] >= fact.cuts, -1)
     return np.take_along_axis(np.broadcast_to(fact.values, (*x.shape, fact.values.shape[-1])), level[..., None], -1)[..., 0]
-
-
-def _number(domain, value):
-    """How many values of a domain are below ``value``, by bisection."""
-    low, high = 0, domain.count()
-    while low < high:
-        middle = (low + high) // 2
-        if domain.at(np.asarray(middle)) < value:
-            low = middle + 1
-        else:
-            high = middle
-    return low
 
 
 def checked(function, x):
@@ -167,7 +156,7 @@ def test_any_number_lands_on_the_level_that_was_inferred(numbers, name):
 def test_sign_of_sum_with_epsilon_is_minus_one_only_below_it():
     """Sign(x + 1e-20): the threshold is where float32 addition says, not 0."""
     _, fact = spelled(SPELLINGS["sign_plus_eps"][0])
-    assert fact.domain.at(fact.cuts) .tolist() == [-np.float32(1e-20), np.nextafter(-np.float32(1e-20), np.float32(0))]
+    assert fact.domain.at(fact.cuts).tolist() == [-np.float32(1e-20), np.nextafter(-np.float32(1e-20), np.float32(0))]
 
 
 @pytest.mark.parametrize("form", ["sub_add", "add_neg", "minus_minus", "inner_first"])
@@ -349,10 +338,12 @@ def test_padding_of_even_channels_keeps_it():
 
 def test_batch_norm_thresholds_lie_between_integers():
     """A mean of 0.5 keeps an even sum off zero."""
-    fact, _ = fact_after_packing(
-        lambda emit, x: accumulated(emit, x, signs(4, 1, 1, 6), lambda v: r.multiply(v, c(np.float32([0.1, -2, 3, 7]))), lambda v: r.add(v, c(np.float32([0.05, 1, 1, 1]))), r.sign),
-        (1, 5, 5, 6),
-    )
+    gain, shift = np.float32([0.1, -2, 3, 7]), np.float32([0.05, 1, 1, 1])
+
+    def network(emit, x):
+        return accumulated(emit, x, signs(4, 1, 1, 6), lambda v: r.multiply(v, c(gain)), lambda v: r.add(v, c(shift)), r.sign)
+
+    fact, _ = fact_after_packing(network, (1, 5, 5, 6))
     assert fact.levels().tolist() == [-1, 1]
 
 
