@@ -65,6 +65,9 @@ def write(library, manifest, path, library_bytes=None):
         If the file cannot be written: no such folder, no permission, disk full.
     """
     path = _path(path)
+    if path.exists() and not path.is_file():  # the rename would put a file in the place of /dev/null
+        why = "it is a folder" if path.is_dir() else "it is a device, a pipe or a socket"
+        raise ArtefactError("the artefact could not be written", where=str(path), why=why, hint="give the path of a file")
     part = None
     try:
         # Next to the target, so that the rename stays within one file system; a name of its own, so that two writers never share one.

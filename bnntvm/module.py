@@ -16,7 +16,6 @@ from bnntvm import artefact, runtime
 from bnntvm.errors import ArtefactError, BnnError, InputError
 from bnntvm.report import Report
 
-
 #: Elements of a dot product that BLAS libraries do on one thread.
 _DOT_LENGTH = 8192
 
@@ -189,23 +188,25 @@ class Module:
         warmup : int
             Runs before the first that is timed.
         against : callable, optional
-            Something to compare with: called without arguments, in turns with this network, so that both meet the same machine.
+            Something to compare with: called without arguments, in short turns with this network, so that both meet the same machine.
 
         Returns
         -------
         Timing, or (Timing, Timing) with ``against``
         """
+        if repeat is not None and repeat < 1:
+            raise BnnError(f"not a number of runs: {repeat}", where="repeat=", hint="give an integer of 1 or more")
         feed = self.random_feed() if feed is None else feed
         calls = [lambda: self.run(feed)] + ([against] if against else [])
         times = [[] for _ in calls]
         for call in calls * warmup:
             call()
         end = time.perf_counter() + len(calls)
-        while len(times[0]) < (repeat or 10) or repeat is None and time.perf_counter() < end:
+        while min(map(len, times)) < (repeat or 10) or repeat is None and time.perf_counter() < end:
             for call, spent in zip(calls, times):
-                start = time.perf_counter()
-                call()
-                spent.append((time.perf_counter() - start) * 1e3)
+                if against:
+                    _call_for(_SETTLE_S, call)
+                spent += _call_for(_TURN_S, call, None if repeat is None else repeat - len(spent))
         timings = [Timing.of(spent) for spent in times]
         return tuple(timings) if against else timings[0]
 
@@ -215,8 +216,16 @@ class Module:
         feed = {}
         for info in self.inputs:
             shape, dtype = [dim if isinstance(dim, int) else batch for dim in info.shape], np.dtype(info.dtype)
-            values = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)
-            feed[info.name] = values.astype(dtype)
+            try:
+                values = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)
+                feed[info.name] = values.astype(dtype)
+            except (MemoryError, ValueError) as error:  # ValueError: beyond what an array can be
+                raise BnnError(
+                    "not enough memory for the inputs",
+                    where=f"{info.name} {_shape_text(shape)}",
+                    why=str(error),
+                    hint="give a smaller batch",
+                ) from error
         return feed
 
     def __repr__(self):
@@ -287,6 +296,21 @@ class Module:
         if check_finite and dtype.kind == "f":
             _check_finite(staged, self.inputs[index].name)
         return staged
+
+
+#: Turns of two sides that are compared, and calls before each that do not count. Threads of the other side that still spin, waiting for
+#: work, hold the cores for a while.
+_TURN_S, _SETTLE_S = 0.05, 0.01
+
+
+def _call_for(seconds, call, most=None):
+    """Milliseconds of each of the calls that begin within ``seconds``, at least one, but not more than ``most``."""
+    times, end = [], time.perf_counter() + seconds
+    while (not times or time.perf_counter() < end) and (most is None or len(times) < most):
+        start = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - start) * 1e3)
+    return times
 
 
 def load(path, threads=None):

@@ -182,6 +182,14 @@ def test_export_over_an_artefact_in_use(one_input, two_inputs, net, images):
     np.testing.assert_array_equal(old.run({"x": images})["y"], one_input.reference(images))
 
 
+def test_export_replaces_no_device_and_no_folder(module, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(bnntvm.ArtefactError, match="could not be written"):
+            module.export(path)
+    assert (tmp_path / "pipe").is_fifo() and [entry.name for entry in tmp_path.iterdir()] == ["pipe"]
+
+
 def test_failed_export_leaves_the_old_file_and_no_rest(module, net, tmp_path, monkeypatch):
     before, names = net.read_bytes(), sorted(os.listdir(tmp_path))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

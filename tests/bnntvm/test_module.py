@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -267,7 +268,11 @@ def test_benchmark_counts_and_compares(module):
     timing = module.benchmark(repeat=12)
     assert timing.repeat == 12 and 0 < timing.p10_ms <= timing.median_ms <= timing.p90_ms
     ours, theirs = module.benchmark(repeat=10, warmup=2, against=lambda: calls.append(1))
-    assert len(calls) == 12 and ours.repeat == theirs.repeat == 10
+    assert len(calls) > 12 and ours.repeat == theirs.repeat == 10
+    slow, _ = module.benchmark(repeat=3, warmup=1, against=lambda: time.sleep(0.1))
+    assert slow.repeat == 3
+    with pytest.raises(bnntvm.BnnError, match="number of runs"):
+        module.benchmark(repeat=0)
     assert Timing.of([3.0, 1.0, 2.0]).median_ms == 2.0
 
 
@@ -296,3 +301,5 @@ def test_a_batch_beyond_all_memory(one_input):
     with pytest.raises(bnntvm.BnnError, match="memory"):
         module(batch)
     assert module.run({module.inputs[0].name: np.array(batch[:1])})
+    with pytest.raises(bnntvm.BnnError, match="smaller batch"):
+        module.random_feed(batch=10**12)
