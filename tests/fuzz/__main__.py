@@ -27,6 +27,8 @@ def main():
     layers = [int(v) for v in args.layers.split(",")] if args.layers else None
     check, failed, start = CHECKS[args.check], 0, time.time()
     for seed in range(first, last):
+        if seed > first and (seed - first) % 100 == 0:
+            print(f"{seed - first} networks, {failed} failed, {time.time() - start:.0f} s", file=sys.stderr, flush=True)
         network = generate(seed, layers)
         if args.save:
             onnx.save(network.model, args.save)
