@@ -441,7 +441,9 @@ def _surely_finite(array):
     if array.dtype == np.float32:
         for start in range(0, flat.size, _DOT_LENGTH):
             piece = flat[start : start + _DOT_LENGTH]
-            if not math.isfinite(piece.dot(piece)):
+            with np.errstate(over="ignore"):
+                finite = math.isfinite(piece.dot(piece))
+            if not finite:
                 break
         else:
             return True

@@ -125,6 +125,7 @@ def test_values_that_are_not_finite(one_input, module, images, value, place):
         np.testing.assert_array_equal(module.run({"x": images}, check_finite=False)["y"], one_input.reference(images))
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_infinities_of_both_signs_and_huge_finite_values(module, images):
     huge = np.full_like(images, 3e38)
     assert np.isfinite(module.run({"x": huge})["y"]).all()  # their sum overflows, they do not
