@@ -12,7 +12,7 @@ import time
 import onnx
 
 from tests.fuzz.check import CHECKS, minimise
-from tests.fuzz.graphs import generate
+from tests.fuzz.networks import generate
 
 
 def main():

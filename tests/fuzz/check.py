@@ -11,7 +11,7 @@ import numpy as np
 import tests.passes.packed_semantics  # noqa: F401  (teaches the interpreter the packed operators)
 from bnntvm.importer import import_model
 from bnntvm.pipeline import passes
-from tests.fuzz.graphs import generate
+from tests.fuzz.networks import generate
 from tests.importer.helpers import reference
 from tests.interpreter import run
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.fuzz.check import CHECKS, interpreted, minimise
-from tests.fuzz.graphs import LAYERS, OPSET, generate
+from tests.fuzz.graphs import LAYERS
+from tests.fuzz.networks import OPSET, generate
 from tests.fuzz.regressions import FOUND
 from tests.importer.helpers import reference
 
