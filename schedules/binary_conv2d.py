@@ -136,7 +136,8 @@ def pack_weights(spec, schedule, isa, weights):
     -------
     uint32[words(O), parts * kh * kw * words(in_channels / groups) * channels], parts * channels = 32
         ``channels`` output channels side by side, one per lane. For ``carry_save`` the second word of each
-        pair of a tap is xored with the first. ``tables``: see :meth:`.binary_conv2d_adders.Tables.pack`. Another layout for depthwise convolutions, see :mod:`.binary_conv2d_sliced`.
+        pair of a tap is xored with the first. ``tables``: see :meth:`.binary_conv2d_adders.Tables.pack`.
+        Another layout for depthwise convolutions, see :mod:`.binary_conv2d_sliced`.
     """
     if sliced.claims(spec):
         return sliced.pack_weights(weights)

@@ -265,9 +265,11 @@ class Tables(Adder):
             counts, bind = T.bind("counts", T.tirx.reinterpret(T.vector_type("uint32", self.lanes), self.counts.get(p)))
             odd = (counts >> T.splat(8, "uint32", self.lanes)) & low
             statements += [
-                bind, self.pairs.set(2 * p, self.pairs.get(2 * p) + (counts & low)), self.pairs.set(2 * p + 1, self.pairs.get(2 * p + 1) + odd),
+                bind,
+                self.pairs.set(2 * p, self.pairs.get(2 * p) + (counts & low)),
+                self.pairs.set(2 * p + 1, self.pairs.get(2 * p + 1) + odd),
                 self.counts.set(p, T.splat(0, "uint8", 4 * self.lanes)),
-            ]  # fmt: skip
+            ]
         return statements
 
     def value(self, p, v):

@@ -143,7 +143,7 @@ class Kernel:
         return [bind_first, bind_length, copy(first, length, most * row_words)]
 
     def _table_rows(self, first, length, most):
-        """Statements that write for every nibble of ``length`` words where its row of the table is; low and high nibbles apart."""
+        """Statements that write the table, and for every nibble of ``length`` words where its row is; low and high nibbles apart."""
         low, allocate_low = memory("low", most * 4, "uint8")
         high, allocate_high = memory("high", most * 4, "uint8")
         self.table, allocate_table = memory("table", Tables.table_bytes, "uint8")
@@ -158,7 +158,8 @@ class Kernel:
 
         lanes = self.lanes
         vectors = length // lanes
-        return [allocate_low, allocate_high, allocate_table, Tables.table(self.table), T.for_("i", vectors, lambda i: copy(i * lanes, lanes)),
+        return [allocate_low, allocate_high, allocate_table, Tables.table(self.table),
+                T.for_("i", vectors, lambda i: copy(i * lanes, lanes)),
                 T.for_("i", length - vectors * lanes, lambda i: copy(vectors * lanes + i, 1))]  # fmt: skip
 
     def _encode(self, first, length, most):

@@ -3,7 +3,7 @@
 With one input and one output channel per group, every bit of a data word belongs to another channel, and no two bits are summed up. The
 terms of the sums are counted for all bits of a word at once: plane k holds bit k of the counters of all channels. A full adder takes three
 words to a sum and a carry with two operations of AVX-512, so that nine taps cost about thirty operations for 512 channels. Only the
-finished counters, four planes of them for nine taps, are spread to one 32-bit lane per channel, by masks.
+finished counters of a row, four planes of them for nine taps, are spread to one 32-bit lane per channel, by masks.
 
 ========== ==============================================
 data       dot product
@@ -64,6 +64,7 @@ class Kernel:
     def __init__(self, spec, schedule, isa):
         self.spec, self.isa, self.lanes, self.window = spec, isa, isa.lanes, spec.window
         self.task_rows, self.words = schedule.task_rows, words(spec.in_channels)
+        self.row_words = self.window.out_width * self.words
         self.taps = self.window.kernel[0] * self.window.kernel[1]
         self.terms = (_SET, _SET_NEGATIVE) if spec.unipolar else (_DIFFER_NOT_ZERO, _ZERO) if spec.zeros else (_DIFFER,)
         self.bits = self.taps.bit_length()
@@ -90,7 +91,7 @@ class Kernel:
     def task(self, image, first, rows):
         self.image = image
         self.tiled, allocate_tiled = memory("tiled", self.taps * self._period, "uint32")
-        self.counters, allocate_counters = memory("counters", self.planes * self.lanes, "uint32")
+        self.counters, allocate_counters = memory("counters", self.planes * self.row_words, "uint32")
         return [allocate_tiled, allocate_counters, self.tile_weights(), T.for_("y", rows, lambda y: self.row(first + y))]
 
     @property
@@ -114,7 +115,7 @@ class Kernel:
         for columns, pixels in groupby(range(self.window.out_width), self._columns):
             pixels = list(pixels)
             body.append(self.pixels((y, first, count), columns, pixels[0], len(pixels)))
-        return body
+        return [body, T.for_("word", self.row_words, lambda word: self.store(y, count, word))]
 
     def _columns(self, x):
         """The kernel columns inside the image for output column ``x``, as (first, stop)."""
@@ -137,8 +138,7 @@ class Kernel:
         def chunk(number):
             at = number * size if length % size == 0 else tirx.min(number * size, T.i64(length - size))
             at, bind_at = T.bind("at", at)
-            body = [bind_at, self.count(place, columns, x, at, size)]
-            return [body, T.for_("word", size, lambda word: self.store(place, columns, x, at + word, word * T.i64(1)))]
+            return [bind_at, self.count(place, columns, x, at, size)]
 
         return [bind, T.for_("chunk", -(-length // size), chunk)]
 
@@ -168,7 +168,8 @@ class Kernel:
                 body += self.add(planes, i * self.bits, [term.word(*operands) for operands in found])
             return body
 
-        stores = [T.store_vector(self.counters, [k * self.lanes], planes.get(k)) for k in range(self.planes)]
+        target = x * self.words + at
+        stores = [T.store_vector(self.counters, [k * self.row_words + target], planes.get(k)) for k in range(self.planes)]
         return [
             planes.allocate, bind_weights, bind_origin, planes.fill(T.splat(0, "uint32", size)),
             T.for_("r", count, row) if columns[1] > columns[0] else [], stores,
@@ -200,26 +201,34 @@ class Kernel:
 
     # Results --------------------------------------------------------------------------------------------------------------------------
 
-    def store(self, place, columns, x, at, word):
-        """The epilogue of the 32 channels whose counters are word ``word`` of the chunk."""
-        y, _, rows = place
+    def store(self, y, rows, word):
+        """The epilogue of the 32 channels of word ``word`` of a row; ``rows`` of the kernel's rows are inside the image."""
         lanes, per_word = self.lanes, WORD_BITS // self.lanes
-        pixel, bind_pixel = T.bind("pixel", x + at // self.words)
-        channel, bind_channel = T.bind("channel", at % self.words * WORD_BITS)
+        pixel, bind_pixel = T.bind("pixel", word // self.words)
+        channel, bind_channel = T.bind("channel", word % self.words * WORD_BITS)
         body = [bind_pixel, bind_channel]
-        base = 0 if self.spec.unipolar else rows * (columns[1] - columns[0])
+        base = 0 if self.spec.unipolar else rows * self.column_count(pixel)
         base, bind = T.bind("base", T.broadcast(tirx.Cast("int32", T.i64(base)), lanes))
         body.append(bind)
         values = [base] * per_word
         for k in range(self.planes):
             factor = T.splat(self.terms[k // self.bits].coefficient << (k % self.bits), "int32", lanes)
-            bits, bind = T.bind("bits", T.load(self.counters, k * self.lanes + word))
+            bits, bind = T.bind("bits", T.load(self.counters, k * self.row_words + word))
             body.append(bind)
             for v in range(per_word):
                 mask = self.lane_mask(bits, v * lanes)
-                values[v], bind = T.bind("value", tirx.Select(mask, values[v] + factor, values[v]))
+                # Each value is named once: TVM writes names out, and a chain that names them twice grows exponentially.
+                values[v], bind = T.bind("value", values[v] + tirx.Select(mask, factor, T.splat(0, "int32", lanes)))
                 body.append(bind)
         return [body, self.emitter.emit(values, (self.image, y, pixel), channel)]
+
+    def column_count(self, x):
+        """Number of kernel columns inside the image for output column ``x``, as an expression."""
+        w = self.window
+        step, origin = w.dilations[1], x * w.strides[1] - w.pads[1]
+        first = tirx.max(T.i64(0), (step - 1 - origin) // step)
+        last = tirx.min(T.i64(w.kernel[1]), (w.in_width - 1 - origin) // step + 1)
+        return tirx.max(T.i64(0), last - first)
 
     def lane_mask(self, bits, first):
         """Bool vector of the bits from ``first`` on of a word."""

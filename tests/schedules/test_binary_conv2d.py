@@ -127,7 +127,7 @@ def cases(draw):
     depthwise = draw(st.integers(0, 2)) == 0
     if depthwise:
         groups = draw(st.sampled_from([5, 32, 40, 64, 100]))
-    inputs = groups * (draw(st.sampled_from([1, 1, 1, 2, 4, 8, 16])) if depthwise else draw(st.sampled_from([1, 31, 32, 37, 64, 64, 96, 128, 160])))
+    inputs = groups * draw(st.sampled_from([1, 1, 1, 2, 4, 8, 16] if depthwise else [1, 31, 32, 37, 64, 64, 96, 128, 160]))
     outputs = groups * draw(st.sampled_from([1, 1, 2, 3, 4, 8] if depthwise else [1, 16, 32, 37, 64]))
     unipolar, zeros = draw(st.sampled_from([(False, False), (False, False), (False, False), (True, False), (False, True)]))
     dense = draw(st.booleans()) and groups > 1 and 32 % (inputs // groups) == 0
@@ -154,6 +154,33 @@ def test_usual_layers(isa, size, channels, kernel):
     pad = kernel // 2
     window = Window(size, size, (kernel, kernel), (1, 1), (pad,) * 4)
     check(BinaryConv2d(window, channels, channels, epilogue=threshold("greater_equal")), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("unipolar, zeros", [(False, False), (True, False), (False, True)])
+def test_depthwise(isa, unipolar, zeros):
+    """One channel per group: words that pixels share with vectors or not, taps outside the image, strides and dilations."""
+    window = Window(7, 19, (3, 5), (1, 1), (1, 2, 1, 3), (2, 1))
+    for channels, steps, tail in ((40, (1, 1), SCALED), (96, (2, 3), DOTS), (20, (1, 2), threshold("less")), (600, (1, 1), TWICE)):
+        spec = BinaryConv2d(replace(window, strides=steps), channels, channels, channels, unipolar, zeros, tail, dense_groups=True)
+        check(spec, isa)
+
+
+def test_depthwise_weights_take_one_bit_each():
+    spec = BinaryConv2d(Window(8, 8, (3, 3)), 64, 64, 64, dense_groups=True)
+    weights = np.ones((64, 3, 3, 1), "uint32")
+    for isa in LEVELS:
+        assert binary_conv2d.pack_weights(spec, binary_conv2d.default_schedule(spec, isa), isa, weights).nbytes == 64 * 9 // 8
+
+
+@pytest.mark.parametrize("channels, kernel", [(64, 3), (224, 3), (256, 3), (40, 1), (33, 7)])
+def test_tables(channels, kernel):
+    """Nibble tables with sums that are emptied after a row, within a row and at the end."""
+    isa = next(isa for isa in LEVELS if isa.name == "x86-64-v3")
+    spec = BinaryConv2d(Window(6, 9, (kernel, kernel), (1, 1), (kernel // 2,) * 4), channels, 70, epilogue=DOTS)
+    assert binary_conv2d.default_schedule(spec, isa).adder == "tables"
+    if isa in ISAS:
+        check(spec, isa)
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
