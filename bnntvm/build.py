@@ -298,7 +298,8 @@ def _manifest(imported, isa, decisions, lowered, compiled, library, options):
         format=1, bnntvm=bnntvm.__version__, target=dict(name=isa.name, needs=sorted(isa.needs)),
         inputs=[dict(name=i.name, shape=list(i.shape), dtype=i.dtype) for i in imported.inputs],
         outputs=[dict(name=o.name, shape=list(o.shape), dtype=o.dtype) for o in imported.outputs],
-        fresh_outputs=compiled.fresh_outputs, overridable=overridable, layers=[_layer(info, decisions, lowered) for info in imported.layers],
+        fresh_outputs=compiled.fresh_outputs, overridable=overridable,
+        layers=[_layer(info, decisions, lowered) for info in imported.layers],
         constants_bytes=compiled.constants_bytes, code_bytes=code_bytes(library), workspace_bytes=compiled.workspace_bytes, options=options,
     )  # fmt: skip
 
