@@ -32,14 +32,17 @@ def test_a_long_chain_before_the_packing_of_an_image(width):
     """A comparison that is used twice inside one kernel."""
     nodes = [
         node("Greater", ["x", "zero"], ["bit"]),
-        node("Where", ["bit", "half", "x"], ["a"]),
-        node("Add", ["a", "x"], ["b"]),
+        node("Cast", ["bit"], ["f"], to=1),
+        node("Add", ["f", "x"], ["a"]),
+        node("Mul", ["a", "gain"], ["m"]),
+        node("Add", ["m", "half"], ["b"]),
         node("PRelu", ["b", "slope"], ["c"]),
-        node("Sign", ["c"], ["s"]),
+        node("GreaterOrEqual", ["c", "zero"], ["positive"]),
+        node("Cast", ["positive"], ["s"], to=1),
         node("Conv", ["s", "w"], ["y"]),
     ]
     slope = np.where(np.arange(31) % 2, -0.5, 0.25).reshape(31, 1, 1)
-    constants = {"zero": 0, "half": 0.5, "slope": slope, "w": signs(5, 31, 1, 1)}
+    constants = {"zero": 0, "half": quarters(31, 1, 1), "slope": slope, "gain": -2 * slope, "w": signs(5, 31, 1, 1)}
     assert compiled_equals_runtime(nodes, quarters(2, 31, 1, width), constants) == {"y": "binary"}
 
 
