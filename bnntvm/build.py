@@ -27,9 +27,10 @@ from bnntvm.passes.float_layers import FloatLayers
 from bnntvm.pipeline import optimise
 from bnntvm.schedules.fallback import ScheduleFallback
 from bnntvm.targets import x86
+from bnntvm.tuning.workload import chooser
 
 
-def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, threads=None):
+def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, threads=None, tuning=None):
     """Compile an ONNX network.
 
     Parameters
@@ -43,6 +44,9 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
         Relative spread of |w| within an output channel that still counts as binary. 0 keeps the network exactly as it is.
     threads : int, optional
         Threads the module runs with; default: environment BNNTVM_NUM_THREADS, else all cores.
+    tuning : str, path, list of those or False, optional
+        Folders of records that :func:`bnntvm.tune` wrote; layers that they do not know use the records that are part of the package, or
+        their default schedules. False: default schedules everywhere.
 
     Returns
     -------
@@ -60,7 +64,7 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
     try:
         decisions = {}
         mod = optimise(imported.mod, decisions, assume_nonzero=bool(assume_nonzero), weight_tolerance=tolerance)
-        lower = Lower(isa)
+        lower = Lower(isa, chooser(tuning, threads))
         mod = FloatLayers()(lower.run(mod))
         compiled = compile_module(mod, isa)
     except BnnError:

@@ -56,6 +56,7 @@ def _build_options(command):
         ),
         click.option("--assume-nonzero", is_flag=True, help="Promise that no input of a Sign is ever exactly 0."),
         click.option("--target", default="x86", show_default=True, help="x86 (this machine), or a level that `bnntvm targets` lists."),
+        click.option("--tuning", multiple=True, metavar="DIR", help="Records of `bnntvm tune` to use before those of the package."),
         click.option("--threads", type=click.IntRange(1), help="Threads [default: BNNTVM_NUM_THREADS, else one per core]."),
     ):
         command = option(command)
@@ -185,7 +186,7 @@ def _progress(text):
 
 def _build(model, options):
     with _progress(f"building {model} for {options['target']}"):
-        return bnntvm.build(str(model), **options)
+        return bnntvm.build(str(model), **options | {"tuning": list(options.get("tuning") or ()) or None})
 
 
 def _open(model, options):

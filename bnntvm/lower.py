@@ -231,10 +231,13 @@ class Lower(Rewriter):
     Parameters
     ----------
     isa : bnntvm.targets.x86.Isa
+    choose : callable, optional
+        (family, spec, isa, shape of the first operand) to the schedule; default: the family's default schedule.
     """
 
-    def __init__(self, isa):
+    def __init__(self, isa, choose=None):
         self.isa, self.lowered, self.cache = isa, Lowered(), {}
+        self.choose = choose or (lambda family, spec, isa, _shape: family.default_schedule(spec, isa))
         self.turned = {}  # channels-last copy of an image -> the image in channel order
 
     def rewrite(self, var, value):
@@ -333,14 +336,14 @@ class Lower(Rewriter):
     def call(self, spec, operands, types, weights, layer=None):
         """Emit a call of the kernel for ``spec``, generated on first use."""
         family = families.of(spec)
-        if spec not in self.cache:
-            schedule = family.default_schedule(spec, self.isa)
+        schedule = self.choose(family, spec, self.isa, dims(operands[0]))
+        if (spec, schedule) not in self.cache:
             prim = family.build(spec, schedule, self.isa)
             name = f"{family.__name__.rsplit('.', 1)[-1]}_{len(self.cache)}"
             gvar = self.builder.add_func(prim.with_attr("bnn.kernel", name).without_attr("global_symbol"), name)
-            self.cache[spec] = gvar, Kernel(name, spec, schedule)
-            self.lowered.kernels[name] = self.cache[spec][1]
-        gvar, kernel = self.cache[spec]
+            self.cache[spec, schedule] = gvar, Kernel(name, spec, schedule)
+            self.lowered.kernels[name] = self.cache[spec, schedule][1]
+        gvar, kernel = self.cache[spec, schedule]
         if weights is not None:
             packed = family.pack_weights(spec, kernel.schedule, self.isa, weights)
             operands = [const(packed) if a is None else a for a in operands]

@@ -1,0 +1,1 @@
+"""Autotuning: schedules that were measured instead of guessed, see :func:`bnntvm.tune`."""

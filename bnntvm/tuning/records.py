@@ -1,0 +1,361 @@
+"""Tuning records on disk: a folder in the format of MetaSchedule's JSON database, read and mended line by line.
+
+Two files of JSON lines, as ``tvm.s_tir.meta_schedule.database.JSONDatabase`` writes them::
+
+    database_workload.json        [hash, module]                                     one line for each task
+    database_tuning_record.json   [workload, [trace, run_secs, target, arguments]]   one line for each measured candidate
+
+``workload`` counts lines of the first file. A trace samples one categorical decision for every field of a schedule and annotates it on the
+block ``task``, beside the strings
+
+* ``bnn.task``: sixteen hexadecimal digits, see :func:`task_id`,
+* ``bnn.isa``: instruction-set level, ``bnn.threads``: threads it ran on, ``bnn.machine``: processor that measured it.
+
+So a record is complete without its workload's line. TVM's reader refuses a whole file because of one bad line; :func:`mend` takes such lines
+out first. A candidate that failed has the time 1e10, MetaSchedule's mark of failure.
+
+Nothing here imports TVM's compiler: looking records up is part of every build.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from bnntvm.errors import BnnError
+
+WORKLOADS, RECORDS = "database_workload.json", "database_tuning_record.json"
+#: Version of what a key means. It is part of every task's id, so records of another version are never found.
+FORMAT = 1
+FAILED = 1e10
+#: A schedule must be this much faster than the default before it replaces it.
+LEAST_GAIN = 1.01
+
+
+def task_id(key):
+    """Sixteen hexadecimal digits of a task's canonical key."""
+    return hashlib.sha256(key.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured candidate.
+
+    Attributes
+    ----------
+    task : str
+        See :func:`task_id`.
+    isa : str
+        Name of the instruction-set level.
+    threads : int
+    machine : str
+        Processor that measured it.
+    schedule : tuple of (str, value)
+        The schedule's fields.
+    seconds : tuple of float
+        Times of single runs; (1e10,) for a candidate that failed.
+    line : list
+        The parsed line.
+    """
+
+    task: str
+    isa: str
+    threads: int
+    machine: str
+    schedule: tuple
+    seconds: tuple
+    line: list = field(compare=False, hash=False, repr=False)
+
+    @property
+    def failed(self):
+        return min(self.seconds) >= FAILED
+
+    @property
+    def time(self):
+        """Seconds: the median of what was stored."""
+        return statistics.median(self.seconds)
+
+
+def encode(name, values):
+    """Annotation key of a schedule's field and the integers that stand for ``values`` in its trace."""
+    if all(type(v) is int for v in values):
+        return f"bnn.field.{name}", list(values)
+    return f"bnn.field.{name}:" + "|".join(json.dumps(v) for v in values), list(range(len(values)))
+
+
+def decode(key, number):
+    """Name and value of a schedule's field from its annotation."""
+    name, _, values = key.removeprefix("bnn.field.").partition(":")
+    return name, json.loads(values.split("|")[number]) if values else number
+
+
+def parse(line):
+    """A :class:`Record` from a line of text.
+
+    Raises
+    ------
+    ValueError
+        If the line is not a complete record of this project.
+    """
+    try:
+        entry = json.loads(line)
+        number, (trace, seconds, _target, _arguments) = entry
+        instructions, decisions = trace
+        values, fields, texts = {}, {}, {}
+        chosen = {int(at): value for at, value in decisions}
+        for at, (kind, inputs, attributes, outputs) in enumerate(instructions):
+            if kind == "SampleCategorical":
+                values[outputs[0]] = attributes[0][chosen[at]]
+            elif kind == "Annotate" and attributes[0].startswith("bnn.field."):
+                name, value = decode(attributes[0], values.get(inputs[1], inputs[1]))
+                fields[name] = value
+            elif kind == "Annotate":
+                texts[attributes[0]] = json.loads(inputs[1]) if isinstance(inputs[1], str) else inputs[1]
+        seconds = tuple(float(s) for s in seconds)
+        if type(number) is not int or number < 0 or not seconds or min(seconds) <= 0:
+            raise ValueError("no time or no workload")
+        return Record(
+            texts["bnn.task"], texts["bnn.isa"], int(texts["bnn.threads"]), texts.get("bnn.machine", ""), tuple(fields.items()), seconds, entry
+        )
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _lines(path):
+    try:
+        return path.read_bytes().decode("utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise BnnError("the tuning records cannot be read", where=str(path), why=error.strerror) from error
+
+
+def read(folder):
+    """All records of a folder that can be read, in the order in which they were measured.
+
+    Returns
+    -------
+    (list of Record, list of int)
+        And the numbers of the lines that are no records, from 1.
+    """
+    found, bad = [], []
+    for number, line in enumerate(_lines(pathlib.Path(folder, RECORDS)), 1):
+        try:
+            found.append(parse(line))
+        except ValueError:
+            bad.append(number)
+    return found, bad
+
+
+def workloads(folder):
+    """Keys of the tasks by line of the workload file; None where a line cannot be read or is a placeholder."""
+    found = []
+    for line in _lines(pathlib.Path(folder, WORKLOADS)):
+        try:
+            _, text = json.loads(line)
+            # Length (eight bytes), then JSON: the module as a list of nodes, one of which is the attribute's string.
+            nodes = json.loads(base64.b64decode(text, validate=True)[8:])["nodes"]
+            texts = [n.get("data") for n in nodes if n.get("type") == "ffi.String"]
+            found.append(next((t for t in texts if isinstance(t, str) and t.startswith('{"family"')), None))
+        except (ValueError, TypeError, KeyError, AttributeError, binascii.Error):
+            found.append(None)
+    return found
+
+
+def keys(folder):
+    """Task id -> canonical key, of the tasks that a folder describes."""
+    return {task_id(key): key for key in workloads(folder) if key}
+
+
+def mend(folder, placeholder, *, whole=parse):
+    """Make a folder readable for TVM: lines that are none move to ``*.damaged`` files, missing workloads become placeholders.
+
+    Parameters
+    ----------
+    placeholder : callable
+        Line of the workload file for the task of an id, without line end.
+    whole : callable
+        Raises ValueError for a line that is no record.
+
+    Returns
+    -------
+    int
+        Number of damaged lines.
+    """
+    folder = pathlib.Path(folder)
+    lines, kept, damaged = _lines(folder / RECORDS), [], []
+    for line in lines:
+        try:
+            kept.append((whole(line), line))
+        except ValueError:
+            damaged.append(line)
+    entries, known = _lines(folder / WORKLOADS), workloads(folder)
+    owners = {record.line[0]: record.task for record, _ in kept}
+    broken = [i for i in range(max([len(known), *(n + 1 for n in owners)])) if i >= len(known) or known[i] is None]
+    unreadable = [i for i in broken if i >= len(entries) or not _is_workload(entries[i])]
+    if not damaged and not unreadable:
+        return 0
+    _append(folder / (RECORDS + ".damaged"), damaged)
+    _append(folder / (WORKLOADS + ".damaged"), [entries[i] for i in unreadable if i < len(entries)])
+    entries += [""] * (max([-1, *unreadable]) + 1 - len(entries))
+    for i in unreadable:
+        entries[i] = placeholder(owners.get(i, "unknown"))
+    _replace(folder / WORKLOADS, entries)
+    _replace(folder / RECORDS, [line for _, line in kept])
+    return len(damaged) + len(unreadable)
+
+
+def _is_workload(line):
+    try:
+        _, text = json.loads(line)
+        json.loads(base64.b64decode(text, validate=True)[8:])
+        return True
+    except (ValueError, TypeError, binascii.Error):
+        return False
+
+
+def _append(path, lines):
+    if lines:
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+
+
+def _replace(path, lines):
+    """Write a file as a whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    with open(new, "w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def merge(sources, target):
+    """Put the records of several folders into one. What is there already, or twice, is kept once.
+
+    Parameters
+    ----------
+    sources : list of path
+    target : path
+        Made if it does not exist.
+
+    Returns
+    -------
+    (int, int)
+        Records in the target, and lines of the sources that could not be read.
+    """
+    target, bad, seen = pathlib.Path(target), 0, {}
+    entries, index = [], {}
+    for folder in [*([target] if (target / RECORDS).exists() else []), *sources]:
+        folder = pathlib.Path(folder)
+        if not (folder / RECORDS).exists():
+            raise BnnError("no tuning records here", where=str(folder), hint=f"a folder with a file {RECORDS} is expected")
+        found, unreadable = read(folder)
+        bad += len(unreadable)
+        lines = _lines(folder / WORKLOADS)
+        for record in found:
+            line = lines[record.line[0]] if record.line[0] < len(lines) and _is_workload(lines[record.line[0]]) else None
+            if line is None:
+                bad += record.task not in index
+                continue
+            if record.task not in index:
+                index[record.task] = len(entries)
+                entries.append(line)
+            seen[record] = json.dumps([index[record.task], record.line[1]], separators=(",", ":"))
+    target.mkdir(parents=True, exist_ok=True)
+    _replace(target / WORKLOADS, entries)
+    _replace(target / RECORDS, list(seen.values()))
+    return len(seen), bad
+
+
+def by_task(found):
+    """Records grouped: (task, isa, threads) -> schedule -> its records."""
+    groups = defaultdict(lambda: defaultdict(list))
+    for record in found:
+        groups[record.task, record.isa, record.threads][record.schedule].append(record)
+    return groups
+
+
+def times(schedules):
+    """Schedule -> seconds of a task's schedules. The last record counts: the finalists are measured again, beside the default.
+
+    A schedule that failed once is left out.
+    """
+    return {s: r[-1].time for s, r in schedules.items() if not any(one.failed for one in r)}
+
+
+class Tuned:
+    """Best schedules of one or several folders.
+
+    Parameters
+    ----------
+    folders : list of path
+        The first that knows a task decides.
+    """
+
+    def __init__(self, folders):
+        self.groups = [_ranked(pathlib.Path(folder), _stamp(folder)) for folder in folders]
+
+    def schedule(self, task, isa, threads, valid, default):
+        """The schedule to use.
+
+        Parameters
+        ----------
+        task : str
+            See :func:`task_id`.
+        isa : str
+        threads : int
+            Records for as many threads are preferred; else those for one are used.
+        valid : callable
+            Makes a schedule from a dict of fields; None if it is not in the family's space (any more).
+        default : Schedule
+
+        Returns
+        -------
+        Schedule
+        """
+        for groups in self.groups:
+            for key in dict.fromkeys([(task, isa, threads), (task, isa, 1)]):
+                if key in groups:
+                    return _choose(groups[key], valid, default)
+        return default
+
+
+def _choose(ranked, valid, default):
+    """The fastest valid schedule, if it is sufficiently faster than the default was, where the default was measured."""
+    made = [(seconds, valid(dict(fields))) for seconds, fields in ranked]
+    limit = next((seconds for seconds, schedule in made if schedule == default), None)
+    for seconds, schedule in made:
+        if schedule is not None:
+            return schedule if limit is None or seconds * LEAST_GAIN < limit else default
+    return default
+
+
+def _stamp(folder):
+    try:
+        return os.stat(pathlib.Path(folder, RECORDS)).st_mtime_ns
+    except OSError as error:
+        raise BnnError(
+            "no tuning records here", where=str(folder), why=error.strerror, hint="give a folder that `bnntvm tune` wrote"
+        ) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _ranked(folder, _modified):
+    """(task, isa, threads) -> [(seconds, schedule)], fastest first."""
+    found, _bad = read(folder)
+    return {key: sorted(((t, s) for s, t in times(schedules).items()), key=lambda one: one[0]) for key, schedules in by_task(found).items()}
+
+
+def shipped():
+    """The folder of records that is part of the package, or None."""
+    folder = pathlib.Path(__file__).parent.parent / "records"
+    return folder if (folder / RECORDS).exists() else None

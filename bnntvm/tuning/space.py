@@ -1,0 +1,120 @@
+"""A family's schedules as a MetaSchedule design space.
+
+Kernels are generated from a schedule, they are not rewritten step by step. So the module that MetaSchedule sees of a task is one empty block
+that carries the task's key, and a candidate is that block with one annotation for every field of its schedule, each a sampled categorical
+decision. Not every combination of decisions is a valid schedule: which are is up to the family's ``space``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.ir.utils import derived_object
+from tvm.s_tir import meta_schedule as ms
+
+from bnntvm.tuning.records import encode
+
+
+def workload_module(key):
+    """The module that stands for a task.
+
+    Parameters
+    ----------
+    key : str
+        See :mod:`.workload`.
+    """
+    block = s_tir.SBlock([], [], [], "task", tirx.Evaluate(tirx.const(0, "int32")))
+    func = tirx.PrimFunc([], s_tir.SBlockRealize([], tirx.const(True, "bool"), block))
+    return tvm.IRModule({"main": func.with_attr("global_symbol", "main").with_attr("bnn.workload", key)})
+
+
+def schedules(task, threads):
+    """The schedules to choose from, the default first.
+
+    Fields that only cut the work into parallel tasks (the family's ``GRAIN``) show no merit on one thread: there the work is never cut more
+    coarsely than by default, or a schedule tuned on one thread would leave the others idle.
+    """
+    default = task.module.default_schedule(task.spec, task.isa)
+    grain = getattr(task.module, "GRAIN", ())
+    found = dict.fromkeys([default, *task.module.space(task.spec, task.isa)])
+    if threads == 1:
+        found = {s: None for s in found if all(getattr(s, name) <= getattr(default, name) for name in grain)}
+    return list(found)
+
+
+def fields(schedule):
+    """A schedule as a tuple of (name, value)."""
+    return tuple((f.name, getattr(schedule, f.name)) for f in dataclasses.fields(schedule))
+
+
+class Space:
+    """Schedules of a task and their traces.
+
+    Parameters
+    ----------
+    task : Task
+    threads : int
+    """
+
+    def __init__(self, task, threads):
+        self.task, self.threads = task, threads
+        self.schedules = schedules(task, threads)
+        self.default = self.schedules[0]
+        self.values = {name: self._values(name) for name, _ in fields(self.default)}
+        self.module = workload_module(task.key)
+        self.by_fields = {fields(s): s for s in self.schedules}
+
+    def _values(self, name):
+        values = dict.fromkeys(getattr(s, name) for s in self.schedules)
+        return sorted(values) if all(type(v) is int for v in values) else list(values)
+
+    def trace(self, schedule):
+        """The module with the decisions of ``schedule``.
+
+        Returns
+        -------
+        tvm.s_tir.Schedule
+        """
+        made = s_tir.Schedule(self.module)
+        block = made.get_sblock("task")
+        for name, value in (("task", self.task.id), ("isa", self.task.isa.name), ("threads", self.threads), ("machine", machine())):
+            made.annotate(block, f"bnn.{name}", value)
+        for name, value in fields(schedule):
+            key, numbers = encode(name, self.values[name])
+            chosen = made.sample_categorical(numbers, [1 / len(numbers)] * len(numbers), decision=self.values[name].index(value))
+            made.annotate(block, key, chosen)
+        return made
+
+    def neighbours(self, schedule):
+        """Schedules that differ from ``schedule`` in one field."""
+        own = fields(schedule)
+        return [s for s in self.schedules if sum(a != b for a, b in zip(own, fields(s))) == 1]
+
+
+def machine():
+    """The processor that measures."""
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@derived_object
+class SpaceGenerator(ms.space_generator.PySpaceGenerator):
+    """Offers MetaSchedule one design space, whose decisions are those of the default schedule."""
+
+    def __init__(self, space):
+        self.space, self.sch_rules, self.postprocs, self.mutator_probs = space, [], [], {}
+
+    def _initialize_with_tune_context(self, context):
+        pass
+
+    def generate_design_space(self, _mod):
+        return [self.space.trace(self.space.default)]
+
+    def clone(self):
+        return SpaceGenerator(self.space)

@@ -1,0 +1,112 @@
+"""What a tuning task is called: the canonical text of a specification, free of everything that does not decide how fast a kernel is.
+
+A record that was made for one network serves every network with the same layer. So constants of an epilogue, which come from a model's
+training, are left out of the key, and so are names and positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import operator
+import os
+
+from tvm import tirx
+
+from bnntvm import spec as specs
+from bnntvm.tuning import records
+from bnntvm.tuning.records import FORMAT, task_id
+
+
+def family_name(family):
+    """Name of a kernel family's module."""
+    return family.__name__.rsplit(".", 1)[-1]
+
+
+def key_of(family, spec, rows):
+    """The canonical key of a task.
+
+    Parameters
+    ----------
+    family : module
+        Kernel family. Its ``VERSION`` (1 if it has none) changes when its schedules change their meaning.
+    spec : dataclass
+    rows : int
+        Extent of the leading dimension for a batch of one: more than 1 where tokens or pixels have become rows.
+
+    Returns
+    -------
+    str
+        JSON with sorted keys.
+    """
+    content = dict(family=family_name(family), version=getattr(family, "VERSION", 1), format=FORMAT, rows=rows, spec=plain(spec))
+    # "family" comes first, and so marks the string in a workload's module.
+    return json.dumps(content, sort_keys=False, separators=(",", ":"))
+
+
+def plain(value):
+    """A specification as nested lists and dicts; floats, which are constants of a step, become "c"."""
+    if isinstance(value, specs.Step):
+        return [value.op, [arg if isinstance(arg, int) else "c" for arg in value.args], value.dtype]
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"type": type(value).__name__, **fields}
+    if isinstance(value, (tuple, list)):
+        return [plain(v) for v in value]
+    return value
+
+
+def rows_of(shape):
+    """Extent of a shape's first dimension where every dynamic dimension is 1."""
+    return shape[0] if isinstance(shape[0], int) else _extent(shape[0])
+
+
+#: What dimensions are made of. TVM 0.27 exposes no visitor of scalar expressions to Python.
+_ARITHMETIC = {
+    tirx.Add: operator.add, tirx.Sub: operator.sub, tirx.Mul: operator.mul, tirx.FloorDiv: operator.floordiv,
+    tirx.FloorMod: operator.mod, tirx.Max: max, tirx.Min: min,
+}  # fmt: skip
+
+
+def _extent(expr):
+    if isinstance(expr, tirx.IntImm):
+        return int(expr.value)
+    if isinstance(expr, tirx.Var):
+        return 1
+    return _ARITHMETIC[type(expr)](_extent(expr.a), _extent(expr.b))
+
+
+def chooser(tuning, threads):
+    """What :class:`bnntvm.lower.Lower` asks for schedules.
+
+    Parameters
+    ----------
+    tuning : str, path, list of those, False or None
+        See :func:`bnntvm.build`.
+    threads : int
+        Threads that the network will run on.
+    """
+    own = [] if tuning in (None, False) else [tuning] if isinstance(tuning, (str, os.PathLike)) else list(tuning)
+    package = records.shipped()
+    folders = [] if tuning is False else [*own, *([package] if package else [])]
+    if not folders:
+        return None
+    tuned = records.Tuned(folders)
+    return lambda family, spec, isa, shape: tuned_schedule(tuned, threads, family, spec, isa, rows_of(shape))
+
+
+def tuned_schedule(tuned, threads, family, spec, isa, rows):
+    """The schedule to build with: the best of the records, or the default where they know nothing (valid)."""
+    default = family.default_schedule(spec, isa)
+    space = None
+
+    def valid(fields):
+        nonlocal space
+        space = set(family.space(spec, isa)) if space is None else space
+        try:
+            schedule = type(default)(**fields)
+        except TypeError:  # fields of another version
+            return None
+        return schedule if schedule == default or schedule in space else None
+
+    return tuned.schedule(task_id(key_of(family, spec, rows)), isa.name, threads, valid, default)
