@@ -347,7 +347,8 @@ class Lower(Rewriter):
         if weights is not None:
             packed = family.pack_weights(spec, kernel.schedule, self.isa, weights)
             operands = [const(packed) if a is None else a for a in operands]
-            self.lowered.layers[layer] = kernel.name, packed.nbytes
+            first, bytes_ = self.lowered.layers.get(layer, (kernel.name, 0))  # a layer may be computed by several kernels
+            self.lowered.layers[layer] = first, bytes_ + packed.nbytes
         return self.emit(relax.call_tir(gvar, relax.Tuple(operands), types if len(types) > 1 else types[0]))
 
 

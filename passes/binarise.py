@@ -76,7 +76,7 @@ class _Binarise(Rewriter):
                 return self.emit(new)
             return out
         if name == "bnn.conv_transpose":
-            self.decisions.setdefault(str(value.attrs["layer"]), Decision("float", "transposed convolutions are computed in float"))
+            self.decisions.setdefault(str(value.attrs["layer"]), Decision("float", "its weights are not constant, or it is three-dimensional"))
         return super().rewrite(var, value)
 
     def operands(self, data, weight):

@@ -1,4 +1,5 @@
-"""Express layers that no kernel family takes (3-D and transposed convolutions, products of two activations) in Relax's own operators.
+"""Express layers that no kernel family takes (3-D convolutions, kernels that are not constant, products of two activations) in Relax's own
+operators.
 
 Ordering contract: after FuseEpilogues, before TVM's LegalizeOps.
 """

@@ -4,7 +4,8 @@ Instead of inserting transposes around convolutions, each value carries the perm
 is stored with. Transposes in the graph only change that permutation; operators that need a certain order convert where they must. A
 flattened image remembers the order of its features, so that the dense layer behind it permutes its constant weights at compile time.
 
-After this pass every ``bnn.conv`` is two-dimensional with layout NHWC, and pools are NHWC. Ordering contract: first pass after import.
+After this pass every ``bnn.conv`` is two-dimensional with layout NHWC, and pools are NHWC; one- and two-dimensional transposed convolutions
+have become ordinary ones (see transposed.py). Ordering contract: first pass after import.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from tvm import relax
 
 from bnntvm import ops
 from bnntvm.graph import Rewriter, bindings, const, constant, dims, op_name, operands, same_dims
+
+from .transposed import correlation_weights, split_axis
 
 NHWC = (0, 2, 3, 1)
 
@@ -129,24 +132,84 @@ class _ChannelsLast(Rewriter):
         attrs = {key: call.attrs[key] for key in ("strides", "pads", "dilations")}
         strides, pads, dilations = ([int(v) for v in attrs[key]] for key in ("strides", "pads", "dilations"))
         groups, layer = int(call.attrs["groups"]), str(call.attrs["layer"])
-        if rank == 3:  # a 1-D convolution is a 2-D one of height 1: [N, C, L] is stored [N, L, C] and read as [N, 1, L, C]
-            stored = self.convert(data, (0, 2, 1))
-            n, length, channels = dims(stored)
-            stored = self.emit(relax.op.reshape(stored, [n, 1, length, channels]))
+        if rank == 3:
             weight, strides, pads, dilations = weight[:, :, None], [1, *strides], [0, pads[0], 0, pads[1]], [1, *dilations]
-        else:
-            stored = self.convert(data, NHWC)
-        out = self.emit(
-            ops.call(
-                ops.CONV,
-                [stored, const(weight.transpose(0, 2, 3, 1))],
-                layer=layer, layout="NHWC", strides=strides, pads=pads, dilations=dilations, groups=groups,
-            )
-        )  # fmt: skip
+        weight = weight.transpose(0, 2, 3, 1)
+        out = self.convolve(self.image(data), weight, layer=layer, strides=strides, pads=pads, dilations=dilations, groups=groups)
+        return self.from_image(out, rank)
+
+    def image(self, data):
+        """``data`` as NHWC. A 1-D image is a 2-D one of height 1: [N, C, L] is stored [N, L, C] and read as [N, 1, L, C]."""
+        if len(dims(data)) == 4:
+            return self.convert(data, NHWC)
+        stored = self.convert(data, (0, 2, 1))
+        n, length, channels = dims(stored)
+        return self.emit(relax.op.reshape(stored, [n, 1, length, channels]))
+
+    def from_image(self, out, rank):
+        """The inverse of ``image``."""
         if rank == 4:
             return Stored(out, NHWC)
         n, _, length, channels = dims(out)
         return Stored(self.emit(relax.op.reshape(out, [n, length, channels])), (0, 2, 1))
+
+    def convolve(self, image, weight, **attrs):
+        """A convolution of NHWC ``image`` with weights [O, kh, kw, C/groups]; negative pads drop rows or columns."""
+        pads = attrs.pop("pads")
+        if min(pads) < 0:
+            cut, sizes = [max(-p, 0) for p in pads], dims(image)[1:3]
+            ends = [size - cut[2 + i] for i, size in enumerate(sizes)]
+            image = self.emit(relax.op.strided_slice(image, [1, 2], cut[:2], ends))
+        return self.emit(ops.call(ops.CONV, [image, const(weight)], layout="NHWC", pads=[max(p, 0) for p in pads], **attrs))
+
+    def on_bnn_conv_transpose(self, _var, call):
+        data, weight, attrs = call.args[0], constant(call.args[1]), call.attrs
+        rank, spatial = len(dims(data)), len(dims(data)) - 2
+        if rank not in (3, 4) or weight is None or not all(isinstance(d, int) for d in dims(data)[2:]):
+            return None
+        strides, dilations, extra, pads = ([int(v) for v in attrs[k]] for k in ("strides", "dilations", "output_padding", "pads"))
+        sizes, pairs = list(dims(data)[2:]), list(zip(pads[:spatial], pads[spatial:]))
+        if rank == 3:
+            weight, sizes, strides, dilations, extra, pairs = (
+                weight[:, :, None], [1, *sizes], [1, *strides], [1, *dilations], [0, *extra], [(0, 0), *pairs],
+            )  # fmt: skip
+        axes = [split_axis(*each) for each in zip(sizes, weight.shape[2:], strides, dilations, pairs, extra)]
+        weight = correlation_weights(weight, int(attrs["groups"]))
+        image = self.image(data)
+        parts = self.phases(image, weight, axes, dict(layer=str(attrs["layer"]), groups=int(attrs["groups"])))
+        return self.from_image(self.interleave(parts, axes, len(weight)), rank)
+
+    def phases(self, image, weight, axes, attrs):
+        """The results of all phases, [N, T, U, phases * O] in one tensor or in several; equal windows are one convolution."""
+        rows, columns = (axis.phases for axis in axes)
+        grid = [(row, column) for row in rows for column in columns]
+        window = {(len(r.taps), r.dilation, r.pads, len(c.taps), c.dilation, c.pads) for r, c in grid}
+        chosen = [weight[:, list(r.taps)][:, :, list(c.taps)] for r, c in grid]
+        if attrs["groups"] == 1 and len(window) == 1:
+            grid, chosen = grid[:1], [np.concatenate(chosen)]
+        out = []
+        for (row, column), taps in zip(grid, chosen):
+            if not taps.size:  # nothing meets these pixels: the kernel is smaller than the stride
+                shape = [dims(image)[0], axes[0].length, axes[1].length, len(taps)]
+                out.append(self.emit(relax.op.broadcast_to(const(np.zeros((1, 1, 1, 1), np.float32)), shape)))
+                continue
+            pads = [row.pads[0], column.pads[0], row.pads[1], column.pads[1]]
+            out.append(self.convolve(image, taps, strides=[1, 1], pads=pads, dilations=[row.dilation, column.dilation], **attrs))
+        return out
+
+    def interleave(self, parts, axes, channels):
+        """[N, T, U, sh * sw * O] -> [N, T * sh, U * sw, O], cut to the result's size."""
+        out = parts[0] if len(parts) == 1 else self.emit(relax.op.concat(parts, 3))
+        lead, (rows, columns) = dims(out)[0], axes
+        sh, sw = len(rows.phases), len(columns.phases)
+        if sh * sw > 1:
+            out = self.emit(relax.op.reshape(out, [lead, rows.length, columns.length, sh, sw, channels]))
+            out = self.emit(relax.op.permute_dims(out, [0, 1, 3, 2, 4, 5]))
+            out = self.emit(relax.op.reshape(out, [lead, rows.length * sh, columns.length * sw, channels]))
+        wanted = [(axis.first, axis.first + axis.size) for axis in axes]
+        if wanted != [(0, d) for d in dims(out)[1:3]]:
+            out = self.emit(relax.op.strided_slice(out, [1, 2], [w[0] for w in wanted], [w[1] for w in wanted]))
+        return out
 
     def on_bnn_matmul(self, _var, call):
         lhs, rhs = self.stored(call.args[0]), call.args[1]
@@ -346,7 +409,7 @@ def images_in_channel_order(func):
             continue
         if short in ELEMENTWISE or short == "nn.pad":
             origin[binding.var] = sources[0]
-        elif short in ("bnn.conv", "nn.max_pool2d", "nn.avg_pool2d") and sources[0] not in found:
+        elif short in ("bnn.conv", "bnn.conv_transpose", "nn.max_pool2d", "nn.avg_pool2d") and sources[0] not in found:
             found.append(sources[0])
     return found
 

@@ -150,11 +150,19 @@ def transposed_convolution(g, x):
     if x.rank != 4 or x.channels * int(np.prod(x.shape[2:])) > MAX_ELEMENTS // 4:
         return None
     x = quantise(g, x) if g.chance(0.5) else x
-    stride, outputs = g.pick(1, 2), int(g.rng.integers(1, 9))
-    weight = _signs(g, (x.channels, outputs, 2, 3))
-    out = [(s - 1) * stride + k for s, k in zip(x.shape[2:], (2, 3))]
-    name = g.op("ConvTranspose", [x, weight], kernel_shape=[2, 3], strides=[stride, stride])
-    return Tensor(name, (x.shape[0], outputs, *out), x.bound * x.channels * 6, x.grain)
+    strides, kernel, dilations = ([g.pick(1, 2, 3) for _ in range(2)] for _ in range(3))
+    pads, extra = [int(g.rng.integers(0, 2)) for _ in range(4)], [g.pick(0, s - 1) for s in strides]
+    groups = 2 if x.channels % 2 == 0 and g.chance(0.3) else 1
+    outputs = int(g.rng.integers(1, 9))
+    out = [
+        (size - 1) * s + d * (k - 1) + 1 + more - pads[i] - pads[2 + i]
+        for i, (size, s, d, k, more) in enumerate(zip(x.shape[2:], strides, dilations, kernel, extra))
+    ]
+    if min(out) < 1 or x.shape[0] * outputs * groups * int(np.prod(out)) > MAX_ELEMENTS:
+        return None
+    geometry = dict(kernel_shape=kernel, strides=strides, dilations=dilations, pads=pads, output_padding=extra, group=groups)
+    name = g.op("ConvTranspose", [x, _signs(g, (x.channels, outputs, *kernel))], **geometry)
+    return Tensor(name, (x.shape[0], outputs * groups, *out), x.bound * x.channels * int(np.prod(kernel)), x.grain)
 
 
 @layer(1)
