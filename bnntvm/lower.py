@@ -252,7 +252,19 @@ class Lower(Rewriter):
             return self.pad_bits(self.substitute(value), var.ty)
         if name == "relax.permute_dims" and dtype(var) == "float32" and value.attrs["axes"] is not None:
             return self.permute(self.substitute(value), var.ty)
+        if name == "relax.topk" and int(value.attrs["axis"]) in (-1, len(dims(value.args[0])) - 1):
+            return self.top_k(self.substitute(value))
         return super().rewrite(var, value)
+
+    def top_k(self, call):
+        """Values and indices along the last axis."""
+        *lead, size = dims(call.args[0])
+        data, count = self.flat(call.args[0], "tensor"), int(call.attrs["k"])
+        spec = sp.TopK(size, count, bool(call.attrs["largest"]), dtype(data))
+        types = [relax.TensorType([dims(data)[0], count], kind) for kind in (spec.dtype, "int64")]
+        both = self.call(spec, [data], types, None)
+        parts = [self.emit(relax.TupleGetItem(both, i)) for i in range(2)]
+        return self.emit(relax.Tuple([p if len(lead) == 1 else self.emit(relax.op.reshape(p, [*lead, count])) for p in parts]))
 
     def permute(self, call, ty):
         axes, shape = tuple(int(a) for a in call.attrs["axes"]), dims(call.args[0])[1:]

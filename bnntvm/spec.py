@@ -260,3 +260,13 @@ class Transpose:
     rows: int
     columns: int
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The ``count`` largest (or smallest) elements of each row of ``dtype[M, size]``, in order, and their int64 indices."""
+
+    size: int
+    count: int
+    largest: bool
+    dtype: str = "float32"

@@ -18,6 +18,7 @@ FAMILIES = {
     sp.GlobalPool: "reduce",
     sp.Softmax: "reduce",
     sp.Concat: "concat",
+    sp.TopK: "top_k",
 }
 
 

@@ -73,10 +73,17 @@ def arg(ctx, node, x):
 
 @converts("TopK")
 def top_k(ctx, node, x, k=None):
+    rank, size = len(shape_of(x)), shape_of(x)[node.attrs.get("axis", -1)]
     count = node.attrs["k"] if k is None else ctx.ints(k, "k")[0]
-    axis = node.attrs.get("axis", -1) % len(shape_of(x))
-    both = ctx.emit(relax.op.topk(ctx.tensor(x), count, axis, "both", bool(node.attrs.get("largest", 1)), "int64"))
-    return [ctx.emit(relax.TupleGetItem(both, i), node.outputs[i]) for i in range(2)]
+    if not isinstance(size, int) or not 1 <= count <= size:
+        raise ModelError("TopK asks for more elements than there are", where=node.where, why=f"k is {count}, the axis has {size} elements")
+    axes = list(range(rank))
+    axis = axes.pop(node.attrs.get("axis", -1))
+    to_last, back = [*axes, axis], [*axes[:axis], rank - 1, *[a - 1 for a in axes[axis:]]]
+    data = ctx.tensor(x) if axis == rank - 1 else ctx.emit(relax.op.permute_dims(ctx.tensor(x), to_last))
+    both = ctx.emit(relax.op.topk(data, count, rank - 1, "both", bool(node.attrs.get("largest", 1)), "int64"))
+    parts = [ctx.emit(relax.TupleGetItem(both, i), node.outputs[i] if axis == rank - 1 else "") for i in range(2)]
+    return parts if axis == rank - 1 else [ctx.emit(relax.op.permute_dims(p, back), node.outputs[i]) for i, p in enumerate(parts)]
 
 
 @converts("CumSum")
