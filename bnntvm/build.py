@@ -18,13 +18,14 @@ from tvm.ir.expr import GenericConst
 import bnntvm
 from bnntvm import runtime
 from bnntvm.errors import BnnError, TargetError, ToolchainError, UnsupportedError
-from bnntvm.graph import bindings, dims, op_name
+from bnntvm.graph import bindings, dims, op_name, operands
 from bnntvm.importer import import_model
 from bnntvm.lower import Lower
 from bnntvm.module import Module
 from bnntvm.passes.binarise import Decision
 from bnntvm.passes.float_layers import FloatLayers
 from bnntvm.pipeline import optimise
+from bnntvm.schedules import finite
 from bnntvm.schedules.fallback import ScheduleFallback
 from bnntvm.targets import x86
 from bnntvm.tuning.workload import chooser
@@ -113,9 +114,9 @@ def _last_line(error):
 class Compiled:
     """A Relax executable and what its memory plan says."""
 
-    def __init__(self, executable, workspace_bytes, constants_bytes, fresh_outputs):
+    def __init__(self, executable, workspace_bytes, constants_bytes, fresh_outputs, unaligned_inputs):
         self.executable, self.workspace_bytes, self.constants_bytes = executable, workspace_bytes, constants_bytes
-        self.fresh_outputs = fresh_outputs
+        self.fresh_outputs, self.unaligned_inputs = fresh_outputs, unaligned_inputs
 
 
 def tvm_target(isa):
@@ -134,7 +135,7 @@ def compile_module(mod, isa):
         mod = relax.transform.LegalizeOps(skip_ops=["relax.reshape"])(mod)
         mod = ScheduleFallback()(relax.transform.DeadCodeElimination()(mod))
         mod = specialise_batch(mod)
-        constants, fresh = constants_bytes(mod), fresh_outputs(mod["main"])
+        constants, fresh, unaligned = constants_bytes(mod), fresh_outputs(mod["main"]), unaligned_inputs(mod)
         mod = tvm.transform.Sequential(
             [
                 relax.transform.ToNonDataflow(),
@@ -154,8 +155,9 @@ def compile_module(mod, isa):
                 relax.transform.AttachGlobalSymbol(),
             ]
         )(mod)
+        mod[finite.NAME] = finite.build(isa)
         executable = relax.build(mod, target=target, relax_pipeline=None)
-    return Compiled(executable, workspace, constants, fresh)
+    return Compiled(executable, workspace, constants, fresh, unaligned)
 
 
 def fresh_outputs(main):
@@ -179,6 +181,24 @@ def fresh_outputs(main):
     origins = [origin(field) for field in result.fields]
     made = [isinstance(o, relax.Var) and _is_kernel(values.get(o), values) for o in origins]
     return [new and sum(o == other for other in origins) == 1 for new, o in zip(made, origins)]
+
+
+def unaligned_inputs(mod):
+    """For each parameter of ``main``: whether it may lie at any address that suits its elements.
+
+    That is so where only kernels of ours read it: TVM's own take every buffer for aligned to 64 bytes.
+    """
+    main = mod["main"]
+    origin, spoilt = {p: p for p in main.params}, set()
+    for binding in bindings(main):
+        value, read = binding.value, [origin[a] for a in operands(binding.value) if a in origin]
+        if not read:
+            continue
+        if isinstance(value, relax.Var) or op_name(value) == "relax.reshape":
+            origin[binding.var] = read[0]
+        elif not (op_name(value) == "relax.call_tir" and "bnn.kernel" in (mod[value.args[0]].attrs or {})):
+            spoilt.update(read)
+    return [p not in spoilt for p in main.params]
 
 
 def _is_kernel(value, values):
@@ -302,7 +322,7 @@ def _manifest(imported, isa, decisions, lowered, compiled, library, options):
         format=1, bnntvm=bnntvm.__version__, target=dict(name=isa.name, needs=sorted(isa.needs)),
         inputs=[dict(name=i.name, shape=list(i.shape), dtype=i.dtype) for i in imported.inputs],
         outputs=[dict(name=o.name, shape=list(o.shape), dtype=o.dtype) for o in imported.outputs],
-        fresh_outputs=compiled.fresh_outputs, overridable=overridable,
+        fresh_outputs=compiled.fresh_outputs, unaligned_inputs=compiled.unaligned_inputs, overridable=overridable,
         layers=[_layer(info, decisions, lowered) for info in imported.layers],
         constants_bytes=compiled.constants_bytes, code_bytes=code_bytes(library), workspace_bytes=compiled.workspace_bytes, options=options,
     )  # fmt: skip

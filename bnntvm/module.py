@@ -91,7 +91,12 @@ class Module:
         self.inputs = _infos(manifest["inputs"])
         self.outputs = _infos(manifest["outputs"])
         self.report = Report.from_manifest(manifest)
-        self._fresh = list(manifest.get("fresh_outputs", [False] * len(self.outputs)))
+        anywhere = manifest.get("unaligned_inputs", [False] * len(self.inputs))
+        self._entries = [_Entry.of(info, bool(free)) for info, free in zip(self.inputs, anywhere, strict=True)]
+        self._names = {info.name: None for info in self.inputs}.keys()
+        self._known_shapes = {}
+        fresh = manifest.get("fresh_outputs", [False] * len(self.outputs))
+        self._exits = [(info, np.dtype(info.dtype), bool(own)) for info, own in zip(self.outputs, fresh, strict=True)]
         self._manifest = manifest
         self._overridable = manifest["overridable"]
         self._file, self._library_bytes = file, library_bytes
@@ -150,16 +155,15 @@ class Module:
             self._idle.append(machine)
             raise
         except MemoryError as error:
-            shapes = ", ".join(f"{info.name} {_shape_text(array.shape)}" for info, array in zip(self.inputs, arrays))
-            raise BnnError("not enough memory for the inputs", where=shapes, why=str(error), hint="give a smaller batch") from error
+            raise BnnError("not enough memory for the inputs", where=self._shapes_text(arrays), why=str(error),
+                           hint="give a smaller batch") from error  # fmt: skip
         try:
-            results = machine.run(staged, self.threads, single, self._fresh)
+            results = machine.run(staged, self.threads, single)
         except Exception as error:
-            shapes = ", ".join(f"{info.name} {_shape_text(array.shape)}" for info, array in zip(self.inputs, arrays))
             hint = "a smaller batch needs less memory" if "alloc" in str(error).lower() else None
-            raise BnnError("the network failed while it ran", where=shapes, why=_first_line(error), hint=hint) from error
+            raise BnnError("the network failed while it ran", where=self._shapes_text(arrays), why=_first_line(error), hint=hint) from error
         self._idle.append(machine)
-        return {info.name: _as_declared(array, info) for info, array in zip(self.outputs, results)}
+        return {info.name: _as_declared(array, dtype, own) for (info, dtype, own), array in zip(self._exits, results)}
 
     def __call__(self, array, check_finite=True):
         """Run a network with one input; returns the array of its one output, or the dict of its outputs."""
@@ -247,19 +251,33 @@ class Module:
                 self._library = _load_library(self._file)
         return self._library.machine()
 
+    def _shapes_text(self, arrays):
+        return ", ".join(f"{info.name} {_shape_text(array.shape)}" for info, array in zip(self.inputs, arrays))
+
     def _match(self, feed):
         """The feed as arrays in the order of the inputs, of declared type and shape, and whether all dynamic dimensions are 1."""
         if not isinstance(feed, Mapping):
             raise InputError(
                 f"run takes a dict of input name to array, not {type(feed).__name__}", hint="module(array) for a network with one input"
             )
-        self._check_names(feed)
-        arrays, sizes = [], {}
-        for info in self.inputs:
-            array = _convert(feed[info.name], info)
-            _check_shape(array.shape, info, sizes)
-            arrays.append(array)
-        return arrays, all(size == 1 for size, _ in sizes.values())
+        if feed.keys() != self._names:
+            self._check_names(feed)
+        arrays = [entry.array(feed[entry.info.name]) for entry in self._entries]
+        shapes = tuple([array.shape for array in arrays])
+        single = self._known_shapes.get(shapes)
+        if single is None:
+            single = self._check_shapes(shapes)
+        return arrays, single
+
+    def _check_shapes(self, shapes):
+        """Whether all dynamic dimensions are 1; raises InputError for shapes that do not fit. Remembers those that do."""
+        sizes = {}
+        for shape, info in zip(shapes, self.inputs):
+            _check_shape(shape, info, sizes)
+        if len(self._known_shapes) >= _KNOWN_SHAPES:
+            self._known_shapes.clear()
+        single = self._known_shapes[shapes] = all(size == 1 for size, _ in sizes.values())
+        return single
 
     def _check_names(self, feed):
         if len(feed) == len(self.inputs) and all(info.name in feed for info in self.inputs):
@@ -282,20 +300,58 @@ class Module:
             _check_override(name, feed[name], self._overridable[name])
 
     def _stage(self, machine, index, array, check_finite):
-        """Input ``index`` as the kernels take it: the array itself if it is that already, else a copy in the machine's buffer.
+        """Input ``index`` as the kernels take it: the array itself if it is that already, else a copy in the machine's buffer."""
+        entry = self._entries[index]
+        if not entry.lends(array):
+            copy = machine.buffer(index, array.shape, entry.staged)
+            np.copyto(copy, array)
+            array = copy
+        if check_finite and entry.floating and not (entry.single_precision and machine.is_finite(array)):
+            _check_finite(array, entry.info.name)
+        return array
 
-        Vector code may assume 64-byte alignment, which numpy does not promise. float16 becomes float32.
-        """
-        dtype = np.dtype(np.float32) if array.dtype == np.float16 else array.dtype.newbyteorder("=")
-        # carray: C order and writeable (a read-only array cannot be lent out)
-        if array.dtype == dtype and array.flags.carray and array.ctypes.data % runtime.ALIGNMENT == 0:
-            staged = array
-        else:
-            staged = machine.buffer(index, array.shape, dtype)
-            np.copyto(staged, array)
-        if check_finite and dtype.kind == "f":
-            _check_finite(staged, self.inputs[index].name)
-        return staged
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What :meth:`Module.run` needs to know of an input, looked up once.
+
+    Attributes
+    ----------
+    info : TensorInfo
+    dtype, staged : numpy.dtype
+        The declared type and that of the kernels: float16 becomes float32.
+    anywhere : bool
+        Whether the kernels read it at any address that suits its elements; else at multiples of 64 bytes, which numpy does not promise.
+    floating, single_precision : bool
+        Of the kernels' type.
+    """
+
+    info: TensorInfo
+    dtype: np.dtype
+    staged: np.dtype
+    anywhere: bool
+    floating: bool
+    single_precision: bool
+
+    @classmethod
+    def of(cls, info, anywhere):
+        dtype = np.dtype(info.dtype)
+        staged = np.dtype(np.float32) if dtype == np.float16 else dtype
+        return cls(info, dtype, staged, anywhere, staged.kind == "f", staged == np.float32)
+
+    def array(self, value):
+        """``value`` as an array of the declared type, in any byte order."""
+        return value if type(value) is np.ndarray and value.dtype is self.dtype else _convert(value, self.info)
+
+    def lends(self, array):
+        """Whether the kernels can read ``array`` itself. (A read-only array cannot be lent.)"""
+        if array.dtype != self.staged or not array.flags.carray:
+            return False
+        return self.anywhere or array.ctypes.data % runtime.ALIGNMENT == 0
+
+
+#: Shapes of inputs that a module remembers to have checked.
+_KNOWN_SHAPES = 64
 
 
 #: Turns of two sides that are compared, and calls before each that do not count. Threads of the other side that still spin, waiting for
@@ -464,8 +520,9 @@ def _check_override(name, value, compiled):
         )
 
 
-def _as_declared(array, info):
-    if array.dtype == info.dtype:
-        return array
-    with np.errstate(over="ignore"):  # float16 outputs round to infinity where ONNX Runtime's would
-        return array.astype(info.dtype)
+def _as_declared(array, dtype, own):
+    """A result as what the network declares. ``own``: nobody else has its memory."""
+    if array.dtype != dtype:
+        with np.errstate(over="ignore"):  # float16 outputs round to infinity where ONNX Runtime's would
+            return array.astype(dtype)
+    return array if own and array.flags.writeable else array.copy()

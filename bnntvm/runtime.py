@@ -206,11 +206,15 @@ class Library:
     def __init__(self, path):
         self._module = ffi().get_global_func("ffi.Module.load_from_file.so")(path, "so")
         self._open = self._module["vm_load_executable"]  # AttributeError where the library is somebody else's
+        try:
+            self._is_finite = self._module.get_function("bnn_is_finite", query_imports=True)
+        except AttributeError:  # a library without it
+            self._is_finite = None
         self._clear_pool = ffi().get_global_func("vm.builtin.memory_manager.clear")
 
     def machine(self):
         """A new virtual machine: it has registers of its own, constants and code are shared."""
-        return Machine(self._open(), self._clear_pool)
+        return Machine(self._open(), self._clear_pool, self._is_finite)
 
 
 class Machine:
@@ -219,14 +223,14 @@ class Machine:
     #: Workspaces are pooled by size. When the shapes change this often, the pool is emptied, so that it cannot grow without end.
     MAX_SHAPES = 8
 
-    def __init__(self, vm, clear_pool):
+    def __init__(self, vm, clear_pool, is_finite=None):
         vm["vm_initialization"](_CPU, 0, _POOLED)
         self._main = vm["main"]
         try:
             self._main_1 = vm["main_1"]
         except AttributeError:  # this is how a VM says that it has no such function
             self._main_1 = self._main
-        self._clear_pool = clear_pool
+        self._clear_pool, self._is_finite = clear_pool, is_finite
         self._shapes = set()
         self._buffers = {}
 
@@ -237,25 +241,27 @@ class Machine:
             array = self._buffers[index] = aligned_empty(shape, dtype)
         return array
 
-    def run(self, arrays, threads, single=False, fresh=()):
+    def is_finite(self, array):
+        """Whether a float32 array in C order certainly holds neither NaN nor infinity; False also where the library cannot tell."""
+        return self._is_finite is not None and bool(self._is_finite(_ffi.from_dlpack(array.reshape(-1))))
+
+    def run(self, arrays, threads, single=False):
         """Run ``main``, or ``main_1`` where there is one and ``single`` says that every dynamic dimension is 1.
 
         Parameters
         ----------
         arrays : list of numpy.ndarray
-            Inputs, C order, 64-byte aligned, native byte order.
+            Inputs, C order, native byte order, aligned as the kernels want them.
         threads : int
             Threads of TVM's pool.
         single : bool
-        fresh : sequence of bool, optional
-            Outputs that are memory of their own, not an input, a constant, or another output: they are handed out as they are.
 
         Returns
         -------
         list of numpy.ndarray
-            Nothing in them is the machine's: the caller may keep and change them.
+            Some may be an input, a constant, or one and the same.
         """
-        shapes = tuple(array.shape for array in arrays)
+        shapes = tuple([array.shape for array in arrays])
         if shapes not in self._shapes:
             if len(self._shapes) >= self.MAX_SHAPES:
                 self._shapes.clear()
@@ -263,6 +269,4 @@ class Machine:
             self._shapes.add(shapes)
         tensors = [_ffi.from_dlpack(array) for array in arrays]
         results = call_with_threads(self._main_1 if single else self._main, tensors, threads)
-        outputs = [np.from_dlpack(result) for result in results]
-        own = [*fresh, *[False] * (len(outputs) - len(fresh))]
-        return [array if keep and array.flags.writeable else array.copy() for array, keep in zip(outputs, own)]
+        return [np.from_dlpack(results[i]) for i in range(len(results))]

@@ -76,8 +76,8 @@ def static(value):
 
 
 def buffer(name, shape, dtype):
-    """A parameter buffer, dense and row-major."""
-    return tirx.decl_buffer(tuple(i64(d) for d in shape), dtype, name)
+    """A parameter buffer, dense and row-major, aligned to an element: a network's inputs lie where the caller has them."""
+    return tirx.decl_buffer(tuple(i64(d) for d in shape), dtype, name, data_alignment=max(1, _bits(dtype) // 8))
 
 
 #: TVM puts arrays of scope ``global`` on the stack if they are smaller than this, and everything else on a workspace heap.
@@ -231,8 +231,13 @@ def prefix_mask(count, lanes, first=0):
     return lane_numbers(lanes, first) < limit
 
 
+def _bits(dtype):
+    """Bits of an element in memory."""
+    return 8 if dtype == "bool" else int(re.search(r"\d+", dtype)[0])
+
+
 def _masked(kind, dtype, lanes):
-    vector, bits = _llvm_vector(dtype, lanes), int(re.search(r"\d+", dtype)[0])
+    vector, bits = _llvm_vector(dtype, lanes), _bits(dtype)
     suffix = {"float16": "f16", "float32": "f32", "float64": "f64"}.get(dtype, f"i{bits}")
     intrinsic, align = f"@llvm.masked.{kind}.v{lanes}{suffix}.p0", bits // 8
     name = f"bnn_masked_{kind}_{suffix}x{lanes}"
@@ -277,6 +282,14 @@ def store_masked(array, indices, value, mask):
 def fence(value):
     """``value``, out of reach of floating-point contraction: a product that is fenced is rounded before it is added."""
     return tirx.call_llvm_pure_intrin(dtype_of(value), "llvm.arithmetic.fence", value)
+
+
+def zero_if_finite(value):
+    """``value - value``: 0 where a float is finite, NaN where it is not. (TVM would simplify the subtraction itself.)"""
+    lanes = lanes_of(value)
+    name, kind = f"bnn_zero_if_finite_{lanes}", _llvm_vector("float32", lanes)
+    text = f"{kind} @{name}({kind} %v) alwaysinline nounwind {{\n  %r = fsub {kind} %v, %v\n  ret {kind} %r\n}}"
+    return _extern(name, text, dtype_of(value), value)
 
 
 def opaque(value):
