@@ -64,17 +64,14 @@ class Adder:
         self.totals, self.allocations = self._array("total", "int32")
 
     def _array(self, name, dtype):
-        array, allocation = T.local(name, len(self.cells) * self.lanes, dtype)
-        return array, [allocation]
+        array = T.Registers(name, len(self.cells), dtype, self.lanes)
+        return array, array.allocate
 
-    def _at(self, p, v):
-        return [(p * self.vectors + v) * self.lanes]
-
-    def _get(self, array, p, v, lanes=None):
-        return T.load_vector(array, self._at(p, v), lanes or self.lanes)
+    def _get(self, array, p, v):
+        return array.get(p * self.vectors + v)
 
     def _put(self, array, p, v, value):
-        return T.store_vector(array, self._at(p, v), value)
+        return array.set(p * self.vectors + v, value)
 
     def _add(self, p, v, word):
         """Count the set bits of ``word``."""

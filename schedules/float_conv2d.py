@@ -246,16 +246,15 @@ class _Kernel:
 
     def _tile(self, at, x, taps):
         pixels, vectors, lanes = self.schedule.pixels, self.schedule.vectors, self.lanes
-        sums, allocate = tir.local("sum", pixels * vectors * lanes, "float32")
-        zero = tir.splat(0.0, "float32", lanes)
-        clear = [tir.store_vector(sums, [i * lanes], zero) for i in range(pixels * vectors)]
+        sums = tir.Registers("sum", pixels * vectors, "float32", lanes)
+        clear = sums.fill(tir.splat(0.0, "float32", lanes))
         reduce = tir.for_("r", at.count, lambda r: self._row_of_taps(at, x, at.first + r, taps, sums)) if taps else []
         scope, finish = {}, []
         for p in range(pixels):
-            values = [tir.load_vector(sums, [(p * vectors + v) * lanes], lanes) for v in range(vectors)]
+            values = [sums.get(p * vectors + v) for v in range(vectors)]
             position = (at.image, *self._pixel(at.row, x + p))
             finish.append(self.emitter.emit(values, position, at.block * self.blocks.size, scope))
-        return [allocate, clear, reduce, finish]
+        return [sums.allocate, clear, reduce, finish]
 
     def _pixel(self, y, x):
         """Row and column in the buffers; a flattened image is addressed as one row."""
@@ -286,8 +285,8 @@ class _Kernel:
             body.append(statement)
             for p, s in uses:
                 for v in range(vectors):
-                    index = [(p * vectors + v) * lanes]
-                    body.append(tir.store_vector(sums, index, tir.load_vector(sums, index, lanes) + value * weights[s, v]))
+                    index = p * vectors + v
+                    body.append(sums.set(index, sums.get(index) + value * weights[s, v]))
         return body
 
     def _separate_columns(self, at, x, r, group, sums):
@@ -301,7 +300,7 @@ class _Kernel:
             def weight(v):
                 return tir.load_vector(self.weights, [at.block, r, s, c, v * self.lanes], self.lanes)
 
-            return multiply_add(sums, range(group.low, group.high), self.schedule.vectors, self.lanes, value, weight)
+            return multiply_add(sums, range(group.low, group.high), self.schedule.vectors, value, weight)
 
         taps = group.stop - group.first
         whole = depth == self.spec.in_channels and not self.spec.planar
@@ -322,13 +321,13 @@ class _Place:
     channel: object
 
 
-def multiply_add(sums, pixels, vectors, lanes, value, weight):
+def multiply_add(sums, pixels, vectors, value, weight):
     """One step of a reduction: ``sums[p, v] += value(p) * weight(v)``.
 
     Parameters
     ----------
-    sums : Buffer
-        Local ``float32[P * vectors * lanes]``.
+    sums : tir.Registers
+        P * vectors float32 vectors.
     pixels : range
         The p that take part.
     value, weight : functions
@@ -346,17 +345,17 @@ def multiply_add(sums, pixels, vectors, lanes, value, weight):
         return variable
 
     def accumulate(p, v, a, w):
-        index = [(p * vectors + v) * lanes]
-        body.append(tir.store_vector(sums, index, tir.load_vector(sums, index, lanes) + a * w))
+        index = p * vectors + v
+        body.append(sums.set(index, sums.get(index) + a * w))
 
     if vectors <= len(pixels):  # the fewer operands stay in registers, the others pass through
         weights = [name("w", weight(v)) for v in range(vectors)]
         for p in pixels:
-            a = name("x", tir.broadcast(value(p), lanes))
+            a = name("x", tir.broadcast(value(p), sums.lanes))
             for v in range(vectors):
                 accumulate(p, v, a, weights[v])
     else:
-        values = {p: name("x", tir.broadcast(value(p), lanes)) for p in pixels}
+        values = {p: name("x", tir.broadcast(value(p), sums.lanes)) for p in pixels}
         for v in range(vectors):
             w = name("w", weight(v))
             for p in pixels:

@@ -148,9 +148,9 @@ class _Kernel:
         return self._parallel(tir.i64(self.blocks), _ceildiv(self.rows, count), task)
 
     def _few(self, block, first, count):
-        sums, allocate = self._sums(count)
+        sums = self._sums(count)
         reduce = self._reduce(sums, count, block, self.data, first, 0, self.spec.in_features)
-        return [allocate, self._clear(sums, count * self.schedule.vectors), reduce, self._emit(sums, block, first, count)]
+        return [sums.allocate, sums.fill(self._zero), reduce, self._emit(sums, block, first, count)]
 
     def _large_tiles(self, count):
         """Tasks of ``tiles`` tiles times ``group`` blocks.
@@ -178,18 +178,20 @@ class _Kernel:
 
             def add_chunk(base, length, finish):
                 def one(b, t, first):
-                    sums, allocate = self._sums(count)
-                    begin = self._move(sums, [], partial, [b, t], size) if pieces.count > 1 else self._clear(sums, size)
+                    sums = self._sums(count)
+                    kept = [(i, [b, t, i * self.lanes]) for i in range(size)]
+                    begin = [sums.set(i, tir.load_vector(partial, at, self.lanes)) for i, at in kept]
                     reduce = self._reduce(sums, count, start + b, rows, t * count, base, length)
-                    end = self._emit(sums, start + b, first, count) if finish else self._move(partial, [b, t], sums, [], size)
-                    return [allocate, begin, reduce, end]
+                    end = [tir.store_vector(partial, at, sums.get(i)) for i, at in kept]
+                    begin = begin if pieces.count > 1 else sums.fill(self._zero)
+                    return [sums.allocate, begin, reduce, self._emit(sums, start + b, first, count) if finish else end]
 
                 copy = each_tile(lambda t, first: self._copy_rows(rows, t * count, first, count, base, length))
                 return [copy, tir.for_("block", blocks, lambda b: each_tile(lambda t, first: one(b, t, first)))]
 
             body = [bind_here, tirx.AllocBuffer(rows)]
             if pieces.count > 1:
-                clear = tir.for_("block", blocks, lambda b: tir.for_("tile", here, lambda t: self._clear(partial, size, [b, t])))
+                clear = tir.for_("block", blocks, lambda b: tir.for_("tile", here, lambda t: self._clear(partial, [b, t], size)))
                 body += [tirx.AllocBuffer(partial), clear]
                 body.append(tir.for_("chunk", pieces.count - 1, lambda c: add_chunk(c * pieces.size, pieces.size, False)))
             return [*body, add_chunk(tir.i64(pieces.last), self.spec.in_features - pieces.last, True)]
@@ -210,17 +212,14 @@ class _Kernel:
         return tir.for_("copy", count, row)
 
     def _sums(self, count):
-        return tir.local("sum", count * self.schedule.vectors * self.lanes, "float32")
+        return tir.Registers("sum", count * self.schedule.vectors, "float32", self.lanes)
 
-    def _clear(self, sums, count, where=()):
-        zero = tir.splat(0.0, "float32", self.lanes)
-        return [tir.store_vector(sums, [*where, i * self.lanes], zero) for i in range(count)]
+    @property
+    def _zero(self):
+        return tir.splat(0.0, "float32", self.lanes)
 
-    def _move(self, target, to, source, where, count):
-        return [
-            tir.store_vector(target, [*to, i * self.lanes], tir.load_vector(source, [*where, i * self.lanes], self.lanes))
-            for i in range(count)
-        ]
+    def _clear(self, array, where, count):
+        return [tir.store_vector(array, [*where, i * self.lanes], self._zero) for i in range(count)]
 
     def _weight(self, block, k, v):
         return tir.load_vector(self.weights, [block, k, v * self.lanes], self.lanes)
@@ -232,25 +231,24 @@ class _Kernel:
             def weight(v):
                 return self._weight(block, base + k, v)
 
-            return multiply_add(sums, range(count), self.schedule.vectors, self.lanes, lambda p: tir.load(data, origin + p, k), weight)
+            return multiply_add(sums, range(count), self.schedule.vectors, lambda p: tir.load(data, origin + p, k), weight)
 
         return tir.for_("k", length, step)
 
     def _emit(self, sums, block, first, count):
-        vectors, lanes, scope, body = self.schedule.vectors, self.lanes, {}, []
+        vectors, scope, body = self.schedule.vectors, {}, []
         for p in range(count):
-            values = [tir.load_vector(sums, [(p * vectors + v) * lanes], lanes) for v in range(vectors)]
+            values = [sums.get(p * vectors + v) for v in range(vectors)]
             body.append(self.emitter.emit(values, (first + p,), block * self.size, scope))
         return body
 
     def _single(self, block, row):
         """One row: ``split`` accumulators for each vector, consecutive steps of the reduction go to different ones."""
         vectors, lanes, split = self.schedule.vectors, self.lanes, self.schedule.split
-        sums, allocate = self._sums(split)
+        sums = self._sums(split)
 
         def add(part, v, expression):
-            index = [(part * vectors + v) * lanes]
-            return tir.store_vector(sums, index, tir.load_vector(sums, index, lanes) + expression)
+            return sums.set(part * vectors + v, sums.get(part * vectors + v) + expression)
 
         def step(k, part):
             a, statement = tir.bind("x", tir.broadcast(tir.load(self.data, row, k), lanes))
@@ -259,11 +257,9 @@ class _Kernel:
         whole, rest = divmod(self.spec.in_features, split)
         body = [tir.for_("k", whole, lambda k: [step(k * split + part, part) for part in range(split)])] if whole else []
         body += [step(tir.i64(whole * split + part), part) for part in range(rest)]
-        body += [
-            add(0, v, tir.load_vector(sums, [(part * vectors + v) * lanes], lanes)) for part in range(1, split) for v in range(vectors)
-        ]
-        values = [tir.load_vector(sums, [v * lanes], lanes) for v in range(vectors)]
-        return [allocate, self._clear(sums, split * vectors), body, self.emitter.emit(values, (row,), block * self.size)]
+        body += [add(0, v, sums.get(part * vectors + v)) for part in range(1, split) for v in range(vectors)]
+        values = [sums.get(v) for v in range(vectors)]
+        return [sums.allocate, sums.fill(self._zero), body, self.emitter.emit(values, (row,), block * self.size)]
 
 
 class _Pieces:

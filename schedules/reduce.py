@@ -127,14 +127,14 @@ class _GlobalPool:
     def _block(self, image, block):
         pixels, lanes, vectors = self.spec.spatial[0] * self.spec.spatial[1], self.lanes, block.vectors
         split = min(max(1, 8 // vectors), pixels)  # few vectors: several pixels at once, or each addition would wait for the last one
-        sums, allocate = tir.local("sum", split * vectors * lanes, "float32")
+        sums = tir.Registers("sum", split * vectors, "float32", lanes)
         start = tir.splat(float("-inf") if self.spec.op == "max" else 0.0, "float32", lanes)
 
         def total(part, v):
-            return tir.load_vector(sums, [(part * vectors + v) * lanes], lanes)
+            return sums.get(part * vectors + v)
 
         def add(part, v, value):
-            return tir.store_vector(sums, [(part * vectors + v) * lanes], self._combine(total(part, v), value))
+            return sums.set(part * vectors + v, self._combine(total(part, v), value))
 
         def step(pixel, part):
             return [add(part, v, _load(self.data, (image, 0, pixel), block, v, lanes)) for v in range(vectors)]
@@ -146,9 +146,8 @@ class _GlobalPool:
         values = [total(0, v) for v in range(vectors)]
         if self.spec.op == "avg":
             values = [divide(value, pixels, lanes) for value in values]
-        clear = [tir.store_vector(sums, [i * lanes], start) for i in range(split * vectors)]
         position = (image, tir.i64(0), tir.i64(0))
-        return [allocate, clear, body, self.emitter.emit(values, position, block.first, whole=block.whole or None)]
+        return [sums.allocate, sums.fill(start), body, self.emitter.emit(values, position, block.first, whole=block.whole or None)]
 
 
 class _Softmax:

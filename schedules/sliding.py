@@ -150,16 +150,15 @@ class Kernel:
 
     def _tile(self, at, whole):
         pixels, lanes = self.schedule.pixels, self.lanes
-        sums, allocate = tir.local("sum", pixels * at.vectors * lanes, "float32")
-        start = tir.splat(self.identity, "float32", lanes)
-        clear = [tir.store_vector(sums, [i * lanes], start) for i in range(pixels * at.vectors)]
+        sums = tir.Registers("sum", pixels * at.vectors, "float32", lanes)
+        clear = sums.fill(tir.splat(self.identity, "float32", lanes))
         rows = tir.for_("r", at.count, lambda r: [self._taps(at, at.first + r, v, sums) for v in range(at.vectors)]) if at.taps else []
         scope, finish = {}, []
         for p in range(pixels):
-            totals = [tir.load_vector(sums, [(p * at.vectors + v) * lanes], lanes) for v in range(at.vectors)]
+            totals = [sums.get(p * at.vectors + v) for v in range(at.vectors)]
             values = [self.result(at, p, total) for total in totals]
             finish.append(self.emitter.emit(values, (at.image, at.row, at.column + p), at.channel, scope, whole=whole))
-        return [allocate, clear, rows, finish]
+        return [sums.allocate, clear, rows, finish]
 
     def _taps(self, at, r, vector, sums):
         """Combine tap row ``r`` into one vector of channels of every pixel of the tile."""
@@ -171,7 +170,6 @@ class Kernel:
             value, statement = tir.bind("x", self.load(at, y, left + column, vector))
             body.append(statement)
             for p, s in uses:
-                index = [(p * at.vectors + vector) * self.lanes]
-                total = tir.load_vector(sums, index, self.lanes)
-                body.append(tir.store_vector(sums, index, self.combine(total, value, weights.get(s))))
+                index = p * at.vectors + vector
+                body.append(sums.set(index, self.combine(sums.get(index), value, weights.get(s))))
         return body
