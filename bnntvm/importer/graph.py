@@ -45,7 +45,7 @@ def import_model(model_source):
     UnsupportedError
         The model is valid and uses what bnntvm does not compile.
     """
-    model = source.load(model_source)
+    model = valid = source.load(model_source)
     graph = model.graph
     declared = {initializer.name for initializer in graph.initializer}
     real_inputs = [value for value in graph.input if value.name not in declared]
@@ -61,8 +61,13 @@ def import_model(model_source):
     ctx = Context(batch, {tensor.name: tensor.data_type for tensor in graph.initializer})
     parameters = [_parameter(info, batch) for info in inputs]
     values = {**initializers, **{info.name: parameter for info, parameter in zip(inputs, parameters)}}
-    for node in nodes:
-        _convert(ctx, node, values)
+    try:
+        for node in nodes:
+            _convert(ctx, node, values)
+    except UnsupportedError:
+        source.check_shapes(valid)  # no converter is missing where the graph contradicts itself
+        raise
+    source.check_shapes(valid)
 
     results = [ctx.tensor(_lookup(values, output.name)) for output in graph.output]
     outputs = [

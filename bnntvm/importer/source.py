@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnx.checker
 import onnx.inliner
+import onnx.shape_inference
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, numpy_helper
 
@@ -179,6 +180,22 @@ def _check_graph(model, checked, where):
             why="; ".join(line.strip() for line in str(error).splitlines() if line.strip()),
             hint="export it again",
         ) from error
+
+
+def check_shapes(model):
+    """Raise ModelError for a graph in which the shapes of operands cannot go together, by ONNX's own rules.
+
+    A declared shape or type ("existing") that is not the inferred one is no reason: runtimes go by the inferred one.
+    """
+    if model.ByteSize() >= onnx.checker.MAXIMUM_PROTOBUF:  # more than onnx can look at
+        return
+    try:
+        onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    except onnx.shape_inference.InferenceError as error:
+        lines = [line.strip() for line in str(error).splitlines() if "op_type" in line]
+        wrong = [line for line in lines if "existing" not in line]
+        if wrong:
+            raise ModelError("the shapes of the graph do not fit together", why="; ".join(wrong[:3]), hint="export it again") from error
 
 
 def without_half(model):

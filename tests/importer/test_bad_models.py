@@ -325,3 +325,35 @@ def test_dynamic_dimensions_of_several_inputs_are_one_batch():
         value.type.tensor_type.shape.dim[0].dim_param = name
     proto.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "N"
     assert [info.shape for info in import_model(proto).inputs] == [("N", 3), ("N", 3)]
+
+
+@pytest.mark.parametrize(
+    "nodes, shape, weight",
+    [
+        ([node("Conv", "x w", "y")], [1, 5, 8, 8], (8, 4, 3, 3)),
+        ([node("Conv", "x w", "y", group=3)], [1, 12, 8, 8], (8, 4, 3, 3)),
+        ([node("ConvTranspose", "x w", "y", group=3)], [1, 12, 8, 8], (10, 4, 3, 3)),
+        ([node("Gemm", "x w", "y")], [1, 5], (4, 8)),
+        ([node("MatMul", "x w", "y")], [1, 5], (4, 8)),
+        ([node("Add", "x w", "y")], [1, 5], (4, 8)),
+        ([node("Concat", "x w", "y", axis=1)], [1, 5, 2], (1, 5, 3)),
+        ([node("Softmax", "x", "y", axis=9)], [1, 5, 2], (1,)),
+    ],
+)
+def test_shapes_that_do_not_fit(nodes, shape, weight):
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", 1, shape)],
+        [helper.make_tensor_value_info("y", 1, ["a"] * len(shape))],
+        [numpy_helper.from_array(np.ones(weight, np.float32), "w")],
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="fit together"):
+        import_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+def test_a_declared_output_shape_that_is_wrong_is_overruled():
+    graph = helper.make_graph(
+        [node("Relu", "x", "y")], "g", [helper.make_tensor_value_info("x", 1, [1, 5])],
+        [helper.make_tensor_value_info("y", 1, [1, 7])],
+    )  # fmt: skip
+    imported = import_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    assert tuple(imported.outputs[0].shape) == (1, 5)

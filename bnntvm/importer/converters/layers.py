@@ -34,13 +34,21 @@ def convolution(ctx, node, x, weight):
         dilations=dilations,
         groups=int(node.attrs.get("group", 1)),
     )
-    if shape[1] != kernel[1] * int(node.attrs.get("group", 1)):
-        raise ctx.unsupported(
-            "channels of data and weight differ", why=f"data {shape}, weight {kernel}, group {node.attrs.get('group', 1)}"
-        )
+    check_groups(node, shape[1], kernel[1], kernel[0])
     result = ctx.emit(call)
     ctx.add_layer(shape_of(result), prod(kernel[1:]), weight if is_constant(weight) else None)
     return result
+
+
+def check_groups(node, channels, per_group, outputs):
+    """Raise ModelError where the channels of data and weight do not fit the number of groups."""
+    groups = int(node.attrs.get("group", 1))
+    if groups < 1 or channels != per_group * groups or outputs % groups:
+        raise ModelError(
+            "channels of data and weight do not fit together", where=node.where,
+            why=f"the data has {channels} channels, the weight takes {per_group} in each of {groups} groups and makes {outputs}",
+            hint="export the model again",
+        )  # fmt: skip
 
 
 def window(node, name, spatial):
@@ -97,6 +105,8 @@ def conv_transpose(ctx, node, x, weight, bias=None):
     spatial = len(kernel) - 2
     strides, dilations = window(node, "strides", spatial), window(node, "dilations", spatial)
     extra = [int(v) for v in node.attrs.get("output_padding") or [0] * spatial]
+    groups = int(node.attrs.get("group", 1))
+    check_groups(node, shape[1], kernel[0] // max(groups, 1), groups)
     pads = _transposed_pads(node, shape[2:], kernel[2:], strides, dilations, extra)
     call = ops.call(
         ops.CONV_TRANSPOSE,
