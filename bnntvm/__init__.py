@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "build": "bnntvm.build",
+    "tune": "bnntvm.tuning.driver",
     "load": "bnntvm.module",
     "Module": "bnntvm.module",
     "TensorInfo": "bnntvm.module",
@@ -45,7 +46,7 @@ class _Package(types.ModuleType):
     def __getattr__(self, name):
         if name not in _LAZY:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        if name == "build":
+        if name in ("build", "tune"):
             importlib.import_module("bnntvm.runtime").import_tvm_ffi()  # before TVM does, which would import PyTorch along with it
         value = getattr(importlib.import_module(_LAZY[name]), name)
         setattr(self, name, value)

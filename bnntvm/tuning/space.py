@@ -15,7 +15,7 @@ from tvm import s_tir, tirx
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
-from bnntvm.tuning.records import encode
+from bnntvm.tuning.records import decode, encode
 
 
 def workload_module(key):
@@ -87,6 +87,15 @@ class Space:
             chosen = made.sample_categorical(numbers, [1 / len(numbers)] * len(numbers), decision=self.values[name].index(value))
             made.annotate(block, key, chosen)
         return made
+
+    def schedule_of(self, module):
+        """The schedule that a traced module stands for."""
+        found = {}
+        for key, number in module["main"].body.block.annotations.items():
+            if key.startswith("bnn.field."):
+                name, value = decode(key, int(number))
+                found[name] = value
+        return self.by_fields[tuple((name, found[name]) for name, _ in fields(self.default))]
 
     def neighbours(self, schedule):
         """Schedules that differ from ``schedule`` in one field."""

@@ -1,0 +1,330 @@
+"""``bnntvm.tune``: finds the fastest schedules of a network's kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+
+from tvm.s_tir import meta_schedule as ms
+from tvm.s_tir.meta_schedule import _ffi_api
+from tvm.s_tir.meta_schedule.logging import get_logging_func
+
+from bnntvm.build import _resolve, tvm_target
+from bnntvm.errors import BnnError
+from bnntvm.tuning import measure
+from bnntvm.tuning.features import Extractor
+from bnntvm.tuning.measure import Local, Pipeline
+from bnntvm.tuning.search import Progress, Search
+from bnntvm.tuning.space import Space, SpaceGenerator
+from bnntvm.tuning.store import Store
+from bnntvm.tuning.tasks import extract
+
+#: Kernels whose share of a network's time is smaller are left at their defaults.
+LEAST_SHARE = 0.003
+#: Candidates of one task that are built and measured together.
+BATCH = 8
+#: The fastest candidates of a task are measured again beside the default, in turns, before one is believed.
+FINALISTS = 3
+
+
+@dataclass
+class Result:
+    """What a tuning session found.
+
+    Attributes
+    ----------
+    rows : list of TaskResult
+    measured, failed : int
+        Candidates of this session.
+    seconds : float
+    interrupted : str
+        Why it ended before its trials did; else empty.
+    """
+
+    rows: list = field(default_factory=list)
+    measured: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    interrupted: str = ""
+
+    @property
+    def gain(self):
+        """Time of all kernels with default schedules over their time with the best ones."""
+        before = sum(r.count * r.default_us for r in self.rows)
+        return before / max(sum(r.count * min(r.best_us, r.default_us) for r in self.rows), 1e-9) if self.rows else 1.0
+
+
+@dataclass
+class TaskResult:
+    """One kernel: name, occurrences, microseconds with the default and the best schedule, why its search ended."""
+
+    task: str
+    name: str
+    count: int
+    default_us: float
+    best_us: float
+    schedule: object
+    ended: str
+
+
+class Context(ms.TuneContext):
+    """A tuning context without ``import tvm.s_tir.tensor_intrin``: TVM's constructor spends 15 s there on intrinsics for CUDA."""
+
+    def __init__(self, space, search, target):
+        quiet = logging.getLogger("bnntvm.tuning")
+        quiet.setLevel(logging.WARNING)
+        self.__init_handle_by_constructor__(
+            _ffi_api.TuneContext, space.module, target, SpaceGenerator(space), search, space.task.id, 1, 1, get_logging_func(quiet)
+        )
+        _ffi_api.TuneContextInitialize(self)
+
+
+class Tuner:
+    """A session.
+
+    Parameters
+    ----------
+    tasks : list of Task
+    store : Store
+    device : Local or Farm
+    threads : int
+    deadline : float or None
+        time.monotonic() at which it ends.
+    report : callable
+        Called with (space, schedule, seconds) for every candidate, seconds empty for one that failed.
+    """
+
+    def __init__(self, tasks, store, device, threads, deadline, report):
+        self.tasks, self.store, self.device, self.threads, self.deadline = tasks, store, device, threads, deadline
+        self.stop, self.interrupted = threading.Event(), ""
+        self.spaces = {task.id: Space(task, threads) for task in tasks}
+        self.progress = {name: Progress(space, store.measured(space)) for name, space in self.spaces.items()}
+        self.pipeline = Pipeline(store, device, self.stop)
+        self.pipeline.observers.append(self._watch)
+        self.pipeline.observers.append(report)
+        self.counts = [0, 0]
+
+    def _watch(self, _space, _schedule, seconds):
+        self.counts[not seconds] += 1
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            self.end("the time limit was reached")
+
+    def end(self, why):
+        """End the session: nothing new is started."""
+        self.interrupted = self.interrupted or why
+        self.stop.set()
+
+    @contextlib.contextmanager
+    def _ctrl_c(self):
+        """The first Ctrl-C ends the session in good order, a second one raises KeyboardInterrupt."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(_number, _frame):
+            if self.stop.is_set():
+                raise KeyboardInterrupt
+            self.end("interrupted")
+
+        before = signal.signal(signal.SIGINT, handle)
+        timer = threading.Timer(self.deadline - time.monotonic(), self.end, ["the time limit was reached"]) if self.deadline else None
+        if timer:
+            timer.daemon = True
+            timer.start()
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            if timer:
+                timer.cancel()
+
+    def run(self, trials):
+        """Tune with at most ``trials`` measured candidates, those of earlier sessions counted."""
+        start = time.monotonic()
+        with self._ctrl_c():
+            self.defaults()
+            left = trials - sum(len(p.measured) for p in self.progress.values())
+            if left > 0 and not self.stop.is_set():
+                self.search(left)
+            if not self.interrupted == "interrupted":
+                self.finals()
+        return Result(self.rows(), self.counts[0], self.counts[1], time.monotonic() - start, self.interrupted)
+
+    def defaults(self):
+        """Measure the default schedule of every task that has none yet: this is the network's profile, too."""
+        missing = [p for p in self.progress.values() if p.space.default not in p.measured]
+        futures = [(p, self.pipeline.run(p.space, p.space.default)) for p in missing]
+        for progress, future in futures:
+            waited = measure.Waiting(future).result()
+            progress.asked.add(progress.space.default)
+            if waited.run_secs is not None:
+                progress.measured[progress.space.default] = min(map(float, waited.run_secs))
+            elif not self.stop.is_set():
+                # Without a reference that the default matches there is nothing to compare candidates with.
+                progress.measured[progress.space.default], progress.done = float("inf"), str(waited.error_msg)
+
+    def worth(self):
+        """Tasks to search, with their number of occurrences: those that matter to the network, and have a choice."""
+        times = {n: len(p.space.task.layers) * p.measured.get(p.space.default, float("inf")) for n, p in self.progress.items()}
+        total = sum(t for t in times.values() if t < float("inf"))
+        for name, progress in self.progress.items():
+            if times[name] < LEAST_SHARE * total:
+                progress.done = progress.done or "too small a part of the network's time"
+        chosen = [n for n, p in self.progress.items() if not p.done and len(p.space.schedules) > 1 and times[n] < float("inf")]
+        return sorted(chosen, key=times.get, reverse=True)
+
+    def search(self, trials):
+        """Let MetaSchedule's gradient scheduler spend the trials where the network's time is."""
+        names = self.worth()
+        if not names:
+            return
+        started = {}
+        target = tvm_target(self.spaces[names[0]].task.isa)
+        model = ms.cost_model.XGBModel(extractor=Extractor(self.spaces), num_warmup_samples=2 * BATCH, num_tuning_cores=1)
+        contexts = [Context(self.spaces[n], Search(self.progress[n], self.stop), target) for n in names]
+        self._learn(model, contexts, names)
+        self.deadline_check()
+        ms.TaskScheduler.create("gradient", seed=1).tune(
+            contexts, [len(self.spaces[n].task.layers) for n in names], trials, trials, BATCH,
+            measure.Builder(self.pipeline, self.spaces, started), measure.Runner(started),
+            [ms.measure_callback.UpdateCostModel()], None, model,
+        )  # fmt: skip
+
+    def deadline_check(self):
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            self.end("the time limit was reached")
+
+    def _learn(self, model, contexts, names):
+        """Show the cost model what is known already: the defaults, and what earlier sessions measured."""
+        for context, name in zip(contexts, names):
+            space, known = self.spaces[name], self.progress[name].measured
+            candidates = [ms.MeasureCandidate(space.trace(s), []) for s in known]
+            results = [ms.runner.RunnerResult([t], None) if t < float("inf") else ms.runner.RunnerResult(None, "failed") for t in known.values()]
+            model.update(context, candidates, results)
+
+    def finals(self):
+        """Measure the fastest candidates of every task again, in turns with the default, and record that."""
+        self.stop.clear()
+        jobs = []
+        for progress in self.progress.values():
+            space, default = progress.space, progress.space.default
+            best = sorted((s for s, t in progress.measured.items() if t < float("inf")), key=progress.measured.get)[:FINALISTS]
+            if default not in progress.measured or not any(s != default for s in best) or progress.measured[default] == float("inf"):
+                continue
+            chosen = list(dict.fromkeys([default, *best]))
+            jobs.append((progress, chosen, [self.pipeline.build(space, s) for s in chosen]))
+        compared = []
+        for progress, chosen, built in jobs:
+            try:
+                compared.append((progress, chosen, self.device.compare([b.result() for b in built])))
+            except measure.Failure:
+                continue
+        for progress, chosen, future in compared:
+            try:
+                for schedule, seconds in zip(chosen, future.result()):
+                    self.store.commit(progress.space, schedule, seconds)
+                    progress.measured[schedule] = sorted(seconds)[len(seconds) // 2]
+            except measure.Failure:
+                continue
+
+    def rows(self):
+        """What became of every task."""
+        found = []
+        for progress in self.progress.values():
+            space, task = progress.space, progress.space.task
+            default = progress.measured.get(space.default, float("inf"))
+            best = min(progress.measured, key=progress.measured.get, default=space.default)
+            found.append(TaskResult(task.id, task.name, len(task.layers), default * 1e6, progress.best * 1e6, best, progress.done))
+        return found
+
+    def close(self):
+        self.pipeline.close()
+
+
+def tune(
+    model, target="x86", *, trials=1000, database, threads=1, time_limit=None, layers=None, rpc=None, key=None,
+    assume_nonzero=False, weight_tolerance=0.0, progress=True,
+):  # fmt: skip
+    """Measure schedules for the kernels of a network, and record the fastest.
+
+    Parameters
+    ----------
+    model : str, path, bytes or onnx.ModelProto
+    target : str, dict or tvm.target.Target
+        As for :func:`bnntvm.build`.
+    trials : int
+        Candidates to measure, those that the database has of this network counted: a session that was interrupted goes on.
+    database : str or path
+        Folder of records, made if it does not exist. Every candidate is recorded as soon as it is measured.
+    threads : int
+        Threads that kernels run on while they are measured. Records for one thread serve any number, unless there are better ones.
+    time_limit : float, optional
+        Seconds.
+    layers : str or list of str, optional
+        Tune only kernels in whose name, or whose layers' names, one of these occurs.
+    rpc, key : str, optional
+        Address "host:port" of a TVM RPC tracker, and the key under which its boards are registered: measure there.
+    assume_nonzero, weight_tolerance
+        As for :func:`bnntvm.build`, which they must match.
+    progress : bool
+        Show a progress bar on standard error.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    BnnError
+        On bad arguments. A candidate that crashes, hangs or computes something wrong is recorded as failed, and is never chosen.
+    """
+    from bnntvm.tuning.bar import bar
+
+    isa = _resolve(target)
+    if trials < 0 or threads < 1:
+        raise BnnError("trials must not be negative, threads at least 1")
+    deadline = None if time_limit is None else time.monotonic() + float(time_limit)
+    tasks = _chosen(extract(model, isa, assume_nonzero=assume_nonzero, weight_tolerance=weight_tolerance), layers)
+    device = _device(isa, threads, rpc, key)
+    store = Store(database)
+    try:
+        with bar(trials, progress) as shown:
+            tuner = Tuner(tasks, store, device, threads, deadline, shown.note)
+            shown.start(tuner)
+            try:
+                return tuner.run(trials)
+            finally:
+                tuner.close()
+    finally:
+        store.close()
+
+
+def _chosen(tasks, layers):
+    if not layers:
+        return tasks
+    layers = [layers] if isinstance(layers, str) else list(layers)
+    found = [t for t in tasks if any(part in name for part in layers for name in (t.name, *t.layers))]
+    if not found:
+        raise BnnError(
+            "no kernel is called like this", where=", ".join(layers), hint="kernels here: " + "; ".join(t.name for t in tasks[:40])
+        )
+    return found
+
+
+def _device(isa, threads, rpc, key):
+    if rpc:
+        from bnntvm.tuning.rpc import Farm
+
+        return Farm(rpc, key, threads)
+    from bnntvm.targets.x86 import host_flags
+
+    if not isa.needs <= host_flags():
+        raise BnnError(
+            "candidates for this target cannot run here", where=isa.name, why="this processor lacks " + ", ".join(sorted(isa.needs - host_flags())),
+            hint="register a board with a TVM RPC tracker, and give rpc='host:port' and its key",
+        )  # fmt: skip
+    return Local(threads)

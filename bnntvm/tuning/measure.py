@@ -1,0 +1,244 @@
+"""Building and measuring candidates in two warm processes, one core each, for MetaSchedule.
+
+MetaSchedule builds a whole batch before it measures any of it. Here its builder only starts the builds, and each candidate is measured as
+soon as it is built, while the next is building: one core compiles, the other does nothing but measure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pathlib
+import pickle
+import shutil
+import subprocess
+import tempfile
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+from tvm.ir.utils import derived_object
+from tvm.s_tir import meta_schedule as ms
+from tvm.support.popen_pool import PopenWorker
+
+from bnntvm.tuning import worker
+from bnntvm.tuning.worker import Failure
+
+#: Seconds that one candidate may take to build, to run, and a task to be prepared (its reference computed) for.
+BUILD_LIMIT, MEASURE_LIMIT, PREPARE_LIMIT = 30.0, 15.0, 300.0
+#: Seconds that a candidate is measured for.
+MEASURE_SECONDS = 0.1
+
+
+class Stopped(Exception):
+    """The candidate was not measured, as tuning has ended."""
+
+
+def choose_cores(threads):
+    """(cores to build on, cores to measure on): the last ones measure alone, if there are enough."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if len(allowed) <= threads:
+        return allowed, allowed
+    return allowed[:-threads], allowed[-threads:]
+
+
+class Process:
+    """A warm process with a thread that feeds it.
+
+    Parameters
+    ----------
+    cores : list of int
+    threads : int
+        Threads of the kernels that run in it.
+    """
+
+    def __init__(self, cores, threads):
+        self.pool = ThreadPoolExecutor(1)
+        self.worker = PopenWorker(worker.start, (cores, threads), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def submit(self, function, *args):
+        return self.pool.submit(self.call, function, *args)
+
+    def call(self, function, *args):
+        try:
+            self.worker.send(function, args)
+            return self.worker.recv()
+        except (ChildProcessError, EOFError) as error:
+            raise Failure("the tuner's process died") from error
+
+    def close(self):
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        self.worker.kill()
+
+
+class Local:
+    """Measures on this machine.
+
+    Parameters
+    ----------
+    threads : int
+    """
+
+    def __init__(self, threads):
+        self.build_cores, cores = choose_cores(threads)
+        self.process = Process(cores, threads)
+
+    def measure(self, folder, library):
+        """Future of the seconds of single runs."""
+        return self.process.submit(worker.measure, folder, library, MEASURE_LIMIT, MEASURE_SECONDS)
+
+    def compare(self, candidates):
+        """Future of the seconds of single runs of several candidates, taken in turns."""
+        return self.process.submit(worker.compare, candidates, MEASURE_LIMIT * len(candidates), 2 * MEASURE_SECONDS)
+
+    def close(self):
+        self.process.close()
+
+
+class Pipeline:
+    """From schedules to times.
+
+    Parameters
+    ----------
+    store : Store
+        Gets every result at once.
+    device : Local or bnntvm.tuning.rpc.Farm
+    stop : threading.Event
+        What is not measured when it is set, never is.
+    """
+
+    def __init__(self, store, device, stop):
+        self.store, self.device, self.stop = store, device, stop
+        self.builder = Process(device.build_cores, 1)
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="bnntvm-tune-"))
+        self.numbers, self.lock, self.observers = itertools.count(), threading.Lock(), []
+
+    def task_folder(self, task):
+        """Where a task's data are."""
+        folder = self.folder / task.id
+        if not folder.exists():
+            folder.mkdir()
+            (folder / "task.pickle").write_bytes(pickle.dumps(task, protocol=5))
+        return str(folder)
+
+    def build(self, space, schedule):
+        """Future of (folder, library)."""
+        folder = self.task_folder(space.task)
+        library = os.path.join(folder, f"{next(self.numbers)}.so")
+
+        def work():
+            if self.stop.is_set():
+                raise Stopped
+            self.builder.call(worker.build, folder, schedule, library, BUILD_LIMIT, PREPARE_LIMIT)
+            return folder, library
+
+        return self.builder.pool.submit(work)
+
+    def run(self, space, schedule):
+        """Build, check, measure and record a candidate.
+
+        Returns
+        -------
+        Future
+            Seconds of single runs; :class:`Failure` or :class:`Stopped`.
+        """
+        result = Future()
+
+        def built(future):
+            try:
+                folder, library = future.result()
+                if self.stop.is_set():
+                    raise Stopped
+                self.device.measure(folder, library).add_done_callback(lambda d: self._measured(space, schedule, d, result, library))
+            except BaseException as error:
+                self._failed(space, schedule, error, result)
+
+        self.build(space, schedule).add_done_callback(built)
+        return result
+
+    def _measured(self, space, schedule, done, result, library):
+        for path in (library, library + ".npy"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        try:
+            seconds = done.result()
+            self.store.commit(space, schedule, seconds)
+        except BaseException as error:
+            self._failed(space, schedule, error, result)
+            return
+        self._tell(space, schedule, seconds)
+        result.set_result(seconds)
+
+    def _failed(self, space, schedule, error, result):
+        if isinstance(error, Failure):
+            self.store.commit(space, schedule, [], str(error))
+            self._tell(space, schedule, [])
+        result.set_exception(error)
+
+    def _tell(self, space, schedule, seconds):
+        for observer in self.observers:
+            observer(space, schedule, seconds)
+
+    def close(self):
+        self.builder.close()
+        self.device.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@derived_object
+class Builder(ms.builder.PyBuilder):
+    """MetaSchedule's builder: starts what its candidates stand for, and gives it a number.
+
+    Parameters
+    ----------
+    pipeline : Pipeline
+    spaces : dict
+        Task id to Space.
+    started : dict
+        Shared with the runner: number to future.
+    """
+
+    def __init__(self, pipeline, spaces, started):
+        super().__init__()
+        self.pipeline, self.spaces, self.started, self.numbers = pipeline, spaces, started, itertools.count()
+
+    def build(self, inputs):
+        results = []
+        for one in inputs:
+            space = self.spaces[str(one.mod["main"].body.block.annotations["bnn.task"])]
+            number = str(next(self.numbers))
+            self.started[number] = self.pipeline.run(space, space.schedule_of(one.mod))
+            results.append(ms.builder.BuilderResult(number, None))
+        return results
+
+
+@derived_object
+class Waiting(ms.runner.PyRunnerFuture):
+    """A candidate's result as MetaSchedule asks for it."""
+
+    def __init__(self, future):
+        super().__init__()
+        self.future = future
+
+    def done(self):
+        return self.future.done()
+
+    def result(self):
+        while not wait([self.future], timeout=0.2).done:  # in short steps, so that Python sees signals
+            pass
+        error = self.future.exception()
+        if error is not None:
+            return ms.runner.RunnerResult(None, f"{type(error).__name__}: {error}")
+        return ms.runner.RunnerResult(self.future.result(), None)
+
+
+@derived_object
+class Runner(ms.runner.PyRunner):
+    """MetaSchedule's runner: waits for what the builder started."""
+
+    def __init__(self, started):
+        super().__init__()
+        self.started = started
+
+    def run(self, inputs):
+        return [Waiting(self.started.pop(str(one.artifact_path))) for one in inputs]

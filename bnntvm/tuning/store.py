@@ -1,0 +1,100 @@
+"""The database that a tuning session writes: MetaSchedule's JSON database, one line for each candidate as soon as it is measured."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import json
+import pathlib
+import threading
+
+from tvm.s_tir import meta_schedule as ms
+
+from bnntvm.build import tvm_target
+from bnntvm.errors import BnnError
+from bnntvm.tuning import records
+from bnntvm.tuning.space import fields, workload_module
+
+FAILURES = "failures.json"
+
+
+class Store:
+    """A folder of records, open for writing by one tuner.
+
+    Parameters
+    ----------
+    folder : path
+        Made if it does not exist. Lines that cannot be read move to ``*.damaged`` files.
+
+    Attributes
+    ----------
+    damaged : int
+        How many lines that were.
+    """
+
+    def __init__(self, folder):
+        self.folder, self.lock = pathlib.Path(folder), threading.Lock()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.folder / ".lock", "w")
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BnnError("another tuner writes to this database", where=str(folder), hint="give each a folder, and merge them") from error
+        except OSError as error:
+            raise BnnError("the tuning database cannot be written", where=str(folder), why=error.strerror) from error
+        self.damaged = records.mend(self.folder, _placeholder, whole=_whole)
+        self.database = ms.database.JSONDatabase(work_dir=str(self.folder))
+        self.known = records.by_task(records.read(self.folder)[0])
+        self.workloads = {}
+
+    def measured(self, space):
+        """Schedule -> seconds of a space's schedules that were measured before; infinite for those that failed."""
+        known = self.known.get((space.task.id, space.task.isa.name, space.threads), {})
+        return {
+            space.by_fields[own]: float("inf") if any(r.failed for r in found) else found[-1].time
+            for own, found in known.items()
+            if own in space.by_fields
+        }
+
+    def commit(self, space, schedule, seconds, failure=None):
+        """Append a measured candidate.
+
+        Parameters
+        ----------
+        seconds : list of float
+            Empty if it failed: then ``failure`` says why.
+        """
+        trace, target = space.trace(schedule).trace, tvm_target(space.task.isa)
+        with self.lock:
+            if space.task.id not in self.workloads:
+                self.workloads[space.task.id] = self.database.commit_workload(space.module)
+            run = [float(s) for s in seconds] or [records.FAILED]
+            self.database.commit_tuning_record(ms.database.TuningRecord(trace, self.workloads[space.task.id], run, target, []))
+            if failure:
+                with open(self.folder / FAILURES, "a", encoding="utf-8") as file:
+                    entry = dict(task=space.task.id, isa=space.task.isa.name, schedule=dict(fields(schedule)), reason=failure)
+                    file.write(json.dumps(entry) + "\n")
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def _placeholder(task):
+    return json.dumps(ms.database.Workload(workload_module(task)).as_json())
+
+
+def _whole(line):
+    """Parse a record, as this project and as TVM do: TVM's database gives up at the first line that it cannot read."""
+    record = records.parse(line)
+    try:
+        ms.database.TuningRecord.from_json(record.line[1], _any_workload())
+    except Exception as error:  # TVM's errors have no common base
+        raise ValueError(str(error)) from error
+    return record
+
+
+@functools.lru_cache(maxsize=1)
+def _any_workload():
+    return ms.database.Workload(workload_module("any"))
