@@ -1,4 +1,4 @@
-"""The command ``bnntvm``: build, run, explain, bench, targets.
+"""The command ``bnntvm``: build, run, explain, bench, tune, targets.
 
 Exit status: 0 done, 1 a :class:`bnntvm.BnnError` (its message is on standard error), 2 wrong usage. Results go to standard output, progress
 and errors to standard error. Only what a command needs is imported, so that ``--help`` answers at once.
@@ -22,6 +22,7 @@ Examples:
   bnntvm run quicknet.bnn --input images=photo.npy --output results
   bnntvm explain quicknet.bnn
   bnntvm bench quicknet.onnx --compare --threads 1
+  bnntvm tune quicknet.onnx --trials 500 --database quicknet.tune
   bnntvm targets
 
 An artefact (.bnn) is native code: run only those whose maker you trust.
@@ -148,6 +149,92 @@ def bench(model, compare, onnx, batch, repeat, **options):
     click.echo(f"bnntvm, {_threads(module)}: {ours}\nONNX Runtime, {_threads(module)}: {theirs}\n{theirs.median_ms / ours.median_ms:.2f}x")
 
 
+class _Tune(_Group):
+    """`bnntvm tune MODEL ...` tunes; `tune show`, `tune merge` and `tune board` are commands of their own."""
+
+    def parse_args(self, context, args):
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["model", *args]
+        return super().parse_args(context, args)
+
+
+@main.group(
+    cls=_Tune,
+    short_help="Find faster schedules by measuring.",
+    epilog="\b\nExamples:\n  bnntvm tune net.onnx --trials 500 --database net.tune --time-limit 30m\n"
+    "  bnntvm build net.onnx --tuning net.tune\n"
+    "  bnntvm tune net.onnx --database net.tune --target aarch64 --rpc tracker:9190 --key rpi4b\n"
+    "  bnntvm tune show net.tune --plot search.png\n"
+    "  bnntvm tune merge net.tune other.tune --output all.tune",
+)
+def tune():
+    """Measure schedules for the kernels of an ONNX file: bnntvm tune MODEL --database DIR. Options: bnntvm tune model --help."""
+
+
+@tune.command("model", short_help="Tune an ONNX file (the word `model` may be left out).")
+@click.argument("model", type=_MODEL)
+@click.option(
+    "--database",
+    required=True,
+    type=click.Path(file_okay=False, path_type=pathlib.Path),
+    help="Folder of records; a session goes on where the last one ended.",
+)
+@click.option("--trials", type=click.IntRange(0), default=1000, show_default=True, help="Candidates to measure, earlier sessions counted.")
+@click.option("--target", default="x86", show_default=True, help="x86 (this machine), or a level that `bnntvm targets` lists.")
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads that kernels run on while they are measured."
+)
+@click.option("--time-limit", metavar="TIME", help="For example 90s, 30m or 2h.")
+@click.option("--layers", multiple=True, metavar="NAME", help="Only kernels or layers in whose name this occurs.")
+@click.option("--rpc", metavar="HOST:PORT", help="Measure on the boards of this RPC tracker.")
+@click.option("--key", help="The key under which the boards are registered.")
+@click.option("--weight-tolerance", type=click.FloatRange(0), default=0.0, help="As for build.")
+@click.option("--assume-nonzero", is_flag=True, help="As for build.")
+def tune_model(model, time_limit, layers, **options):
+    """Measure schedules for the kernels of MODEL. Ctrl-C ends the session; what was measured is kept."""
+    result = bnntvm.tune(str(model), time_limit=_seconds(time_limit), layers=list(layers) or None, **options)
+    rate = (result.measured + result.failed) / max(result.seconds, 1e-9)
+    click.echo(
+        f"{result.measured} candidates measured and {result.failed} failed in {result.seconds:.0f} s, {rate:.1f} a second; "
+        f"kernels {result.gain:.3f} times as fast as by default" + (f" ({result.interrupted})" if result.interrupted else "")
+    )
+    _show(options["database"], None)
+
+
+@tune.command("show", short_help="What a database of records says.")
+@click.argument("database", type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path))
+@click.option(
+    "--plot", "picture", type=click.Path(dir_okay=False, path_type=pathlib.Path), help="Write a picture (.png, .svg) of the search."
+)
+def tune_show(database, picture):
+    """Show the best schedule of every task in DATABASE, and its gain."""
+    _show(database, picture)
+
+
+@tune.command("merge", short_help="Records of several databases in one.")
+@click.argument("databases", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=pathlib.Path))
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=pathlib.Path), help="Folder to write [default: the first one].")
+def tune_merge(databases, output):
+    """Merge DATABASES."""
+    from bnntvm.tuning import records
+
+    output = output or databases[0]
+    count, bad = records.merge(databases, output)
+    click.echo(f"{output}: {count} records" + (f"; {bad} lines could not be read" if bad else ""))
+
+
+@tune.command("board", short_help="Serve as a board of a farm.")
+@click.option("--tracker", required=True, metavar="HOST:PORT", help="The RPC tracker.")
+@click.option("--key", required=True, help="Key of this kind of board.")
+@click.option("--address", help="Address under which others reach this board, if it is not the one the tracker sees.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of a kernel.")
+def tune_board(tracker, key, **options):
+    """Measure candidates for tuners until killed. Whoever reaches this port can run code here: trusted networks only."""
+    from bnntvm.tuning import board, rpc
+
+    board.serve(rpc.parse_address(tracker), key, **options).proc.join()
+
+
 @main.command(short_help="Instruction-set levels.")
 def targets():
     """List the instruction-set levels, and which of them this machine can run."""
@@ -161,6 +248,32 @@ def targets():
 
 
 # ------------------------------------------------------------------------------------------------------------------- parts
+
+
+def _seconds(text):
+    """Seconds from 90, "90s", "30m" or "2h"."""
+    if text is None:
+        return None
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        return float(text[:-1] if unit else text) * (unit or 1)
+    except ValueError:
+        raise click.UsageError(f"--time-limit {text}: a number of seconds, or one with s, m or h") from None
+
+
+def _show(database, picture):
+    from bnntvm.tuning import report
+
+    summaries, bad = report.summarise(database)
+    click.echo(report.table(summaries))
+    if bad:
+        click.echo(f"{len(bad)} lines could not be read: {', '.join(map(str, bad[:10]))}")
+    if picture:
+        try:
+            report.plot(summaries, picture)
+        except ImportError as error:
+            raise BnnError("a picture needs matplotlib", hint="pip install 'bnntvm[tune]'") from error
+        click.echo(f"written to {picture}")
 
 
 def _threads(module):

@@ -203,7 +203,9 @@ class Tuner:
         for context, name in zip(contexts, names):
             space, known = self.spaces[name], self.progress[name].measured
             candidates = [ms.MeasureCandidate(space.trace(s), []) for s in known]
-            results = [ms.runner.RunnerResult([t], None) if t < float("inf") else ms.runner.RunnerResult(None, "failed") for t in known.values()]
+            results = [
+                ms.runner.RunnerResult([t], None) if t < float("inf") else ms.runner.RunnerResult(None, "failed") for t in known.values()
+            ]
             model.update(context, candidates, results)
 
     def finals(self):
@@ -213,7 +215,7 @@ class Tuner:
         for progress in self.progress.values():
             space, default = progress.space, progress.space.default
             best = sorted((s for s, t in progress.measured.items() if t < float("inf")), key=progress.measured.get)[:FINALISTS]
-            if default not in progress.measured or not any(s != default for s in best) or progress.measured[default] == float("inf"):
+            if progress.measured.get(default, float("inf")) == float("inf") or best == [default] or not progress.fresh:
                 continue
             chosen = list(dict.fromkeys([default, *best]))
             jobs.append((progress, chosen, [self.pipeline.build(space, s) for s in chosen]))
@@ -324,7 +326,8 @@ def _device(isa, threads, rpc, key):
 
     if not isa.needs <= host_flags():
         raise BnnError(
-            "candidates for this target cannot run here", where=isa.name, why="this processor lacks " + ", ".join(sorted(isa.needs - host_flags())),
+            "candidates for this target cannot run here", where=isa.name,
+            why="this processor lacks " + ", ".join(sorted(isa.needs - host_flags())),
             hint="register a board with a TVM RPC tracker, and give rpc='host:port' and its key",
         )  # fmt: skip
     return Local(threads)

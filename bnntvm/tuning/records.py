@@ -11,8 +11,8 @@ block ``task``, beside the strings
 * ``bnn.task``: sixteen hexadecimal digits, see :func:`task_id`,
 * ``bnn.isa``: instruction-set level, ``bnn.threads``: threads it ran on, ``bnn.machine``: processor that measured it.
 
-So a record is complete without its workload's line. TVM's reader refuses a whole file because of one bad line; :func:`mend` takes such lines
-out first. A candidate that failed has the time 1e10, MetaSchedule's mark of failure.
+So a record is complete without its workload's line. TVM's reader refuses a whole file because of one bad line; :func:`mend` takes such
+lines out first. A candidate that failed has the time 1e10, MetaSchedule's mark of failure.
 
 Nothing here imports TVM's compiler: looking records up is part of every build.
 """
@@ -123,7 +123,13 @@ def parse(line):
         if type(number) is not int or number < 0 or not seconds or min(seconds) <= 0:
             raise ValueError("no time or no workload")
         return Record(
-            texts["bnn.task"], texts["bnn.isa"], int(texts["bnn.threads"]), texts.get("bnn.machine", ""), tuple(fields.items()), seconds, entry
+            texts["bnn.task"],
+            texts["bnn.isa"],
+            int(texts["bnn.threads"]),
+            texts.get("bnn.machine", ""),
+            tuple(fields.items()),
+            seconds,
+            entry,
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error

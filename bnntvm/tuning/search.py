@@ -1,7 +1,7 @@
 """Which candidates to measure next: a MetaSchedule search strategy over a family's schedules.
 
-A family's space is a list of at most some thousand valid schedules, so the cost model can rank (a large sample of) all of them. MetaSchedule's
-evolutionary search samples each decision by itself and would spend most of its population on combinations that are none.
+A family's space is a list of at most some thousand valid schedules, so the cost model can rank (a large sample of) all of them.
+MetaSchedule's evolutionary search samples each decision by itself and would spend most of its population on combinations that are none.
 """
 
 from __future__ import annotations
@@ -31,11 +31,22 @@ class Progress:
     space : Space
     measured : dict
         Schedule -> seconds, infinite where it failed: what earlier sessions found.
+
+    Attributes
+    ----------
+    asked : set
+        Schedules that are measured or on their way.
+    stale : int
+        Batches without a gain since the last one with it.
+    fresh : bool
+        This session has measured something.
+    done : str
+        Why the search has ended; else empty.
     """
 
     def __init__(self, space, measured):
         self.space, self.measured = space, dict(measured)
-        self.asked, self.stale, self.done = set(measured), 0, ""
+        self.asked, self.stale, self.done, self.fresh = set(measured), 0, "", False
 
     @property
     def best(self):
@@ -44,7 +55,7 @@ class Progress:
 
     def note(self, results):
         """Results of a batch: list of (schedule, seconds)."""
-        before = self.best
+        before, self.fresh = self.best, self.fresh or bool(results)
         self.measured.update(results)
         self.stale = 0 if self.best < before * (1 - LEAST_GAIN) else self.stale + 1
 
@@ -124,4 +135,6 @@ class Search(ms.search_strategy.PySearchStrategy):
     def notify_runner_results(self, candidates, results):
         space = self.progress.space
         found = [(space.schedule_of(c.sch.mod), r) for c, r in zip(candidates, results)]
-        self.progress.note([(s, min(map(float, r.run_secs)) if r.run_secs else float("inf")) for s, r in found])
+        failed = float("inf")
+        known = [(s, min(map(float, r.run_secs)) if r.run_secs else failed) for s, r in found if not str(r.error_msg).startswith("Stopped")]
+        self.progress.note(known)

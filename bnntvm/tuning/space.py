@@ -1,8 +1,8 @@
 """A family's schedules as a MetaSchedule design space.
 
-Kernels are generated from a schedule, they are not rewritten step by step. So the module that MetaSchedule sees of a task is one empty block
-that carries the task's key, and a candidate is that block with one annotation for every field of its schedule, each a sampled categorical
-decision. Not every combination of decisions is a valid schedule: which are is up to the family's ``space``.
+Kernels are generated from a schedule, they are not rewritten step by step. So the module that MetaSchedule sees of a task is one empty
+block that carries the task's key, and a candidate is that block with one annotation for every field of its schedule, each a sampled
+categorical decision. Not every combination of decisions is a valid schedule: which are is up to the family's ``space``.
 """
 
 from __future__ import annotations

@@ -16,6 +16,9 @@ import time
 
 import numpy as np
 
+#: Samples of one measurement; the faster half counts.
+SAMPLES = 12
+
 
 class Failure(Exception):
     """A candidate did not build, crashed, hung, or computed something wrong. The message says which."""
@@ -90,7 +93,14 @@ def start(cores, threads):
     os.environ.update(TVM_NUM_THREADS=str(threads), OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
     if cores:
         os.sched_setaffinity(0, cores)
+    import tvm
+    from tvm import tirx
+
     import bnntvm.build  # noqa: F401
+
+    # The first compilation sets LLVM up; every fork inherits that.
+    block = tirx.PrimFunc([], tirx.Evaluate(tirx.const(0, "int32"))).with_attr("global_symbol", "kernel")
+    tvm.compile(tvm.IRModule({"kernel": block}), target=tvm.target.Target({"kind": "llvm"}))
 
 
 def prepare(folder, limit):
@@ -169,36 +179,37 @@ def _measure(folder, library, seconds):
     return check_and_time(tvm.runtime.load_module(library), tvm.cpu(), folder, library, seconds)
 
 
-def arguments(folder, library):
-    """(task, arrays of all operands, expected outputs) of a candidate."""
+def place(device, folder, library):
+    """(task, operands and outputs on ``device``, expected outputs) of a candidate."""
+    import tvm
+
     task, operands, weights, expected = load(folder)
     if weights is not None:
         packed = np.load(library + ".npy")
         operands = [packed if operand.weights else a for a, operand in zip(operands, task.operands)]
-    return task, operands, expected
+    # Outputs start as garbage, so that an element that is not stored shows.
+    garbage = [np.full(e.shape, 77, e.dtype) for e in expected]
+    return task, [tvm.runtime.tensor(np.ascontiguousarray(a), device) for a in (*operands, *garbage)], expected
+
+
+def _number(module, device, tensors, seconds):
+    """Runs of one sample, of SAMPLES in ``seconds``."""
+    once = module.time_evaluator("kernel", device, number=1, repeat=3)(*tensors).min
+    return max(1, min(10000, int(seconds / SAMPLES / max(once, 1e-7))))
 
 
 def check_and_time(module, device, folder, library, seconds):
     """Run a loaded candidate on ``device``, which may be far away, compare, and time it."""
-    import tvm
-
     from bnntvm.tuning import cases
 
-    task, operands, expected = arguments(folder, library)
-    # Outputs start as garbage, so that an element that is not stored shows.
-    garbage = [np.full(e.shape, 77, e.dtype) for e in expected]
-    tensors = [tvm.runtime.tensor(np.ascontiguousarray(a), device) for a in (*operands, *garbage)]
+    task, tensors, expected = place(device, folder, library)
     module["kernel"](*tensors)
-    wrong = cases.differs(task, [t.numpy() for t in tensors[len(operands) :]], expected)
+    wrong = cases.differs(task, [t.numpy() for t in tensors[-len(expected) :]], expected)
     if wrong:
         raise Failure(f"wrong result: {wrong}")
-    once = module.time_evaluator("kernel", device, number=1, repeat=3)(*tensors).min
-    number = max(1, min(10000, int(seconds / SAMPLES / max(once, 1e-7))))
+    number = _number(module, device, tensors, seconds)
     samples = module.time_evaluator("kernel", device, number=number, repeat=SAMPLES)(*tensors).results
     return sorted(samples)[: SAMPLES // 2]
-
-
-SAMPLES = 12
 
 
 def compare(candidates, limit, seconds):
@@ -220,14 +231,16 @@ def compare(candidates, limit, seconds):
 def _compare(candidates, seconds):
     import tvm
 
+    return take_turns([(tvm.runtime.load_module(library), folder, library) for folder, library in candidates], tvm.cpu(), seconds)
+
+
+def take_turns(candidates, device, seconds):
+    """Time loaded candidates on ``device``, one sample of each at a time. ``candidates``: (module, folder, library) of each."""
     ready = []
-    for folder, library in candidates:
-        module = tvm.runtime.load_module(library)
-        _, operands, expected = arguments(folder, library)
-        tensors = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (*operands, *expected)]
-        once = module.time_evaluator("kernel", tvm.cpu(), number=1, repeat=3)(*tensors).min
-        number = max(1, min(10000, int(seconds / SAMPLES / max(once, 1e-7))))
-        ready.append((module.time_evaluator("kernel", tvm.cpu(), number=number, repeat=1), tensors, []))
+    for module, folder, library in candidates:
+        _, tensors, _ = place(device, folder, library)
+        number = _number(module, device, tensors, seconds)
+        ready.append((module.time_evaluator("kernel", device, number=number, repeat=1), tensors, []))
     for _ in range(SAMPLES):
         for timer, tensors, samples in ready:
             samples.append(timer(*tensors).mean)

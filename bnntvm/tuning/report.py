@@ -1,0 +1,148 @@
+"""What a database of records says: the best schedules, their gain, and how the search went."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from dataclasses import dataclass, field
+
+from bnntvm.tuning import records
+
+
+@dataclass
+class TaskSummary:
+    """One task on one level.
+
+    Attributes
+    ----------
+    task, isa, threads
+        See :class:`.records.Record`.
+    name : str
+    measured, failed : int
+    default_us : float or None
+        Microseconds with the default schedule; None if it was not measured.
+    best_us : float or None
+        None if every candidate failed.
+    schedule : dict
+        The best one's fields.
+    curve : list of float
+        Best microseconds so far, after each candidate, failed ones included.
+    """
+
+    task: str
+    isa: str
+    threads: int
+    name: str
+    measured: int
+    failed: int
+    default_us: float | None
+    best_us: float | None
+    schedule: dict
+    curve: list = field(default_factory=list)
+
+    @property
+    def gain(self):
+        """Time with the default schedule over time with the best; None where one is unknown."""
+        return self.default_us / self.best_us if self.default_us and self.best_us else None
+
+
+def title(key):
+    """A short name from a task's key."""
+    content = json.loads(key)
+    spec, rows = content["spec"], content["rows"]
+    window = spec.get("window")
+    channels = spec.get("in_channels", spec.get("in_features", spec.get("channels")))
+    out = spec.get("out_channels", spec.get("out_features"))
+    parts = [content["family"]]
+    if window:
+        parts.append("x".join(map(str, window["kernel"])))
+        parts.append(f"{window['in_height']}x{window['in_width']}")
+    elif spec.get("spatial"):
+        parts.append("x".join(map(str, spec["spatial"])))
+    elif rows > 1:
+        parts.append(f"{rows} rows")
+    if channels is not None:
+        parts.append(("+".join(map(str, channels)) if isinstance(channels, list) else str(channels)) + (f"-{out}" if out else ""))
+    if window and window["strides"] != [1, 1]:
+        parts.append(f"/{window['strides'][0]}")
+    return " ".join(parts)
+
+
+def summarise(folder):
+    """Every task of a folder.
+
+    Returns
+    -------
+    (list of TaskSummary, list of int)
+        Longest with default schedules first; and the numbers of lines that could not be read.
+    """
+    found, bad = records.read(folder)
+    names = {task: title(key) for task, key in records.keys(folder).items()}
+    groups = {}
+    for record in found:
+        groups.setdefault((record.task, record.isa, record.threads), []).append(record)
+    summaries = [_summary(key, own, names.get(key[0], key[0])) for key, own in groups.items()]
+    return sorted(summaries, key=lambda s: -(s.default_us or s.best_us or 0)), bad
+
+
+def _summary(key, own, name):
+    curve, best = [], float("inf")
+    for record in own:
+        best = min(best, record.time if not record.failed else float("inf"))
+        curve.append(best * 1e6)
+    by_schedule = next(iter(records.by_task(own).values()))
+    times = records.times(by_schedule)
+    # The default is measured first.
+    default = times.get(own[0].schedule)
+    schedule = min(times, key=times.get, default=())
+    if default is not None and schedule and times[schedule] * records.LEAST_GAIN >= default:
+        schedule = own[0].schedule
+    return TaskSummary(
+        *key, name, len(own), sum(r.failed for r in own), default and default * 1e6,
+        times[schedule] * 1e6 if schedule else None, dict(schedule), curve,
+    )  # fmt: skip
+
+
+def table(summaries):
+    """Text with one line for each task."""
+    lines = [f"{'task':<44} {'measured':>8} {'failed':>6} {'default':>11} {'best':>11} {'gain':>6}  schedule"]
+    for s in summaries:
+        choice = ", ".join(f"{name}={value}" for name, value in s.schedule.items())
+        lines.append(
+            f"{s.name:<44} {s.measured:>8} {s.failed:>6} {_us(s.default_us):>11} {_us(s.best_us):>11} "
+            f"{f'{s.gain:.2f}x' if s.gain else '-':>6}  {choice}"
+        )
+    return "\n".join(lines)
+
+
+def _us(value):
+    return "-" if value is None else f"{value:.1f} us"
+
+
+def plot(summaries, path):
+    """A picture: for each task the best time so far over candidates, and time before and after for each task.
+
+    Parameters
+    ----------
+    path : path
+        .png, .svg or .pdf.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 5 + 0.16 * len(summaries)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for s in summaries:
+        base = s.default_us or next((v for v in s.curve if v < float("inf")), 1.0)
+        left.step(range(1, len(s.curve) + 1), [base / v for v in s.curve], where="post", label=s.name, linewidth=1)
+    left.set(xlabel="measured candidates", ylabel="speed relative to the default schedule", title="best so far")
+    if len(summaries) <= 12:
+        left.legend(fontsize=7)
+    names = [s.name for s in summaries][::-1]
+    for offset, (label, values) in enumerate(
+        (("default", [s.default_us or 0 for s in summaries]), ("tuned", [s.best_us or 0 for s in summaries]))
+    ):
+        right.barh([i + 0.2 - 0.4 * offset for i in range(len(names))], values[::-1], height=0.4, label=label)
+    right.set_yticks(range(len(names)), names, fontsize=7)
+    right.set(xlabel="microseconds", title="before and after")
+    right.legend()
+    figure.savefig(pathlib.Path(path))
