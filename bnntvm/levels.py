@@ -79,7 +79,9 @@ ALL_FLOATS = Domain()
 class Mono:
     """``tensor = function(source)``, monotone per element of S: direction 1 (never falls), -1 (never rises) or 0 (constant).
 
-    ``integral``: its values are integers, so it becomes a Step once its range is small.
+    ``integral``: its values are integers, so it becomes a Step once its range is small. ``stepped``: it is a function of integers, and may
+    become a Step too. ``parts``: makes the same function as
+    :class:`bnntvm.pieces.Pieces`, where more is known than that it is monotone.
     """
 
     source: object
@@ -87,6 +89,8 @@ class Mono:
     function: object
     direction: np.ndarray
     integral: bool = False
+    parts: object = None
+    stepped: bool = False
 
     @property
     def shape(self):
@@ -123,11 +127,12 @@ class Step:
 class Linear:
     """``tensor = base + sum(sign * term)``: what is left of a straight-through estimator until its terms cancel.
 
-    ``base`` is a Step or None (zero); ``terms`` maps variables to +1 or -1.
+    ``terms`` maps variables to +1 or -1. ``rounds``: the variable whose rounding ``base`` is, where it is no Step.
     """
 
-    base: Step | None
+    base: object
     terms: dict = field(default_factory=dict)
+    rounds: object = None
 
 
 def identity(source, domain):
@@ -144,9 +149,11 @@ def quiet(function, *args):
         return function(*args)
 
 
-def first(domain, predicate, shape):
-    """Smallest number whose value satisfies a predicate that is monotone in the value; ``count`` where none does. int64 S."""
-    low, high = np.zeros(shape, np.int64), np.full(shape, domain.count(), np.int64)
+def first(domain, predicate, shape, low=0, high=None):
+    """Smallest number between ``low`` and ``high`` whose value satisfies a predicate that is monotone in the value; ``high`` (default: the
+    domain's count) where none does. int64 S."""
+    low = np.broadcast_to(np.asarray(low, np.int64), shape)
+    high = np.broadcast_to(np.asarray(domain.count() if high is None else high, np.int64), shape)
     while True:
         open_ = low < high
         if not open_.any():
@@ -189,6 +196,26 @@ def quantise(mono, index, table):
     cuts = np.stack(cuts, -1) if cuts else np.zeros((*shape, 0), np.int64)
     values = np.where(falling[..., None], table[..., ::-1], table)
     return compress(Step(mono.source, mono.domain, cuts, values))
+
+
+def plateaus(mono):
+    """A Mono that takes few values as a Step, found value by value; None if it takes more than MAX_LEVELS."""
+    shape, count, up = mono.shape, mono.domain.count(), mono.direction >= 0
+    starts, values = [np.zeros(shape, np.int64)], []
+    while len(values) <= MAX_LEVELS:
+        here = np.broadcast_to(quiet(mono.function, mono.domain.at(np.minimum(starts[-1], count - 1))), shape)
+        values.append(here)
+
+        def beyond(x, here=here):
+            value = mono.function(x)
+            return np.where(up, value > here, value < here)
+
+        following = first(mono.domain, beyond, shape, starts[-1])
+        if np.all(following >= count):
+            cuts = np.stack(starts, -1)[..., 1:]
+            return compress(Step(mono.source, mono.domain, cuts, np.stack(values, -1)))
+        starts.append(following)
+    return None
 
 
 def compress(step):

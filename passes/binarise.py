@@ -14,7 +14,7 @@ Ordering contract: after ChannelsLast; before PropagateBits and FoldThresholds, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tvm
@@ -74,10 +74,19 @@ class _Binarise(Rewriter):
             if isinstance(out, str):
                 self.decisions.setdefault(layer, Decision("float", out))
                 return self.emit(new)
+            self.remark_on_magnitude(layer, new.args[0])
             return out
         if name == "bnn.conv_transpose":
             self.decisions.setdefault(str(value.attrs["layer"]), Decision("float", "its weights are not constant, or it is three-dimensional"))
         return super().rewrite(var, value)
+
+    def remark_on_magnitude(self, layer, data):
+        """Note in a decision up to which magnitude of its source the levels of ``data`` are exact, if not for every."""
+        fact, decision = self.analysis.facts.get(data), self.decisions[layer]
+        bound = self.analysis.assumed.get(fact.source) if isinstance(fact, Step) else None
+        if bound is not None:
+            note = f"levels are exact for magnitudes up to {bound:.0e} of what is quantised"
+            self.decisions[layer] = replace(decision, reason=f"{decision.reason}; {note}" if decision.reason else note)
 
     def operands(self, data, weight):
         """Planes of the activation and of the weights [O, ...], or the reason why one has none."""

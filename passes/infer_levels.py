@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from bnntvm.graph import bindings, constant, dtype, op_name
+from bnntvm.graph import bindings, constant, dtype, op_name, operands
 from bnntvm.levels import (
     ALL_FLOATS,
     MAX_LEVELS,
@@ -26,8 +26,24 @@ from bnntvm.levels import (
     identity,
     map_step,
     merge_steps,
+    plateaus,
     quantise,
     quiet,
+)
+from bnntvm.pieces import (
+    UNKNOWN,
+    Pieces,
+    absolute,
+    as_pieces,
+    combine,
+    limited,
+    negative,
+    quantise_pieces,
+    rising,
+    select,
+    shifted,
+    simplest,
+    whole_source,
 )
 
 _f32 = np.float32
@@ -67,6 +83,8 @@ BINARY = {
     "power": np.power, "less": np.less, "less_equal": np.less_equal, "equal": np.equal, "not_equal": np.not_equal, "greater": np.greater,
     "greater_equal": np.greater_equal, "logical_and": np.logical_and, "logical_or": np.logical_or, "logical_xor": np.logical_xor,
 }  # fmt: skip
+#: Integer types whose values are followed.
+INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
 #: Operators that only move values.
 MOVING = {
     "reshape", "permute_dims", "strided_slice", "take", "squeeze", "expand_dims", "nn.max_pool2d", "broadcast_to", "flatten", "tile", "max",
@@ -97,20 +115,20 @@ class Analysis:
     Attributes
     ----------
     facts : dict
-        relax.Var -> Mono | Step.
-    absolutes : dict
-        relax.Var -> the Mono whose absolute value it is.
+        relax.Var -> Mono | Pieces | Step.
     linear : dict
         relax.Var -> Linear: sums in which a straight-through term may still cancel.
-    unbounded : dict
-        relax.Var -> variables whose magnitude must stay below 2**24 for a straight-through cancellation to be exact, where that is neither
-        proven nor part of the levels.
+    rounds : dict
+        relax.Var -> the variable that it is the rounding of.
+    assumed : dict
+        Source -> magnitude that it must not exceed for the levels inferred from it to be exact, where that is neither proven nor part of
+        the levels: what it is rounded to beyond is noise.
     """
 
     def __init__(self, params=()):
-        self.facts, self.linear, self.negations, self.absolutes, self.unbounded = {}, {}, {}, {}, {}
+        self.facts, self.linear, self.negations, self.rounds, self.assumed = {}, {}, {}, {}, {}
         for param in params:
-            self.facts[param] = identity(param, _domain_of_dtype(dtype(param)))
+            self.facts[param] = _source(param, _domain_of_dtype(dtype(param)))
 
     def visit(self, var, value):
         """Learn about ``var``, bound to ``value``."""
@@ -123,11 +141,24 @@ class Analysis:
         fact = None
         if name == "negative" and isinstance(value.args[0], relax.Var):
             self.negations[var] = (value.args[0], -1)
-        if name == "abs" and isinstance(self.facts.get(value.args[0]), Mono):
-            self.absolutes[var] = self.facts[value.args[0]]
-        if dtype(var) in ("float32", "bool", "int8", "uint8", "int32", "int64"):
+        if name in ROUNDING and isinstance(value.args[0], relax.Var):
+            self.rounds[var] = value.args[0]
+        if dtype(var) in ("float32", "bool", *INTEGERS):
             fact = self.transfer(name, var, value)
-        self.facts[var] = fact if fact is not None else identity(var, self.domain(name, var, value))
+            if fact is None and self.resourced(value):
+                fact = self.transfer(name, var, value)
+        if isinstance(fact, Pieces) and not fact.useful():
+            fact = None
+        self.facts[var] = fact if fact is not None else _source(var, self.domain(name, var, value))
+
+    def resourced(self, call):
+        """Make operands with unknown pieces sources of their own; whether there are any."""
+        lost = [arg for arg in operands(call) if isinstance(fact := self.facts.get(arg), Pieces) and np.any(fact.directions == UNKNOWN)]
+        for arg in lost:
+            low, high = _ends(self.facts[arg])
+            low, high = float(np.min(low)), float(np.max(high))
+            self.facts[arg] = _source(arg, Domain(low, high) if np.isfinite([low, high]).all() else _domain_of_dtype(dtype(arg)))
+        return bool(lost)
 
     def transfer(self, name, var, call):
         if name == "astype":
@@ -144,40 +175,76 @@ class Analysis:
         fact, function = self.facts.get(arg), UNARY[name]
         if isinstance(fact, Step):
             return map_step(fact, function)
-        if not isinstance(fact, Mono):
+        if not isinstance(fact, (Mono, Pieces)):
             return None
-        if name == "negative":
-            return Mono(fact.source, fact.domain, lambda x: -fact.function(x), -fact.direction)
+        if name == "abs":
+            return absolute(fact)
+        if name == "square":
+            return combine("multiply", np.multiply, fact, fact)
         if name == "sign":
-            return quantise(fact, lambda x: np.sign(x).astype(np.int64) + 1, np.array([-1, 0, 1], _f32))
+            return self.quantised(fact, lambda x: np.sign(x).astype(np.int64) + 1, np.array([-1, 0, 1], _f32))
         if name in ROUNDING:
             return self.rounded(fact, function)
+        if name == "nn.relu":
+            return self.arithmetic("maximum", fact, np.zeros((), _f32), False)
+        if isinstance(fact, Pieces):
+            return negative(fact) if name == "negative" else rising(fact, function) if name in RISING else None
+        if name == "negative":
+            parts = lambda: negative(as_pieces(fact))  # noqa: E731
+            return Mono(fact.source, fact.domain, lambda x: -fact.function(x), -fact.direction, fact.integral, parts, fact.stepped)
         if name in RISING:
-            integral = fact.integral and name == "nn.relu"
-            return self.settled(Mono(fact.source, fact.domain, lambda x: function(fact.function(x)), fact.direction, integral))
+            return Mono(fact.source, fact.domain, lambda x: function(fact.function(x)), fact.direction, stepped=fact.stepped)
         return None
 
+    def quantised(self, fact, index, table):
+        """The Step ``table[index(tensor)]``; None if it is none."""
+        if isinstance(fact, Mono):
+            return quantise(fact, index, table)
+        made = quantise_pieces(fact, index, table)
+        if made is None:
+            return None
+        step, proven = made
+        self.assume(fact.source, proven)
+        return step
+
+    def assume(self, source, bound):
+        """Remember that facts hold for magnitudes of ``source`` up to ``bound`` (None: whatever they are)."""
+        if bound is not None:
+            self.assumed[source] = min(bound, self.assumed.get(source, bound))
+
     def settled(self, fact):
-        """A Mono over few integers as the Step that it is."""
-        return self.rounded(fact, np.rint) if fact.integral else fact
+        """A function with few values that are integers or functions of integers as the Step that it is."""
+        if isinstance(fact, Mono) and fact.stepped and not fact.integral:
+            low, high = ends(fact)
+            small = np.all(np.isfinite(low) & np.isfinite(high)) and np.max(np.abs([low, high])) < _USUAL
+            return (plateaus(fact) if small else None) or fact
+        return self.rounded(fact, np.rint) if getattr(fact, "integral", False) else fact
 
     def rounded(self, fact, function):
-        low, high = (function(v) for v in ends(fact))
+        low, high = (function(v) for v in _ends(fact))
         low, high = float(np.min(low)), float(np.max(high))
-        if not np.isfinite([low, high]).all() or high - low + 1 > MAX_LEVELS:
-            return Mono(fact.source, fact.domain, lambda x: function(fact.function(x)), fact.direction, integral=True)
-        levels = np.arange(low, high + 1, dtype=_f32)
-        return quantise(fact, lambda x: (function(x) - low).astype(np.int64), levels)
+        if np.isfinite([low, high]).all() and high - low + 1 <= MAX_LEVELS:
+            levels = np.arange(low, high + 1, dtype=_f32)
+            step = self.quantised(fact, lambda x: np.clip(function(x) - low, 0, high - low).astype(np.int64), levels)
+            if step is not None or isinstance(fact, Mono):
+                return step
+        if isinstance(fact, Pieces):
+            return rising(fact, function, integral=True) if not fact.integral else fact
+        return Mono(fact.source, fact.domain, lambda x: function(fact.function(x)), fact.direction, integral=True, stepped=True)
 
     def cast(self, fact, kind):
         if isinstance(fact, Step):
             return map_step(fact, lambda v: v.astype(kind) if kind != "bool" else v != 0)
-        if isinstance(fact, Mono):
-            if kind == "float32":
-                return fact
-            if kind.startswith(("int", "uint")):
-                return self.rounded(fact, np.trunc) if kind in ("int32", "int64", "int8") else None
-        return None
+        if not isinstance(fact, (Mono, Pieces)):
+            return None
+        if kind == "float32":
+            return fact
+        if kind not in INTEGERS:
+            return None
+        low, high = _ends(fact)
+        info = np.iinfo(kind)
+        inside = np.all(np.trunc(low) >= info.min) and np.all(np.trunc(high) <= info.max)  # beyond its range a cast is undefined
+        return self.rounded(fact, np.trunc) if inside or kind in ("int32", "int64") else None
 
     def binary(self, name, var, lhs, rhs):
         a, b = constant(lhs), constant(rhs)
@@ -194,11 +261,9 @@ class Analysis:
             step = self.linear_sum(var, lhs, rhs, 1 if name == "add" else -1)
             if step is not None:
                 return step
-        if isinstance(fa, Mono) and isinstance(fb, Mono) and fa.source == fb.source and name in ("add", "maximum", "minimum"):
-            direction = _common_direction(fa.direction, fb.direction)
-            if direction is not None:
-                function = BINARY[name]
-                return Mono(fa.source, fa.domain, lambda x: function(fa.function(x), fb.function(x)), direction)
+        about_one = fa is not None and fb is not None and getattr(fa, "source", None) == getattr(fb, "source", None)
+        if about_one and name in ("add", "subtract", "multiply", "maximum", "minimum") and dtype(var) == "float32":
+            return self.settled(combine(name, BINARY[name], fa, fb))
         return None
 
     def linear_sum(self, var, lhs, rhs, sign):
@@ -209,8 +274,10 @@ class Analysis:
                 continue
             term, k = self.negations.get(other, (other, 1))
             if not known.terms:
-                base = known.base if turn > 0 else map_step(known.base, np.negative)
-                self.linear.setdefault(var, Linear(base, {term: s * k}))
+                self.linear.setdefault(var, Linear(self.turned(known.base, turn), {term: s * k}, known.rounds))
+            elif known.rounds is not None and known.terms == {term: -turn * s * k}:
+                # t - round(t) is exact (Sterbenz), or round(t) is a power of two with the sign of t, or zero: so is the sum.
+                return self.turned(known.base, turn) if term == known.rounds else None
             elif known.terms == {term: -turn * s * k}:
                 base = known.base if turn > 0 else map_step(known.base, np.negative)
                 exact, bounded = self.cancels(base, term, s * k)
@@ -219,6 +286,12 @@ class Analysis:
                 return base if exact else None
         return None
 
+    def turned(self, fact, sign):
+        """``sign * fact``."""
+        if sign > 0:
+            return fact
+        return map_step(fact, np.negative) if isinstance(fact, Step) else negative(as_pieces(fact))
+
     def swallowed(self, var, base, term):
         """``base`` where the term is small enough for it to survive the sum, 0 where the term has swallowed it.
 
@@ -226,7 +299,7 @@ class Analysis:
         """
         fact = self.facts.get(term)
         if not isinstance(fact, Mono) or fact.source != base.source:
-            self.unbounded[var] = [term]
+            self.assume(base.source, 2.0**24)
             return base
         levels = np.abs(base.levels())
         bound = _f32(2**24) * _f32(levels[levels > 0].min())
@@ -241,7 +314,9 @@ class Analysis:
         if var in self.linear:
             return self.linear[var]
         fact = self.facts.get(var)
-        return Linear(fact, {}) if isinstance(fact, Step) else None
+        if isinstance(fact, Step):
+            return Linear(fact, {})
+        return Linear(fact, {}, self.rounds[var]) if var in self.rounds else None
 
     def cancels(self, base, term, sign):
         """Whether ``(base - sign * term) + sign * term`` equals ``base``, and whether the term is small enough for that.
@@ -254,24 +329,39 @@ class Analysis:
         if isinstance(fact, Step):
             q, t = base.levels().astype(_f32)[:, None], (sign * fact.levels()).astype(_f32)
             return bool(np.all((q - t) + t == q)), True
-        if not isinstance(fact, Mono) or fact.source != base.source:
+        if not isinstance(fact, (Mono, Pieces)) or fact.source != base.source:
             reach = self.value_domain(term)
             return set(base.levels().tolist()) <= {-1.0, 0.0, 1.0}, max(abs(reach.low), abs(reach.high)) < 2**24
-        occupied, count = base.occupied(), fact.domain.count()
-        exact = bounded = True
-        for k in range(base.values.shape[-1]):
-            begin = base.cuts[..., k - 1] if k else np.zeros(base.shape, np.int64)
-            end = base.cuts[..., k] - 1 if k < base.cuts.shape[-1] else np.full(base.shape, count - 1)
-            value = base.values[..., k].astype(np.float64)
-            terms = [sign * quiet(fact.function, fact.domain.at(np.clip(i, 0, count - 1))).astype(np.float64) for i in (begin, end)]
-            terms = [np.where(np.isnan(t), value, t) for t in terms]  # where a chain overflows to NaN, the network's result is NaN too
-            near, far = np.minimum(*np.abs(terms)), np.maximum(*np.abs(terms))
-            same = (value * terms[0] >= 0) & (value * terms[1] >= 0)
-            close = same & (near >= np.abs(value) / 2) & (far <= 2 * np.abs(value)) | (value == 0)
-            scaled = same & (np.frexp(np.abs(value))[0] == 0.5)
-            exact &= bool(np.all(close | scaled | ~occupied[..., k]))
-            bounded &= bool(np.all(close | (far < 2**24 * np.abs(value)) | ~occupied[..., k]))
+        fact = as_pieces(fact)
+        found = [self.cancels_level(base, k, fact, p, sign) for k in range(base.values.shape[-1]) for p in range(fact.directions.shape[-1])]
+        exact, bounded = (all(one[i] for one in found) for i in (0, 1))
+        if not exact and np.any(fact.directions == UNKNOWN):  # a polynomial, as above
+            reach = self.value_domain(term)
+            return set(base.levels().tolist()) <= {-1.0, 0.0, 1.0}, max(abs(reach.low), abs(reach.high)) < 2**24
         return exact, bounded
+
+    def cancels_level(self, base, k, fact, p, sign):
+        """:meth:`cancels` for one level of ``base`` and one piece of the term."""
+        count = fact.domain.count()
+        begin = base.cuts[..., k - 1] if k else np.zeros(base.shape, np.int64)
+        end = base.cuts[..., k] - 1 if k < base.cuts.shape[-1] else np.full(base.shape, count - 1)
+        begin, end = np.maximum(begin, fact.starts()[..., p]), np.minimum(end, fact.stops()[..., p] - 1)
+        value, occupied = base.values[..., k].astype(np.float64), end >= begin
+        terms = [sign * quiet(fact.function, fact.domain.at(np.clip(i, 0, count - 1))).astype(np.float64) for i in (begin, end)]
+        unknown = fact.directions[..., p] == UNKNOWN
+        if np.any(unknown & occupied):
+            bound = min(fact.bound(), 2.0**20)
+            slope, offset, error = (v[..., p] for v in fact.model(bound))
+            flat = slope == 0
+            terms = [np.where(unknown, np.where(flat, sign * offset + e, np.inf), t) for e, t in zip((-error, error), terms)]
+            self.assume(fact.source, bound if bound < fact.bound() else None)
+        terms = [np.where(np.isnan(t), value, t) for t in terms]  # where a chain overflows to NaN, the network's result is NaN too
+        near, far = np.minimum(*np.abs(terms)), np.maximum(*np.abs(terms))
+        same = np.all([(value == 0) | np.where(value > 0, t >= 0, t <= 0) for t in terms], axis=0)
+        close = same & (near >= np.abs(value) / 2) & (far <= 2 * np.abs(value)) | (value == 0)
+        scaled = same & (np.frexp(np.abs(value))[0] == 0.5)
+        exact = bool(np.all(close | scaled | ~occupied))
+        return exact, bool(np.all(close | (far < 2**24 * np.abs(value)) | ~occupied))
 
     def with_constant(self, name, var, other, swapped):
         fact = self.facts.get(var)
@@ -283,20 +373,13 @@ class Analysis:
                 return None
             function = BINARY[name]
             return _map_broadcast(fact, other.shape, (lambda v: function(c, v)) if swapped else (lambda v: function(v, c)))
-        if not isinstance(fact, Mono):
+        if not isinstance(fact, (Mono, Pieces)):
             return None
-        if name in COMPARISONS and var in self.absolutes and np.all(other > 0):
-            below, equal, above = COMPARISONS[MIRRORED[name] if swapped else name]
-            table = np.broadcast_to(np.array([above, equal, below, equal, above], bool), (*other.shape, 5))
-            c = other.astype(_f32)
-            return quantise(
-                self.absolutes[var], lambda x: (x >= -c).astype(np.int64) + (x > -c) + (x >= c) + (x > c), table
-            )
         if name in COMPARISONS:
             below_equal_above = COMPARISONS[MIRRORED[name] if swapped else name]
             table = np.broadcast_to(np.array(below_equal_above, bool), (*other.shape, 3))
             other32 = other.astype(_f32)
-            return quantise(fact, lambda x: (x > other32).astype(np.int64) + (x >= other32), table)
+            return self.quantised(fact, lambda x: (x > other32).astype(np.int64) + (x >= other32), table)
         return self.arithmetic(name, fact, other, swapped)
 
     def arithmetic(self, name, fact, other, swapped):
@@ -315,11 +398,14 @@ class Analysis:
         else:
             return None
         function = BINARY[name]
+        if isinstance(fact, Pieces):
+            return self.settled(simplest(_arithmetic_parts(name, fact, other, swapped)))
         direction = fact.direction * turn
         integral = fact.integral and name in ("add", "subtract", "maximum", "minimum") and bool(np.all(other == np.rint(other)))
-        if swapped:
-            return self.settled(Mono(fact.source, fact.domain, lambda x: function(other, fact.function(x)), direction, integral))
-        return self.settled(Mono(fact.source, fact.domain, lambda x: function(fact.function(x), other), direction, integral))
+        made = (lambda x: function(other, fact.function(x))) if swapped else (lambda x: function(fact.function(x), other))
+        parts = lambda: _arithmetic_parts(name, fact, other, swapped)  # noqa: E731
+        out = Mono(fact.source, fact.domain, made, direction, integral, parts, fact.stepped)
+        return self.settled(out) if integral or name in ("maximum", "minimum") else out
 
     def where(self, call):
         condition, yes, no = (self.operand(arg) for arg in call.args)
@@ -327,7 +413,10 @@ class Analysis:
             return None
         if all(isinstance(v, (Step, np.ndarray)) for v in (yes, no)):
             return self.select_steps(condition, yes, no)
-        return self.piecewise(condition, yes, no)
+        facts = [_constant_step(condition, v) if isinstance(v, np.ndarray) else v for v in (yes, no)]
+        if any(v is None or v.source != condition.source for v in facts):
+            return None
+        return self.settled(select(condition, *facts))
 
     def operand(self, arg):
         array = constant(arg)
@@ -341,27 +430,6 @@ class Analysis:
         if tagged is None:
             return None
         return merge_steps(tagged, steps[1], lambda t, v: np.where(np.isnan(t), v, t))
-
-    def piecewise(self, condition, yes, no):
-        """where(step(x), f(x), g(x)), PReLU for one: monotone if both pieces are, and the junction is."""
-        if not (isinstance(yes, Mono) and isinstance(no, Mono) and yes.source == no.source == condition.source):
-            return None
-        if condition.values.shape[-1] != 2:
-            return None
-        shape = np.broadcast_shapes(condition.shape, yes.shape, no.shape)
-        first_is_yes = np.broadcast_to(condition.values[..., 0] != 0, shape)
-        cut, domain = condition.cuts[..., 0], condition.domain
-
-        def function(x):
-            below = x < domain.at(np.clip(cut, 0, domain.count() - 1))
-            return np.where(below == first_is_yes, yes.function(x), no.function(x))
-
-        direction = _common_direction(np.broadcast_to(yes.direction, shape), np.broadcast_to(no.direction, shape))
-        if direction is None or np.any((cut <= 0) | (cut >= domain.count())):
-            return None
-        before, after = (np.broadcast_to(function(domain.at(k)), shape) for k in (cut - 1, cut))
-        rising = np.where(direction < 0, after <= before, after >= before)
-        return Mono(yes.source, domain, function, direction) if np.all(rising) else None
 
     def domain(self, name, var, call):
         """Values of a tensor that is its own source."""
@@ -410,10 +478,10 @@ class Analysis:
             levels = fact.levels()
             if len(levels) <= MAX_LEVELS:
                 return Domain(float(levels[0]), float(levels[-1]), values=tuple(float(v) for v in levels))
-        if isinstance(fact, Mono):
-            if fact.domain.integer and fact.source == arg:
+        if isinstance(fact, (Mono, Pieces)):
+            if isinstance(fact, Mono) and fact.domain.integer and fact.source == arg:
                 return fact.domain
-            low, high = ends(fact)
+            low, high = _ends(fact)
             low, high = float(np.min(low)), float(np.max(high))
             if np.isfinite([low, high]).all():
                 return Domain(low, high)
@@ -440,7 +508,31 @@ def _map_broadcast(step, shape, function):
         return compress(Step(step.source, step.domain, cuts, np.asarray(function(values))))
 
 
-def _common_direction(a, b):
-    """Direction of the sum of two monotone functions, or None if they pull apart somewhere."""
-    a, b = np.broadcast_arrays(a, b)
-    return None if np.any(a * b < 0) else np.where(a != 0, a, b).astype(np.int8)
+def _source(var, domain):
+    """The fact about a tensor that is its own source."""
+    fact = identity(var, domain)
+    if isinstance(fact, Mono):
+        return Mono(fact.source, fact.domain, fact.function, fact.direction, parts=lambda: whole_source(fact))
+    return fact
+
+
+def _arithmetic_parts(name, fact, other, swapped):
+    """Pieces of ``fact`` (operator) constant."""
+    if name in ("maximum", "minimum"):
+        return limited(fact, other, name == "minimum", BINARY[name])
+    return shifted(fact, name, other, swapped, BINARY[name])
+
+
+def _ends(fact):
+    """Smallest and largest value of a Mono or of Pieces (infinite where a piece is not known), arrays of shape S."""
+    if isinstance(fact, Mono):
+        return ends(fact)
+    begin, end = fact.edges()
+    low, high = np.minimum(begin, end).astype(np.float64), np.maximum(begin, end).astype(np.float64)
+    unknown, there = fact.directions == UNKNOWN, fact.stops() > fact.starts()
+    if np.any(unknown & there):
+        slope, offset, error = quiet(fact.model, min(fact.bound(), 2.0**24))
+        flat = slope == 0
+        low = np.where(unknown, np.where(flat, offset - error, -np.inf), low)
+        high = np.where(unknown, np.where(flat, offset + error, np.inf), high)
+    return np.min(np.where(there, low, np.inf), -1), np.max(np.where(there, high, -np.inf), -1)

@@ -9,6 +9,7 @@ from tvm import relax
 from bnntvm import ops
 from bnntvm.levels import Mono, Step, _ordinal
 from bnntvm.passes.infer_levels import infer_levels
+from bnntvm.pieces import Pieces
 from tests.interpreter import run
 from tests.passes.relax_nets import c, conv, module, quarters, signs
 
@@ -178,7 +179,7 @@ def test_straight_through_residue_cancels_for_sign(form, limit):
     known = np.float32([-3e38, -1e9, -(2.0**25), -(2.0**24), 2.0**24, 2.0**25, 1e9, 3e38])  # between 2**24 and 2**25 rounding alternates
     x = np.resize(np.concatenate([EDGES[np.abs(EDGES) < 2**23], known]), (5, 8))
     np.testing.assert_array_equal(step_values(fact, x), run(mod, [x])[0])
-    assert not infer_levels(mod["main"]).unbounded
+    assert not infer_levels(mod["main"]).assumed
 
 
 @pytest.mark.parametrize(
@@ -358,13 +359,14 @@ def test_prelu_with_a_slope_that_is_not_negative_is_monotone(slope):
     assert isinstance(fact, Step) and fact.domain.integer
 
 
-def test_prelu_with_a_negative_slope_is_not_monotone():
+def test_prelu_with_a_negative_slope_has_two_pieces():
     def network(emit, x):
         v = accumulated(emit, x, signs(4, 1, 1, 6), lambda u: r.add(u, c(1.0)))
         return emit(r.where(emit(r.less(v, c(0.0))), emit(r.multiply(v, c(np.float32([0.5, -0.25, 0.0, 1.0])))), v))
 
     fact, mod = fact_after_packing(network, (1, 5, 5, 6))
-    assert isinstance(fact, Mono) and not fact.domain.integer
+    assert isinstance(fact, Pieces) and fact.domain.integer
+    assert fact.directions.reshape(4, -1).tolist() == [[1, 1], [-1, 1], [0, 1], [1, 1]]
 
 
 def test_floats_stay_unknown():
