@@ -189,6 +189,8 @@ def anchor_spec(call, epilogue, shape):
         weights = constant(call.args[-1])
         spec = sp.BinaryDense(int(attrs["channels"]), weights.shape[0], bool(attrs["unipolar"]), bool(attrs["zeros"]), epilogue)
         return spec, [call.args[0], None, *call.args[1:-1]], weights
+    if name in ("bnn.conv2d_weight", "bnn.dense_weight"):
+        return _weight_spec(name, call, epilogue)
     if name == "bnn.conv":
         weights = constant(call.args[1])
         spec = sp.FloatConv2d(
@@ -212,6 +214,24 @@ def anchor_spec(call, epilogue, shape):
     if name == "relax.nn.softmax":
         return sp.Softmax(shape[-1], epilogue), [call.args[0]], None
     raise AssertionError(name)
+
+
+def _weight_spec(name, call, epilogue):
+    """:func:`anchor_spec` of a layer of float data with packed weights."""
+    attrs, planes = call.attrs, constant(call.args[1])
+    levels = [constant(arg) for arg in call.args[2:]]
+    coding = sp.WeightCoding(str(attrs["coding"]), len(planes), any(one[0].any() for one in levels))
+    operands = [call.args[0], None, *(const(_padded_rows(one)) for one in levels)]
+    channels = int(attrs["channels"])
+    if name == "bnn.dense_weight":
+        return sp.WeightDense(channels, planes.shape[1], coding, epilogue), operands, planes
+    window = _window(call.args[0], planes.shape[2:4], attrs)
+    return sp.WeightConv2d(window, channels, planes.shape[1], int(attrs["groups"]), epilogue, coding=coding), operands, planes
+
+
+def _padded_rows(array):
+    """float32 [rows, C] with C padded with zeros to whole words."""
+    return np.pad(array, ((0, 0), (0, -array.shape[1] % sp.WORD_BITS)))
 
 
 def _pool_window(call, shape):

@@ -5,7 +5,8 @@ High-level operators (what the importer emits)
     output of its ONNX node, so that a layer can be followed through every pass.
 
 Packed operators (what the passes make of them)
-    ``bnn.encode``: "the packed plane of this float tensor"; ``bnn.pack``, ``bnn.conv2d_bits``, ``bnn.dense_bits``, ``bnn.pool_bits``.
+    ``bnn.encode``: "the packed plane of this float tensor"; ``bnn.pack``, ``bnn.conv2d_bits``, ``bnn.dense_bits``, ``bnn.pool_bits``;
+    ``bnn.conv2d_weight``, ``bnn.dense_weight``: float data, packed weights.
     Words are ``uint32`` with channel c at bit c % 32 of word c // 32.
 
 A layer's attributes are a ``DictAttrs``: ``call.attrs["strides"]`` and so on.
@@ -128,6 +129,18 @@ def _infer_dense_bits(call_):
     return relax.TensorType([*list(call_.args[0].ty.shape)[:-1], int(call_.args[-1].ty.shape[0])], "int32")
 
 
+def _infer_conv_weight(call_):
+    data, weight, attrs = call_.args[0], call_.args[1], call_.attrs
+    shape, kernel = list(data.ty.shape), _ints(weight.ty.shape)[1:]
+    strides, pads, dilations = _ints(attrs["strides"]), _ints(attrs["pads"]), _ints(attrs["dilations"])
+    out = [conv_out_dim(shape[1 + i], kernel[1 + i], strides[i], pads[i], pads[2 + i], dilations[i]) for i in range(2)]
+    return relax.TensorType([shape[0], *out, kernel[0]], "float32")
+
+
+def _infer_dense_weight(call_):
+    return relax.TensorType([call_.args[0].ty.shape[0], int(call_.args[1].ty.shape[1])], "float32")
+
+
 def _infer_pool_bits(call_):
     shape, attrs = list(call_.args[0].ty.shape), call_.attrs
     kernel, strides, pads, dilations = (_ints(attrs[key]) for key in ("kernel", "strides", "pads", "dilations"))
@@ -149,3 +162,8 @@ CONV_BITS = define("bnn.conv2d_bits", _infer_conv_bits)
 DENSE_BITS = define("bnn.dense_bits", _infer_dense_bits)
 #: Packed pooling of words [N, H, W, Cw]. Attributes: kind ("and" or "or"), kernel, strides, pads, dilations, channels.
 POOL_BITS = define("bnn.pool_bits", _infer_pool_bits)
+#: Convolution of float data [N, H, W, C] with packed weights uint32 [planes, O, kh, kw, ceil(C / groups / 32)] and, for coding "levels", their
+#: levels float32 [planes + 1, O]: see bnntvm.spec.WeightCoding. Attributes: layer, strides, pads, dilations, groups, channels, coding.
+CONV_WEIGHT = define("bnn.conv2d_weight", _infer_conv_weight)
+#: Dense layer of float data [M, K] with packed weights uint32 [planes, N, ceil(K / 32)], levels as above. Attributes: layer, channels, coding.
+DENSE_WEIGHT = define("bnn.dense_weight", _infer_dense_weight)

@@ -8,6 +8,7 @@ from bnntvm.passes.fold_thresholds import FoldThresholds
 from bnntvm.passes.fuse_epilogues import FuseEpilogues
 from bnntvm.passes.layout import ChannelsLast
 from bnntvm.passes.propagate_bits import PropagateBits
+from bnntvm.passes.weight_only import WeightOnly
 
 
 def passes(decisions, *, assume_nonzero=False, weight_tolerance=0.0):
@@ -25,6 +26,8 @@ def passes(decisions, *, assume_nonzero=False, weight_tolerance=0.0):
         Canonicalise(),
         # which layers compute on bits
         Binarise(decisions, assume_nonzero, weight_tolerance),
+        # which of the others keep their weights packed
+        WeightOnly(decisions),
         # where the bits are made
         PropagateBits(),
         FoldThresholds(),

@@ -193,6 +193,47 @@ class FloatDense:
 
 
 @dataclass(frozen=True)
+class WeightCoding:
+    """How weights of two or three levels per output channel are stored: ``planes`` planes of one bit each, the float data stay float.
+
+    Attributes
+    ----------
+    kind : str
+        ``sign``: one plane, bit 1 <-> -1, bit 0 <-> +1.
+        ``ternary``: two planes, which never share a bit: weights that are +1 and weights that are -1; the others are 0.
+        ``levels``: one or two planes that never share a bit. Each output channel has levels of its own: a weight without a bit is at
+        level 0, one with a bit in plane p at level p + 1.
+    planes : int
+    offset : bool
+        ``levels`` only: level 0 is not 0 in all channels.
+    """
+
+    kind: str
+    planes: int
+    offset: bool = False
+
+
+@dataclass(frozen=True)
+class WeightDense:
+    """float32 data ``[M, K]`` times packed weights, made by ``pack_weights`` from ``uint32[planes, N, words(K)]``, tail bits 0.
+
+    For ``levels`` a third operand: ``float32[planes + 1, words(N) * 32]``, the levels of each output channel, padded with zeros.
+    """
+
+    in_features: int
+    out_features: int
+    coding: WeightCoding
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+
+@dataclass(frozen=True)
+class WeightConv2d(FloatConv2d):
+    """:class:`FloatConv2d` with packed weights, from ``uint32[planes, O, kh, kw, words(I / groups)]``; levels as in WeightDense."""
+
+    coding: WeightCoding = WeightCoding("sign", 1)
+
+
+@dataclass(frozen=True)
 class Pool2d:
     """float32 pooling, NHWC. ``op``: "max", "avg" (padding not counted) or "avg_pad" (padding counted)."""
 

@@ -59,10 +59,10 @@ def build(spec, schedule, isa):
     -------
     tirx.PrimFunc
     """
-    return _Depthwise(spec, schedule, isa).function()
+    return Depthwise(spec, schedule, isa).function()
 
 
-class _Depthwise(sliding.Kernel):
+class Depthwise(sliding.Kernel):
     def __init__(self, spec, schedule, isa):
         super().__init__("depthwise_conv2d", spec.window, spec.in_channels, spec.out_channels, spec.epilogue, schedule, isa)
         self.multiplier = spec.out_channels // spec.in_channels

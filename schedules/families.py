@@ -14,6 +14,8 @@ FAMILIES = {
     sp.Map: "map",
     sp.FloatConv2d: "float_conv2d",
     sp.FloatDense: "float_dense",
+    sp.WeightConv2d: "weight_conv2d",
+    sp.WeightDense: "weight_dense",
     sp.Pool2d: "pool2d",
     sp.GlobalPool: "reduce",
     sp.Softmax: "reduce",
@@ -26,5 +28,5 @@ def of(spec):
     """The module of the family that owns ``spec``."""
     name = FAMILIES[type(spec)]
     if isinstance(spec, sp.FloatConv2d) and spec.groups == spec.in_channels and spec.groups > 1:
-        name = "depthwise_conv2d"
+        name = "weight_depthwise" if isinstance(spec, sp.WeightConv2d) else "depthwise_conv2d"
     return importlib.import_module(f"{__package__}.{name}")

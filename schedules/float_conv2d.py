@@ -153,7 +153,7 @@ def pack_weights(spec, schedule, isa, weights):
     Parameters
     ----------
     weights : ndarray
-        float32 ``[O, kh, kw, I / groups]``.
+        float32 ``[O, kh, kw, I / groups]``; any other type is kept.
 
     Returns
     -------
@@ -161,7 +161,7 @@ def pack_weights(spec, schedule, isa, weights):
         float32 ``[blocks, kh, kw, depth, block]``, output channels padded with zeros to whole blocks; see :class:`_Blocks`.
     """
     blocks = _blocks(spec, schedule, isa)
-    packed = np.zeros((blocks.count, *weights.shape[1:3], blocks.depth, blocks.size), np.float32)
+    packed = np.zeros((blocks.count, *weights.shape[1:3], blocks.depth, blocks.size), weights.dtype)
     per_out, per_in = spec.out_channels // spec.groups, spec.in_channels // spec.groups
     for o in range(spec.out_channels):
         block = o // blocks.size
@@ -182,11 +182,13 @@ def build(spec, schedule, isa):
     -------
     tirx.PrimFunc
     """
-    return _Kernel(spec, schedule, isa).function()
+    return Kernel(spec, schedule, isa).function()
 
 
-class _Kernel:
+class Kernel:
     """Writes one convolution."""
+
+    name = "float_conv2d"
 
     def __init__(self, spec, schedule, isa):
         self.spec, self.schedule, self.lanes = spec, schedule, isa.lanes
@@ -200,6 +202,7 @@ class _Kernel:
         self.data = tir.buffer("x", (self.batch, *shape), "float32")
         shape = (self.blocks.count, *window.kernel, self.blocks.depth, self.blocks.size)
         self.weights = tir.buffer("w", shape, "float32")
+        self.operands = [self.data, self.weights]
         dims = (self.batch, window.out_height, window.out_width)
         self.emitter = epilogues.Emitter(spec.epilogue, spec.out_channels, isa, dims, "float32")
 
@@ -214,8 +217,7 @@ class _Kernel:
             return self._task(image, block, first, count)
 
         body = tir.parallel("task", self.batch * (chunks * self.blocks.count), task)
-        params = [self.data, self.weights, *self.emitter.inputs, *self.emitter.outputs]
-        return tir.function("float_conv2d", params, body)
+        return tir.function(self.name, [*self.operands, *self.emitter.inputs, *self.emitter.outputs], body)
 
     def _task(self, image, block, first_row, count):
         depth_start, bind_start = self._first_channel(block)
@@ -273,12 +275,16 @@ class _Kernel:
         pixel, channel = self._pixel(y, x * window.strides[1] - window.pads[1] + column), at.channel + c
         return tir.load(self.data, at.image, *((channel, *pixel) if self.spec.planar else (*pixel, channel)))
 
+    def _weight(self, at, r, s, c, v):
+        """Vector ``v`` of the weights of tap (r, s) and the block's input channel ``c``."""
+        return tir.load_vector(self.weights, [at.block, r, s, c, v * self.lanes], self.lanes)
+
     def _shared_columns(self, at, x, r, c, taps, sums):
         """Products of input channel ``c``, each value loaded once."""
         body, weights, vectors, lanes = [], {}, self.schedule.vectors, self.lanes
         for s in sorted({s for group in taps for s in range(group.first, group.stop)}):
             for v in range(vectors):
-                weights[s, v], statement = tir.bind("w", tir.load_vector(self.weights, [at.block, r, s, c, v * lanes], lanes))
+                weights[s, v], statement = tir.bind("w", self._weight(at, r, s, c, v))
                 body.append(statement)
         for column, uses in windows.column_uses(self.window, taps).items():
             value, statement = tir.bind("x", tir.broadcast(self._value(at, x, r, column, c), lanes))
@@ -298,7 +304,7 @@ class _Kernel:
                 return self._value(at, x, r, p * window.strides[1] + s * window.dilations[1], c)
 
             def weight(v):
-                return tir.load_vector(self.weights, [at.block, r, s, c, v * self.lanes], self.lanes)
+                return self._weight(at, r, s, c, v)
 
             return multiply_add(sums, range(group.low, group.high), self.schedule.vectors, value, weight)
 

@@ -71,3 +71,27 @@ def pool_bits(attrs, words):
             window = padded[:, r * dh : r * dh + sh * (out_h - 1) + 1 : sh, s * dw : s * dw + sw * (out_w - 1) + 1 : sw]
             out = out & window if conjunction else out | window
     return out
+
+
+def _packed_weights(attrs, words, levels, channels):
+    planes = unpack_bits(words, channels)
+    if attrs["coding"] == "sign":
+        return np.where(planes[0], np.float32(-1), np.float32(1))
+    if attrs["coding"] == "ternary":
+        assert not np.any(planes[0] & planes[1])
+        return planes[0].astype(np.float32) - planes[1].astype(np.float32)
+    which = planes[0] + 2 * planes[1] if len(planes) > 1 else planes[0].astype(int)
+    return np.choose(which, levels.reshape(len(levels), -1, *(1 for _ in planes.shape[2:])))
+
+
+@implements("bnn.conv2d_weight")
+def conv2d_weight(attrs, x, words, levels=None):
+    weights = _packed_weights(attrs, words, levels, attrs["channels"] // attrs["groups"])
+    moved = x.transpose(0, 3, 1, 2), weights.transpose(0, 3, 1, 2)
+    out = convolve(*moved, attrs["strides"], attrs["pads"], attrs["dilations"], attrs["groups"])
+    return np.ascontiguousarray(out.transpose(0, 2, 3, 1)).astype(np.float32)
+
+
+@implements("bnn.dense_weight")
+def dense_weight(attrs, x, words, levels=None):
+    return (x @ _packed_weights(attrs, words, levels, attrs["channels"]).T).astype(np.float32)
