@@ -162,8 +162,10 @@ CONV_BITS = define("bnn.conv2d_bits", _infer_conv_bits)
 DENSE_BITS = define("bnn.dense_bits", _infer_dense_bits)
 #: Packed pooling of words [N, H, W, Cw]. Attributes: kind ("and" or "or"), kernel, strides, pads, dilations, channels.
 POOL_BITS = define("bnn.pool_bits", _infer_pool_bits)
-#: Convolution of float data [N, H, W, C] with packed weights uint32 [planes, O, kh, kw, ceil(C / groups / 32)] and, for coding "levels", their
-#: levels float32 [planes + 1, O]: see bnntvm.spec.WeightCoding. Attributes: layer, strides, pads, dilations, groups, channels, coding.
+#: Convolution of float data [N, H, W, C] with packed weights uint32 [planes, O, kh, kw, ceil(C / groups / 32)] and, for coding "levels",
+#: their levels float32 [planes + 1, O]: see bnntvm.spec.WeightCoding. Attributes: layer, strides, pads, dilations, groups, channels,
+#: coding.
 CONV_WEIGHT = define("bnn.conv2d_weight", _infer_conv_weight)
-#: Dense layer of float data [M, K] with packed weights uint32 [planes, N, ceil(K / 32)], levels as above. Attributes: layer, channels, coding.
+#: Dense layer of float data [M, K] with packed weights uint32 [planes, N, ceil(K / 32)], levels as above. Attributes: layer, channels,
+#: coding.
 DENSE_WEIGHT = define("bnn.dense_weight", _infer_dense_weight)

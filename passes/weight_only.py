@@ -68,13 +68,37 @@ class _WeightOnly(Rewriter):
     def __init__(self, decisions):
         self.decisions = decisions
 
+    def begin(self):
+        self.producer = {}
+
+    def emit(self, value, name=""):
+        var = super().emit(value, name)
+        self.producer[var] = value
+        return var
+
     def rewrite(self, var, value):
         name = op_name(value)
         if name in ("bnn.conv", "bnn.matmul"):
             new = self.substitute(value)
+            if self.nearly_sign(new.args[0]):
+                self.decisions[str(new.attrs["layer"])] = Decision("float", "the activation is x / |x|, a sign but for the smallest x")
+                return self.emit(new)
             out = self.layer(name, new)
             return self.emit(new) if out is None else out
         return super().rewrite(var, value)
+
+    def nearly_sign(self, data):
+        """Whether a tensor is ``x / max(|x|, c)``.
+
+        Such a layer was meant to compute on bits. It stays float as a whole, so that the report does not pass it off as low-bit.
+        """
+        quotient = self.producer.get(data)
+        if op_name(quotient) != "relax.divide":
+            return False
+        below = self.producer.get(quotient.args[1])
+        if op_name(below) == "relax.maximum":
+            below = self.producer.get(below.args[0])
+        return op_name(below) == "relax.abs" and below.args[0].same_as(quotient.args[0])
 
     def layer(self, name, call):
         """The packed layer times its scales; None if it stays float."""

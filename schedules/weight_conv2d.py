@@ -1,8 +1,8 @@
 """float32 convolution with packed weights, NHWC: the family of :class:`bnntvm.spec.WeightConv2d` except its depthwise case.
 
 Each task decodes the weights of its block of output channels to float once, into memory of its own, and then is the convolution of
-:mod:`.float_conv2d`: sums of products by +-1, 0 or levels. The weights stay packed in memory; what decoding costs is shared by all the tiles
-of a task, which is why tasks are larger here.
+:mod:`.float_conv2d`: sums of products by +-1, 0 or levels. The weights stay packed in memory; what decoding costs is shared by all the
+tiles of a task, which is why tasks are larger here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from tvm import tirx
 from bnntvm import spec as specs
 from bnntvm.bits import unpack_bits
 
-from . import epilogue as epilogues
 from . import float_conv2d, packed_weights, tir
 from .float_conv2d import Schedule
 

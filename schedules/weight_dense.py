@@ -1,9 +1,9 @@
 """Dense layer of float32 data and packed weights: the family of :class:`bnntvm.spec.WeightDense`.
 
-With vectors of 16 lanes sums are looked up. Four weights of a plane are a number from 0 to 15, and sixteen floats are one register: for each
-four features of a row a table of the sixteen sums ``+-x0 +-x1 +-x2 +-x3`` (or of the chosen ones of the four) is computed once, and serves
-all output channels; one permutation and one addition then do the work of 64 multiplications (Park et al., LUT-GEMM, 2022; Wei et al., T-MAC, 2024,
-whose tables are quantised: these are not).
+With vectors of 16 lanes sums are looked up. Four weights of a plane are a number from 0 to 15, and sixteen floats are one register: for
+each four features of a row a table of the sixteen sums ``+-x0 +-x1 +-x2 +-x3`` (or of the chosen ones of the four) is computed once, and
+serves all output channels; one permutation and one addition then do the work of 64 multiplications (Park et al., LUT-GEMM, 2022; Wei et
+al., T-MAC, 2024, whose tables are quantised: these are not).
 
 With shorter vectors the weights of a step are decoded to +-1, 0 or levels once for the rows of a tile, and multiplied.
 
@@ -281,7 +281,8 @@ class _Lookup(_Kernel):
         body += [tir.store_vector(self.tables, [where, number, 0], zero) for number in range(whole + bool(rest), self.count)]
         if self.coding.offset:  # the last entry of a table is the sum of its features
             body += [*total.allocate, total.set(0, zero)]
-            body.append(tir.for_("table", self.count, lambda n: total.set(0, total.get(0) + tir.load_vector(self.tables, [where, n, 0], 16))))
+            entries = lambda n: tir.load_vector(self.tables, [where, n, 0], _ENTRIES)  # noqa: E731
+            body.append(tir.for_("table", self.count, lambda n: total.set(0, total.get(0) + entries(n))))
             body.append(tir.store(self.totals, tir.shuffle([total.get(0)], [_ENTRIES - 1]), where))
         return body
 

@@ -41,7 +41,9 @@ def test_any_shape(isa, window, channels, coding, epilogue, seed):
 
 
 @pytest.mark.parametrize(
-    "coding, groups, channels", [(CODINGS[0], 2, (8, 70)), (CODINGS[1], 3, (33, 99)), (CODINGS[4], 4, (16, 8)), (CODINGS[0], 4, (16, 8))], ids=str
+    "coding, groups, channels",
+    [(CODINGS[0], 2, (8, 70)), (CODINGS[1], 3, (33, 99)), (CODINGS[4], 4, (16, 8)), (CODINGS[0], 4, (16, 8))],
+    ids=str,
 )
 def test_groups(coding, groups, channels):
     run(RUNNABLE[0], specs.Window(6, 7, (3, 3), pads=(1, 1, 1, 1)), channels, groups, coding, "plain", 2, 3)
