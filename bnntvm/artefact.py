@@ -25,7 +25,7 @@ import struct
 import tempfile
 
 from bnntvm.errors import ArtefactError, TargetError
-from bnntvm.targets.x86 import host_flags
+from bnntvm.targets.isa import host_flags
 
 FORMAT = 1
 MAGIC = b"bnntvm\r\n"  # a transfer in text mode breaks the line end, and with it the magic
@@ -257,7 +257,7 @@ def check_machine(file, manifest, where):
     if head[:4] == b"\x7fELF":
         number = int.from_bytes(head[18:20], "little")
         built_for, here = _ELF_MACHINES.get(number, f"ELF machine {number}"), platform.machine()
-        if built_for != here.replace("arm64", "aarch64"):
+        if built_for != here.replace("arm64", "aarch64").replace("armv7l", "arm"):
             raise TargetError(
                 f"built for {built_for}, this machine is {here}", where=where, hint="run it there, or build it again for this machine"
             )

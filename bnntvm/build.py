@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pathlib
-import shlex
 import shutil
-import subprocess
 import tempfile
 
 import numpy as np
@@ -20,6 +17,7 @@ from bnntvm import runtime
 from bnntvm.errors import BnnError, TargetError, ToolchainError, UnsupportedError
 from bnntvm.graph import bindings, dims, op_name, operands
 from bnntvm.importer import import_model
+from bnntvm.linker import code_bytes, link
 from bnntvm.lower import Lower
 from bnntvm.module import Module
 from bnntvm.passes.binarise import Decision
@@ -27,7 +25,7 @@ from bnntvm.passes.float_layers import FloatLayers
 from bnntvm.pipeline import optimise
 from bnntvm.schedules import finite
 from bnntvm.schedules.fallback import ScheduleFallback
-from bnntvm.targets import x86
+from bnntvm.targets import registry
 from bnntvm.tuning.workload import chooser
 
 
@@ -38,7 +36,7 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
     ----------
     model : str, path, bytes or onnx.ModelProto
     target : str, dict or tvm.target.Target
-        "x86" (this machine), a level such as "x86-64-v3", a processor name of LLVM's, or a TVM target of kind llvm.
+        "x86" (this machine), a level such as "x86-64-v3" or "aarch64", a processor name of LLVM's, or a TVM target of kind llvm.
     assume_nonzero : bool
         Take Sign's result for +1 where its argument is exactly 0 although that can happen. Faster, not exact; the report says so.
     weight_tolerance : float
@@ -77,7 +75,7 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
     options = dict(assume_nonzero=bool(assume_nonzero), weight_tolerance=tolerance)
     with _workspace(compiled) as folder:
         library = pathlib.Path(folder, "network.so")
-        link(compiled.executable, library)
+        link(compiled.executable, library, isa)
         manifest = _manifest(imported, isa, decisions, lower.lowered, compiled, library, options)
         return Module.from_library(library, manifest, threads=threads)
 
@@ -85,11 +83,11 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
 def _resolve(target):
     if isinstance(target, tvm.target.Target):
         target = target.export()
-    isa = x86.resolve(dict(target) if hasattr(target, "items") else target)
+    isa = registry.resolve(dict(target) if hasattr(target, "items") else target)
     if isa is None:
         raise TargetError(
             f"unknown target {target!r}",
-            hint="use 'x86' for this machine, one of " + ", ".join(level.name for level in x86.LEVELS) + ", or a processor name of LLVM's",
+            hint="use 'x86' for this machine, one of " + ", ".join(registry.names()) + ", or a processor name of LLVM's",
         )
     return isa
 
@@ -121,9 +119,12 @@ class Compiled:
 
 def tvm_target(isa):
     """The LLVM target of an instruction-set level."""
-    options = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": isa.mcpu}
-    if isa.lanes == 16:
-        options["mattr"] = ["-prefer-256-bit"]
+    options = {"kind": "llvm", "mtriple": isa.triple, "mcpu": isa.mcpu}
+    features = ["-prefer-256-bit"] if isa.lanes == 16 else list(isa.features)
+    if features:
+        options["mattr"] = features
+    if isa.machine == "arm":
+        options["mfloat-abi"] = "hard"
     return tvm.target.Target(options)
 
 
@@ -269,48 +270,6 @@ def _workspace(compiled):
     return folder
 
 
-def find_compiler():
-    """The C++ or C compiler that links: CXX or CC if set, else what is on the path; None if there is none."""
-    chosen = os.environ.get("CXX", "").strip() or os.environ.get("CC", "").strip()
-    names = [chosen.split()[0]] if chosen else ["c++", "g++", "clang++", "cc", "gcc", "clang"]
-    found = next((name for name in names if shutil.which(name)), None)
-    return chosen if found and chosen else found
-
-
-def link(executable, path):
-    """Write the executable as a shared library."""
-    compiler = find_compiler()
-    if compiler is None:
-        raise ToolchainError(
-            "no C compiler or linker found", where=_compiler_setting(), why="a compiled network is linked into a shared library",
-            hint="install gcc or clang (Debian/Ubuntu: apt-get install gcc), or point CC at one",
-        )  # fmt: skip
-    try:
-        executable.export_library(str(path), fcompile=lambda out, objects, **_: _run_linker(compiler, out, objects))
-    except (RuntimeError, ValueError, OSError, subprocess.SubprocessError) as error:
-        raise ToolchainError(
-            "linking the compiled network failed", where=compiler, why=f"{type(error).__name__}: {error}",
-            hint="check that the compiler works, and CXX and CC where they are set",
-        ) from error  # fmt: skip
-    if not path.exists():
-        raise ToolchainError("linking the compiled network made no file", where=compiler, hint="point CXX or CC at a C or C++ compiler")
-
-
-def _compiler_setting():
-    return next((f"environment variable {name}={os.environ[name]}" for name in ("CXX", "CC") if os.environ.get(name, "").strip()), None)
-
-
-def _run_linker(compiler, out, objects):
-    """Link ``objects``; the compiler's own words where it fails. It may be a command with options, as ``make`` takes it."""
-    objects = [objects] if isinstance(objects, str) else objects
-    done = subprocess.run(
-        [*shlex.split(compiler), "-shared", "-fPIC", "-o", str(out), *objects], capture_output=True, text=True, errors="replace"
-    )
-    if done.returncode:
-        words = (done.stderr or done.stdout).strip().splitlines()
-        raise RuntimeError("\n    ".join(words[:8]) or f"exit status {done.returncode}")
-
-
 def _manifest(imported, isa, decisions, lowered, compiled, library, options):
     overridable = {
         name: dict(
@@ -319,7 +278,7 @@ def _manifest(imported, isa, decisions, lowered, compiled, library, options):
         for name, array in imported.overridable.items()
     }
     return dict(
-        format=1, bnntvm=bnntvm.__version__, target=dict(name=isa.name, needs=sorted(isa.needs)),
+        format=1, bnntvm=bnntvm.__version__, target=dict(name=isa.name, needs=sorted(isa.needs), machine=isa.machine),
         inputs=[dict(name=i.name, shape=list(i.shape), dtype=i.dtype) for i in imported.inputs],
         outputs=[dict(name=o.name, shape=list(o.shape), dtype=o.dtype) for o in imported.outputs],
         fresh_outputs=compiled.fresh_outputs, unaligned_inputs=compiled.unaligned_inputs, overridable=overridable,
@@ -335,20 +294,3 @@ def _layer(info, decisions, lowered):
         node=info.node, output=info.output, op=info.op_type, kind=decision.kind, reason=decision.reason, kernel=kernel, macs=int(info.macs),
         weight_bytes=int(stored), float_bytes=int(info.float_bytes), planes=decision.planes,
     )  # fmt: skip
-
-
-def code_bytes(library):
-    """Bytes of machine code (the .text section) of a 64-bit ELF file."""
-    data = pathlib.Path(library).read_bytes()
-
-    def u(offset, size):
-        return int.from_bytes(data[offset : offset + size], "little")
-
-    table, entry, count, names = u(40, 8), u(58, 2), u(60, 2), u(62, 2)
-    strings = u(table + names * entry + 24, 8)
-    for i in range(count):
-        header = table + i * entry
-        start = strings + u(header, 4)
-        if data[start : data.index(b"\0", start)] == b".text":
-            return u(header + 32, 8)
-    return 0

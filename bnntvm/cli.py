@@ -56,7 +56,7 @@ def _build_options(command):
             help="Take weights as two-level if none is further off, relatively.",
         ),
         click.option("--assume-nonzero", is_flag=True, help="Promise that no input of a Sign is ever exactly 0."),
-        click.option("--target", default="x86", show_default=True, help="x86 (this machine), or a level that `bnntvm targets` lists."),
+        click.option("--target", default="x86", show_default=True, help="x86 (this machine), or a level or processor that `bnntvm targets` lists."),
         click.option("--tuning", multiple=True, metavar="DIR", help="Records of `bnntvm tune` to use before those of the package."),
         click.option("--threads", type=click.IntRange(1), help="Threads [default: BNNTVM_NUM_THREADS, else one per core]."),
     ):
@@ -238,13 +238,19 @@ def tune_board(tracker, key, **options):
 @main.command(short_help="Instruction-set levels.")
 def targets():
     """List the instruction-set levels, and which of them this machine can run."""
-    from bnntvm.targets.x86 import LEVELS, host_flags, host_level
+    import platform
 
-    flags, best = host_flags(), host_level()
-    for level in LEVELS:
+    from bnntvm.targets import aarch64, armv7, x86
+    from bnntvm.targets.isa import host_flags
+
+    flags, best = host_flags(), x86.host_level()
+    for level in (*x86.LEVELS, *aarch64.LEVELS, *armv7.LEVELS):
         missing = sorted(level.needs - flags)
         state = "no, lacks " + ", ".join(missing) if missing else "yes, what x86 means here" if level is best else "yes"
+        if level.machine != platform.machine():
+            state = "no, built for export"
         click.echo(f"{level.name:<20} {32 * level.lanes:>4} bit  popcount: {level.popcount:<8} this machine: {state}")
+    click.echo("Processors: " + ", ".join([*aarch64.PROCESSORS, *armv7.PROCESSORS]) + ", and LLVM's names for x86.")
 
 
 # ------------------------------------------------------------------------------------------------------------------- parts

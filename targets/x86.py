@@ -5,36 +5,7 @@ Facts: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Isa:
-    """One instruction-set level.
-
-    Attributes
-    ----------
-    name : str
-        What a user writes as target.
-    mcpu : str
-        LLVM's processor name.
-    lanes : int
-        32-bit lanes of a vector register.
-    registers : int
-        Vector registers.
-    popcount : str
-        ``vector`` (vpopcntd/q), ``shuffle`` (vpshufb nibble tables), ``scalar`` (popcnt).
-    needs : frozenset of str
-        Flags of /proc/cpuinfo that a processor must have to run the code.
-    """
-
-    name: str
-    mcpu: str
-    lanes: int
-    registers: int
-    popcount: str
-    needs: frozenset
-
+from bnntvm.targets.isa import Isa, host_flags
 
 _V2 = frozenset({"ssse3", "sse4_1", "sse4_2", "popcnt"})
 _V3 = _V2 | {"avx", "avx2", "bmi1", "bmi2", "fma", "f16c"}
@@ -47,18 +18,6 @@ LEVELS = (
     Isa("x86-64-v3", "x86-64-v3", 8, 16, "shuffle", _V3),
     Isa("x86-64-v2", "x86-64-v2", 4, 16, "scalar", _V2),
 )
-
-
-def host_flags():
-    """Flags of this machine's processor, as /proc/cpuinfo names them."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith("flags"):
-                    return frozenset(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    return frozenset()
 
 
 def host_level():
@@ -87,7 +46,7 @@ def resolve(target):
         "x86" or "native" (this machine), a level's name, a processor's name as LLVM writes it, or a TVM target of kind llvm with ``mcpu``.
     """
     if isinstance(target, Isa):
-        return target
+        return target if target.machine == "x86_64" else None
     if isinstance(target, dict):
         if target.get("kind") != "llvm" or not str(target.get("mtriple", "x86_64")).startswith("x86_64"):
             return None

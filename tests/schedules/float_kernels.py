@@ -4,22 +4,14 @@ Data and weights are small integers stored as float32: every sum is exact in any
 """
 
 import numpy as np
-import tvm
 from hypothesis import strategies as st
 
 from bnntvm import spec as specs
 from bnntvm.schedules import epilogue as epilogues
-from bnntvm.targets.x86 import LEVELS
 
+from . import machines
 
-def runnable(isa):
-    """Whether this machine has the instructions of ``isa``."""
-    with open("/proc/cpuinfo") as info:
-        flags = next(line for line in info if line.startswith("flags")).split()
-    return isa.needs <= set(flags)
-
-
-RUNNABLE = [isa for isa in LEVELS if runnable(isa)]
+RUNNABLE = list(machines.LEVELS)
 
 
 def small_integers(rng, shape, low=-4, high=4):
@@ -67,15 +59,12 @@ def epilogue_inputs(rng, epilogue, channels, dims):
 
 def execute(kernel, isa, operands, inputs, epilogue, channels, dims):
     """Compile a kernel and run it; outputs start as garbage so that an element that is not stored shows."""
-    symbol = str(kernel.attrs["global_symbol"])
-    library = tvm.compile(tvm.IRModule({symbol: kernel}), target=tvm.target.Target({"kind": "llvm", "mcpu": isa.mcpu}))
     outputs = []
     for output in epilogue.outputs:
         dtype = epilogues.output_dtype(output)
         outputs.append(np.full(epilogues.output_shape(output, channels, dims), 77, dtype))
-    tensors = [tvm.runtime.tensor(a) for a in (*operands, *inputs, *outputs)]
-    library[symbol](*tensors)
-    return [t.numpy() for t in tensors[len(tensors) - len(outputs) :]]
+    arrays = machines.execute(machines.program(kernel, isa), (*operands, *inputs, *outputs))
+    return arrays[len(arrays) - len(outputs) :]
 
 
 def check(family, spec, isa, data, weights, channels, dims, rng, schedule=None):

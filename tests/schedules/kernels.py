@@ -4,16 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-import tvm
 
 from bnntvm import spec as specs
 from bnntvm.schedules import epilogue as tail
-from bnntvm.targets.x86 import LEVELS
 
-with open("/proc/cpuinfo") as _file:
-    _FLAGS = set(next(line for line in _file if line.startswith("flags")).split())
+from .machines import LEVELS, execute, program
 
-ISAS = [pytest.param(isa, id=isa.name) for isa in LEVELS if isa.needs <= _FLAGS]
+ISAS = [pytest.param(isa, id=isa.name) for isa in LEVELS]
 
 
 @dataclass
@@ -27,20 +24,16 @@ class Kernel:
 
     def __post_init__(self):
         self.schedule = self.schedule or self.family.default_schedule(self.spec, self.isa)
-        function = self.family.build(self.spec, self.schedule, self.isa).with_attr("global_symbol", "kernel")
-        target = tvm.target.Target({"kind": "llvm", "mcpu": self.isa.mcpu})
-        self.library = tvm.compile(tvm.IRModule({"kernel": function}), target=target)
+        self.program = program(self.family.build(self.spec, self.schedule, self.isa), self.isa)
 
     @property
     def assembly(self):
-        return self.library.mod.inspect_source("asm")
+        return self.program.assembly
 
     def run(self, arrays, outputs):
         """``outputs`` is a list of (shape, dtype); they start as garbage, so that an element that is not stored shows."""
         garbage = [np.full(shape, 77, dtype) for shape, dtype in outputs]
-        tensors = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (*arrays, *garbage)]
-        self.library["kernel"](*tensors)
-        return [t.numpy() for t in tensors[len(arrays) :]]
+        return execute(self.program, (*arrays, *garbage))[len(arrays) :]
 
 
 def epilogue_outputs(epilogue, channels, dims):

@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from bnntvm.schedules import binary_conv2d, epilogue
 from bnntvm.spec import BinaryConv2d, Epilogue, EpilogueInput, Output, Step, Window, store
 from bnntvm.targets.x86 import LEVELS
+from tests.schedules.machines import LEVELS as ISAS
+from tests.schedules.machines import execute, program
 
-with open("/proc/cpuinfo") as _file:
-    _FLAGS = set(next(line for line in _file if line.startswith("flags")).split())
-ISAS = [isa for isa in LEVELS if isa.needs <= _FLAGS]
 BEST, WORST = ISAS[0], ISAS[-1]
 
 DOTS = store("int32", "int32")
@@ -74,15 +73,12 @@ def _epilogue_input(operand, shape, rng):
 
 def run(spec, schedule, isa, inputs, epilogue_inputs):
     """Build, compile and run; the outputs as numpy arrays."""
-    function = binary_conv2d.build(spec, schedule, isa)
-    module = tvm.compile(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}),
-                         target=tvm.target.Target({"kind": "llvm", "mcpu": isa.mcpu}))  # fmt: skip
+    kernel = program(binary_conv2d.build(spec, schedule, isa), isa)
     packed = [inputs[0], binary_conv2d.pack_weights(spec, schedule, isa, inputs[1]), *inputs[2:]]
     dims = (len(inputs[0]), spec.window.out_height, spec.window.out_width)
     outputs = [np.full(epilogue.output_shape(o, spec.out_channels, dims), 123, epilogue.output_dtype(o)) for o in spec.epilogue.outputs]
-    tensors = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (*packed, *epilogue_inputs, *outputs)]
-    module["main"](*tensors)
-    return [t.numpy() for t in tensors[len(tensors) - len(outputs) :]]
+    arrays = execute(kernel, (*packed, *epilogue_inputs, *outputs))
+    return arrays[len(arrays) - len(outputs) :]
 
 
 def check(spec, isa, schedule=None, batch=2, zero_images=(1,), seed=0):

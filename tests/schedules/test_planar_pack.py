@@ -2,17 +2,15 @@
 
 import numpy as np
 import pytest
-import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnntvm.bits import pack_bits
-from bnntvm.build import tvm_target
 from bnntvm.schedules import planar_pack
 from bnntvm.spec import Epilogue, EpilogueInput, Output, PlanarPack, Step
-from bnntvm.targets.x86 import LEVELS, host_flags
+from tests.schedules.machines import LEVELS as RUNNABLE
+from tests.schedules.machines import execute, program
 
-RUNNABLE = [isa for isa in LEVELS if isa.needs <= host_flags()]
 SIGN = Epilogue(steps=(Step("less", (0, 0.0), "bool"),), outputs=(Output("bits", 1, "uint32"),))
 #: Per-channel thresholds with flipped channels, and a second plane that is a xor of two comparisons.
 TWO_PLANES = Epilogue(
@@ -23,8 +21,7 @@ TWO_PLANES = Epilogue(
 
 
 def run(spec, schedule, isa, batches=(1, 2)):
-    func = planar_pack.build(spec, schedule, isa).with_attr("global_symbol", "kernel")
-    kernel = tvm.compile(tvm.IRModule({"kernel": func}), target=tvm_target(isa))
+    kernel = program(planar_pack.build(spec, schedule, isa), isa)
     rng, channels = np.random.default_rng(0), spec.channels
     inputs = []
     if spec.epilogue.inputs:
@@ -34,10 +31,9 @@ def run(spec, schedule, isa, batches=(1, 2)):
     for batch in batches:
         data = rng.standard_normal((batch, channels, *spec.spatial)).astype(np.float32)
         want = planar_pack.reference(spec, [data], inputs)
-        got = [tvm.runtime.tensor(np.full_like(w, 0xDEADBEEF)) for w in want]
-        kernel["kernel"](*(tvm.runtime.tensor(a) for a in (data, *inputs)), *got)
-        for g, w in zip(got, want):
-            np.testing.assert_array_equal(g.numpy(), w)
+        got = execute(kernel, (data, *inputs, *(np.full_like(w, 0xDEADBEEF) for w in want)))
+        for g, w in zip(got[1 + len(inputs) :], want):
+            np.testing.assert_array_equal(g, w)
 
 
 @pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)

@@ -2,27 +2,23 @@
 
 import numpy as np
 import pytest
-import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnntvm.build import tvm_target
 from bnntvm.schedules import transpose
 from bnntvm.spec import Transpose
-from bnntvm.targets.x86 import LEVELS, host_flags
+from tests.schedules.machines import LEVELS as RUNNABLE
+from tests.schedules.machines import execute, program
 
-RUNNABLE = [isa for isa in LEVELS if isa.needs <= host_flags()]
 
 
 def run(spec, schedule, isa):
-    func = transpose.build(spec, schedule, isa).with_attr("global_symbol", "kernel")
-    kernel = tvm.compile(tvm.IRModule({"kernel": func}), target=tvm_target(isa))
+    kernel = program(transpose.build(spec, schedule, isa), isa)
     for batch in (1, 3):
         data = np.random.default_rng(0).standard_normal((batch, *spec.shapes[0])).astype(np.float32)
         (want,) = transpose.reference(spec, [data])
-        got = tvm.runtime.tensor(np.full_like(want, np.nan))
-        kernel["kernel"](tvm.runtime.tensor(data), got)
-        np.testing.assert_array_equal(got.numpy(), want)
+        _, got = execute(kernel, (data, np.full_like(want, np.nan)))
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)

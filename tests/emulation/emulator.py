@@ -1,0 +1,88 @@
+"""Runs compiled kernels of other architectures on this machine, under user-mode QEMU."""
+
+import functools
+import pathlib
+import shutil
+import struct
+import subprocess
+import tempfile
+
+import numpy as np
+import tvm
+import tvm_ffi
+
+from bnntvm.build import tvm_target
+from bnntvm.linker import compiler_for
+
+_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
+_HERE = pathlib.Path(__file__).parent
+#: Machine -> names of the emulator.
+EMULATORS = {"aarch64": ("qemu-aarch64-static", "qemu-aarch64"), "arm": ("qemu-arm-static", "qemu-arm")}
+
+
+def emulator(machine):
+    """The emulator's command."""
+    found = next((name for name in EMULATORS[machine] if shutil.which(name)), None)
+    if found is None:
+        raise RuntimeError(f"no emulator for {machine}: apt-get install qemu-user-static")
+    return [found]
+
+
+@functools.cache
+def _main(isa):
+    """The object file of main.c for ``isa``, made once per process."""
+    folder = tempfile.mkdtemp(prefix="bnntvm-emulation-")
+    path = pathlib.Path(folder, f"main-{isa.machine}.o")
+    root = pathlib.Path(tvm_ffi.__file__).parent
+    command = [*_c_compiler(isa), "-O1", "-c", "-I", str(root / "include"), str(_HERE / "main.c"), "-o", str(path)]
+    subprocess.run(command, check=True)
+    return path
+
+
+def _c_compiler(isa):
+    return compiler_for(isa).replace("g++", "gcc").split()
+
+
+class Program:
+    """A PrimFunc as a program of its own.
+
+    Parameters
+    ----------
+    function : tirx.PrimFunc
+    isa : targets.isa.Isa
+    """
+
+    def __init__(self, function, isa):
+        self.isa = isa
+        self.library = tvm.compile(tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")}), target=tvm_target(isa))
+        self.folder = tempfile.TemporaryDirectory(prefix="bnntvm-emulation-")
+        self.path = pathlib.Path(self.folder.name, "kernel")
+        kernel = f"{self.path}.o"
+        self.library.mod.write_to_file(kernel)
+        subprocess.run([*_c_compiler(isa), "-static", "-o", str(self.path), str(_main(isa)), kernel, "-lm"], check=True)
+
+    @property
+    def assembly(self):
+        return self.library.mod.inspect_source("asm")
+
+    def run(self, arrays, repeat=1, options=()):
+        """The arrays as the kernel leaves them; ``options`` go to the emulator."""
+        message = [struct.pack("<ii", len(arrays), repeat)]
+        for array in arrays:
+            array = np.ascontiguousarray(array)
+            message.append(struct.pack(f"<iii{array.ndim}q", array.ndim, _CODES[array.dtype.kind], array.dtype.itemsize * 8, *array.shape))
+            message.append(array.tobytes())
+        done = subprocess.run([*emulator(self.isa.machine), *options, str(self.path)], input=b"".join(message), capture_output=True)
+        if done.returncode:
+            raise RuntimeError(f"exit status {done.returncode}: {done.stderr.decode(errors='replace')}")
+        self.messages = done.stderr.decode(errors="replace")
+        return _split(done.stdout, arrays)
+
+
+def _split(data, arrays):
+    result, at = [], 0
+    for array in arrays:
+        size = array.dtype.itemsize * array.size
+        result.append(np.frombuffer(data[at : at + size], array.dtype).reshape(array.shape))
+        at += size
+    return result
