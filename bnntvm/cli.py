@@ -56,7 +56,7 @@ def _build_options(command):
             help="Take weights as two-level if none is further off, relatively.",
         ),
         click.option("--assume-nonzero", is_flag=True, help="Promise that no input of a Sign is ever exactly 0."),
-        click.option("--target", default="x86", show_default=True, help="x86 (this machine), or a level or processor that `bnntvm targets` lists."),
+        click.option("--target", default="x86", show_default=True, help="x86 (this machine), or one that `bnntvm targets` lists."),
         click.option("--tuning", multiple=True, metavar="DIR", help="Records of `bnntvm tune` to use before those of the package."),
         click.option("--threads", type=click.IntRange(1), help="Threads [default: BNNTVM_NUM_THREADS, else one per core]."),
     ):

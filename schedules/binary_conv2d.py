@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bnntvm.schedules import binary_conv2d_neon as neon
 from bnntvm.schedules import binary_conv2d_sliced as sliced
 from bnntvm.schedules import epilogue
 from bnntvm.schedules.binary_conv2d_adders import Tables
@@ -30,7 +31,7 @@ class Schedule:
     vectors : int
         Vectors of output channels in the register tile; times the lanes, a divisor of 32.
     adder : str
-        ``plain``, ``carry_save`` or ``tables``, see :mod:`.binary_conv2d_adders`.
+        ``plain``, ``carry_save`` or ``tables``, see :mod:`.binary_conv2d_adders`; ``neon``, see :mod:`.binary_conv2d_neon`.
     task_rows, task_blocks : int
         Output rows and blocks of 32 output channels of one parallel task.
     """
@@ -49,6 +50,9 @@ def default_schedule(spec, isa):
     -------
     Schedule
     """
+    if neon.claims(spec, isa) and not sliced.claims(spec):
+        pixels, rows, blocks = neon.schedule_numbers(spec, isa)
+        return Schedule(pixels, 1, "neon", rows, blocks)
     geometry = Geometry.of(spec)
     carry_save = _carry_save_fits(spec)
     if isa.popcount != "vector":  # table look-ups need the registers: narrow tiles unless there are 32
@@ -110,6 +114,8 @@ def space(spec, isa):
     found = [first]
     if sliced.claims(spec):
         return [replace(first, task_rows=rows) for rows in dict.fromkeys((first.task_rows, 1, 4, spec.window.out_height))]
+    if first.adder == "neon":
+        return neon.space(spec, isa, first)
     width = Geometry.of(spec).out_width
     if _tables_fit(spec, isa):
         found += [replace(first, pixels=pixels, vectors=4, adder="tables") for pixels in range(1, min(width, 13) + 1)]
@@ -141,6 +147,8 @@ def pack_weights(spec, schedule, isa, weights):
     """
     if sliced.claims(spec):
         return sliced.pack_weights(weights)
+    if schedule.adder == "neon":
+        return neon.pack_weights(spec, weights)
     blocks, channels = words(spec.out_channels), schedule.vectors * isa.lanes
     flat = np.zeros((blocks * WORD_BITS, int(np.prod(weights.shape[1:]))), "uint32")
     flat[: spec.out_channels] = weights.reshape(weights.shape[0], -1)
@@ -227,5 +235,5 @@ def build(spec, schedule, isa):
         Parameters: data, weights (see :func:`pack_weights`), the zeros' mask if ``spec.zeros``, epilogue inputs, epilogue outputs. The
         leading dimension is symbolic.
     """
-    kernel = sliced.Kernel if sliced.claims(spec) else Kernel
+    kernel = sliced.Kernel if sliced.claims(spec) else neon.Kernel if schedule.adder == "neon" else Kernel
     return kernel(spec, schedule, isa).build()

@@ -22,7 +22,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 
-import numpy as np
 from tvm import tirx
 
 from bnntvm.schedules import epilogue, windows

@@ -13,7 +13,7 @@ import numpy as np
 from tvm import tirx
 
 from bnntvm import spec
-from bnntvm.schedules import tir, vector_math
+from bnntvm.schedules import neon, tir, vector_math
 
 #: Comparisons of the anchor ``K - 2 p`` with t: (comparison of p with the half difference, whether that is rounded up).
 _ON_POPCOUNTS = {"less": (tirx.GT, 0), "less_equal": (tirx.GE, 1), "greater": (tirx.LT, 1), "greater_equal": (tirx.LE, 0)}
@@ -45,6 +45,7 @@ class Emitter:
         self.epilogue, self.channels, self.lanes, self.anchor_dtype = epilogue, channels, isa.lanes, anchor_dtype
         self.inputs = [tir.buffer(f"e{i}", input_shape(e, channels, dims), e.dtype) for i, e in enumerate(epilogue.inputs)]
         self.outputs = [tir.buffer(f"y{i}", output_shape(o, channels, dims), output_dtype(o)) for i, o in enumerate(epilogue.outputs)]
+        self.mask_word = neon.mask_word if neon.is_neon(isa) else tir.mask_word
         self._uses = _count_uses(epilogue)
 
     @property
@@ -252,7 +253,7 @@ class _Tile:
         nothing = tir.splat(False, "bool", self.lanes)
         for start in range(0, len(self.table), per_word):
             masks = [values[output.value] for values in self.table[start : start + per_word]]
-            word = tir.mask_word(masks + [nothing] * (per_word - len(masks)))
+            word = self.emitter.mask_word(masks + [nothing] * (per_word - len(masks)))
             number, index = start // per_word, self._word_index(start // per_word)
             if output.flip is not None:
                 array = self.emitter.inputs[output.flip - 1]

@@ -11,9 +11,19 @@ from dataclasses import replace
 
 from bnntvm.targets.isa import Isa
 
-#: Any processor with NEON and VFPv4 (Cortex-A5, A7, A12, A15, A17; ARMv8 processors in 32-bit mode).
+#: Any processor with NEON, VFPv4 and division (Cortex-A7, A12, A15, A17; ARMv8 processors in 32-bit mode), code ordered for a Cortex-A15.
 LEVELS = (
-    Isa("armv7", "generic", 4, 16, "neon", frozenset({"neon", "vfpv4"}), "arm", "armv7a-linux-gnueabihf", ("+v7", "+neon", "+vfp4")),
+    Isa(
+        "armv7",
+        "cortex-a15",
+        4,
+        16,
+        "neon",
+        frozenset({"neon", "vfpv4", "idiva"}),
+        "arm",
+        "armv7a-unknown-linux-gnueabihf",
+        ("+neon", "+vfp4"),
+    ),
 )
 PROCESSORS = ("cortex-a7", "cortex-a15", "cortex-a17")
 

@@ -26,7 +26,7 @@ class Isa:
     machine : str
         The architecture as ``platform.machine()`` and the ELF header name it: ``x86_64``, ``aarch64``, ``arm``.
     triple : str
-        LLVM's target triple, which GCC's cross compilers and zig understand as well.
+        LLVM's target triple, in full: LLVM guesses nothing that is left out, the calling convention neither.
     features : tuple of str
         LLVM's features on top of those of ``mcpu``, such as ``+dotprod``.
     """

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from bnntvm.targets import aarch64, armv7, x86
+from bnntvm.targets.isa import Isa
 
 ARCHITECTURES = (aarch64, armv7, x86)
 
 
 def resolve(target):
     """The instruction-set level that ``target`` means, or None."""
+    if not isinstance(target, (str, dict, Isa)):
+        return None
     return next((isa for isa in (one.resolve(target) for one in ARCHITECTURES) if isa is not None), None)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import re
 import shutil
 import struct
 import subprocess
@@ -17,14 +18,14 @@ from bnntvm.linker import compiler_for
 _CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 _HERE = pathlib.Path(__file__).parent
 #: Machine -> names of the emulator.
-EMULATORS = {"aarch64": ("qemu-aarch64-static", "qemu-aarch64"), "arm": ("qemu-arm-static", "qemu-arm")}
+EMULATORS = {"aarch64": ("qemu-aarch64", "qemu-aarch64-static"), "arm": ("qemu-arm", "qemu-arm-static")}
 
 
 def emulator(machine):
     """The emulator's command."""
     found = next((name for name in EMULATORS[machine] if shutil.which(name)), None)
     if found is None:
-        raise RuntimeError(f"no emulator for {machine}: apt-get install qemu-user-static")
+        raise RuntimeError(f"no emulator for {machine}: apt-get install qemu-user")
     return [found]
 
 
@@ -77,6 +78,22 @@ class Program:
             raise RuntimeError(f"exit status {done.returncode}: {done.stderr.decode(errors='replace')}")
         self.messages = done.stderr.decode(errors="replace")
         return _split(done.stdout, arrays)
+
+    def instructions(self, arrays):
+        """Instructions of one run of the kernel: those of three runs less those of one, halved."""
+        counts = []
+        for repeat in (1, 3):
+            self.run(arrays, repeat, ["-plugin", str(counter())])
+            counts.append(int(re.search(r"instructions: (\d+)", self.messages)[1]))
+        return (counts[1] - counts[0]) // 2
+
+
+@functools.cache
+def counter():
+    """The plugin of count.c, made once per process. (QEMU built statically takes no plugins.)"""
+    path = pathlib.Path(tempfile.mkdtemp(prefix="bnntvm-emulation-"), "count.so")
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", str(_HERE / "count.c"), "-o", str(path)], check=True)
+    return path
 
 
 def _split(data, arrays):

@@ -11,7 +11,6 @@ from tests.schedules.machines import LEVELS as RUNNABLE
 from tests.schedules.machines import execute, program
 
 
-
 @pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(data=st.data())

@@ -147,6 +147,8 @@ def test_transcendental_functions(isa):
     edges = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, 1e-45, 0.625, 4.0, -4.0, 88.7, -103.0, 1.0000001]
     points = np.concatenate([*spread, np.linspace(-110, 110, 5000), 2.0 ** rng.uniform(-149, 127, 4000), edges]).astype(np.float32)
     points = np.resize(points, (-(-len(points) // 128), 128))
+    if isa.machine == "arm":  # 32-bit NEON takes subnormal numbers for zero
+        points = np.where(np.abs(points) < 2.0**-126, np.float32(0), points)
     names = list(FUNCTIONS)
     epilogue = specs.Epilogue((), tuple(STEP(n, (0,)) for n in names), tuple(OUTPUT("tensor", 1 + i) for i in range(len(names))))
     kernel = Kernel(family, specs.Map(2, (), 128, "float32", epilogue), isa)

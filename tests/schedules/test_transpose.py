@@ -11,7 +11,6 @@ from tests.schedules.machines import LEVELS as RUNNABLE
 from tests.schedules.machines import execute, program
 
 
-
 def run(spec, schedule, isa):
     kernel = program(transpose.build(spec, schedule, isa), isa)
     for batch in (1, 3):

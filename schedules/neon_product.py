@@ -1,0 +1,125 @@
+"""The inner loop of binary layers on NEON: popc(a ^ w) for a tile of rows times channels.
+
+Both operands run along K: a step takes 128 bits of each row and of each channel, and every pair of them is ``eor``, ``cnt`` and ``add``
+into sixteen byte counters of its own. A tile of r rows and c channels has 3 r c such operations for r + c loads, half of which are ``ldp``.
+Counters are added up when K is done, two operations for each sum; where K is longer than bytes can count, they go to 16-bit counters in
+memory every 31 steps (``uadalp``).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import tirx
+
+from bnntvm.schedules import neon
+from bnntvm.schedules import tir as T
+
+#: Bits, and words, of one step.
+STEP_BITS, STEP_WORDS = 128, 4
+#: Channels whose sums become one vector.
+QUAD = 4
+
+
+def steps(words):
+    """Number of steps for ``words`` 32-bit words of K."""
+    return -(-words // STEP_WORDS)
+
+
+def pack_rows(words, channels):
+    """Weights in the order in which :class:`Product` reads them.
+
+    Parameters
+    ----------
+    words : uint32[N, words(K)]
+    channels : int
+        N, padded with zeros to a whole number of blocks of this many channels.
+
+    Returns
+    -------
+    uint32[blocks, channels / 4, steps, 4, 4]
+        Quads of channels; of each, step after step, the four words of each of the four channels.
+    """
+    depth, blocks = steps(words.shape[1]), -(-len(words) // channels)
+    padded = np.zeros((blocks * channels, depth * STEP_WORDS), "uint32")
+    padded[: len(words), : words.shape[1]] = words
+    return np.ascontiguousarray(padded.reshape(blocks, channels // QUAD, QUAD, depth, STEP_WORDS).transpose(0, 1, 3, 2, 4))
+
+
+class Product:
+    """Counts of a tile.
+
+    Parameters
+    ----------
+    rows, quads : int
+        Size of the tile; ``rows * quads * 4`` counters.
+    depth : int
+        Steps of K.
+    row : function
+        ``row(r, k)``: bytes of row r at step k, ``uint8x16``.
+    weight : function
+        ``weight(quad, c, k)``: bytes of a channel.
+    keep : function, optional
+        ``keep(r, k)``: bits that count.
+    unipolar : bool
+        AND instead of XOR.
+    """
+
+    def __init__(self, rows, quads, depth, row, weight, keep=None, unipolar=False):
+        self.rows, self.quads, self.depth = rows, quads, depth
+        self.row, self.weight, self.keep, self.unipolar = row, weight, keep, unipolar
+        self.counts = T.Registers("counts", rows * quads * QUAD, "uint8", 16)
+        self.long = depth > neon.BYTE_STEPS
+        if self.long:
+            self.totals = T.Registers("totals", rows * quads * QUAD, "uint16", 8)
+
+    def _index(self, r, quad, c):
+        return (r * self.quads + quad) * QUAD + c
+
+    def statements(self):
+        """Statements that count, to be placed before the use of :meth:`sums`."""
+        allocate = [self.counts.allocate, self.totals.allocate if self.long else []]
+        if not self.long:
+            return [allocate, self._count(T.i64(0), self.depth)]
+        chunks, rest = divmod(self.depth, neon.BYTE_STEPS)
+
+        def chunk(begin, length):
+            return [self._count(begin, length), self._flush()]
+
+        body = [allocate, self.totals.fill(T.splat(0, "uint16", 8))]
+        body.append(T.for_("chunk", chunks, lambda c: chunk(c * neon.BYTE_STEPS, neon.BYTE_STEPS)))
+        return body + ([chunk(T.i64(chunks * neon.BYTE_STEPS), rest)] if rest else [])
+
+    def _count(self, begin, length):
+        """Count ``length`` steps; the first one sets the counters."""
+        rest = T.for_("k", length - 1, lambda k: [neon.rolled(), self._step(begin + 1 + k, False)]) if length > 1 else []
+        return [self._step(begin, True), rest]
+
+    def _step(self, k, first):
+        body = []
+
+        def name(value):
+            variable, statement = T.bind("b", value)
+            body.append(statement)
+            return variable
+
+        weights = [[name(self.weight(quad, c, k)) for c in range(QUAD)] for quad in range(self.quads)]
+        for r in range(self.rows):
+            a = name(self.row(r, k))
+            keep = name(self.keep(r, k)) if self.keep else None
+            for quad in range(self.quads):
+                for c in range(QUAD):
+                    w, index = weights[quad][c], self._index(r, quad, c)
+                    bits = a & w if self.unipolar else a ^ w
+                    count = tirx.popcount(bits if keep is None else bits & keep)
+                    body.append(self.counts.set(index, count if first else self.counts.get(index) + count))
+        return body
+
+    def _flush(self):
+        return [self.totals.set(i, neon.widen(self.totals.get(i), self.counts.get(i))) for i in range(len(self.counts.arrays))]
+
+    def sums(self, r, quad):
+        """``int32x4``: counts of row r and the channels of a quad."""
+        first = self._index(r, quad, 0)
+        if self.long:
+            return neon.four_wide_sums([self.totals.get(first + c) for c in range(QUAD)])
+        return neon.four_sums([self.counts.get(first + c) for c in range(QUAD)])
