@@ -30,6 +30,7 @@ class Kernel:
         self.plan = plan_row(self.geometry, schedule.pixels)
         self.lanes, self.vectors = isa.lanes, schedule.vectors
         self.step = self.lanes * self.vectors
+        self.word_step = self.step  # elements of the packed weights that belong to one word of the data
         self.parts = BLOCK // self.step
         self.blocks = words(spec.out_channels)
         self.group_channels = spec.out_channels // spec.groups
@@ -75,12 +76,21 @@ class Kernel:
         def nest(adder):
             return T.for_("block", blocks, lambda b: self.block(adder, block + b, row, rows))
 
-        if not self.spec.zeros or self.spec.unipolar:  # a unipolar 0 is a value like any other
+        if not self.spec.zeros or self.unipolar:  # a unipolar 0 is a value like any other
             return [results, self.source(row, rows), nest(self.fast_adder)]
         found, scan = self.scan_zeros(row, rows)
-        slow_adder = EncodedZeros if issubclass(self.fast_adder, CarrySave) else Zeros
         fast = [self.source(row, rows), nest(self.fast_adder)]
-        return [results, scan, T.when(found == T.constant(0, "int32"), fast, nest(slow_adder))]
+        return [results, scan, T.when(found == T.constant(0, "int32"), fast, nest(self.slow_adder))]
+
+    @property
+    def unipolar(self):
+        """Whether weight bits are counted to correct the sums, see :mod:`.binary_conv2d_unipolar`."""
+        return self.spec.unipolar
+
+    @property
+    def slow_adder(self):
+        """The adder for rows that hold zeros."""
+        return EncodedZeros if issubclass(self.fast_adder, CarrySave) else Zeros
 
     @staticmethod
     def _count(total, per_task, first):
@@ -188,11 +198,22 @@ class Kernel:
 
     def block(self, adder, block, row, rows):
         number, bind = T.bind("block", block)
-        count = []
-        if self.spec.unipolar:
-            self.weight_counts = WeightCounts(self, issubclass(adder, CarrySave))
-            count = [self.weight_counts.allocation, self.weight_counts.count(number)]
-        return [bind, count, T.for_("y", rows, lambda y: self.row(adder, number, row + y))]
+        return [bind, self.count_weights(adder, number), T.for_("y", rows, lambda y: self.row(adder, number, row + y))]
+
+    def count_weights(self, adder, block):
+        """Statements that prepare the corrections of a block."""
+        if not self.unipolar:
+            return []
+        self.weight_counts = WeightCounts(self, issubclass(adder, CarrySave))
+        return [self.weight_counts.allocation, self.weight_counts.count(block)]
+
+    def correct_row(self, first_row, last_row):
+        """Statements that prepare the corrections of a row."""
+        return self.weight_counts.row(first_row, last_row) if self.unipolar else []
+
+    def correct_point(self, first_row, last_row, first, last):
+        """Statements that prepare the corrections of a pixel whose kernel columns are known at run time only."""
+        return self.weight_counts.point(first_row, last_row, first, last) if self.unipolar else []
 
     def row(self, adder, block, y):
         g, plan = self.geometry, self.plan
@@ -200,7 +221,7 @@ class Kernel:
         first, last, bind_taps = self._taps(0, y)
         start, bind_start = T.bind("start", ((y * g.strides[0] - g.before[0]) * g.width - g.before[1]) * g.pixel_words)
         place = (block, y, first, last, start)
-        body = [bind_y, bind_taps, bind_start, self.weight_counts.row(first, last) if self.spec.unipolar else []]
+        body = [bind_y, bind_taps, bind_start, self.correct_row(first, last)]
         simple = issubclass(adder, Zeros)  # rare: one variant of code is enough
         if plan.tiles and not simple:
             body.append(T.for_("tile", plan.tiles, lambda tile: self.tile(adder, place, tile)))
@@ -248,7 +269,7 @@ class Kernel:
         x, bind = T.bind("x", x)
         first, last, bind_taps = self._taps(1, x)
         columns = (Segment(first, last, (0,)),)
-        count = self.weight_counts.point(*place[2:4], first, last) if self.spec.unipolar else []
+        count = self.correct_point(*place[2:4], first, last)
         parts = T.for_("part", self.parts, lambda part: self.reduce(adder, place, x, ((first, last),), part, columns))
         return [bind, bind_taps, count, parts, self.epilogue(adder, place, x, 1)]
 
@@ -278,31 +299,37 @@ class Kernel:
         groups, bind_groups = self._groups(block, part)
         columns = columns if columns is not None else segments(pattern)
         initial = self._shares(pattern, last_row - first_row, adder.scale * adder.weight) if self._preloads(adder) else None
+        return [
+            sums.allocations, bind_start, bind_weights, bind_groups, sums.start(initial),
+            self.kernel_rows(sums, place, columns, start_at, weights_at, groups),
+            self.keep(sums, pattern, last_row - first_row, part),
+        ]  # fmt: skip
+
+    def kernel_rows(self, sums, place, columns, start_at, weights_at, groups):
+        """Add all taps of a tile: its pixels from word ``start_at`` on, weights from element ``weights_at`` of the block on."""
+        block, _, first_row, last_row, _ = place
+        g = self.geometry
 
         def kernel_row(r):
             r = first_row + r
             data_at, bind_data = T.bind("data", start_at + r * (g.dilations[0] * g.width * g.pixel_words))
-            row_at, bind_row = T.bind("row", weights_at + r * (g.kernel[1] * g.group_words * self.step))
+            row_at, bind_row = T.bind("row", weights_at + r * (g.kernel[1] * g.group_words * self.word_step))
             runs = [self.segment(sums, block, columns_, data_at, row_at, groups) for columns_ in columns]
             return [bind_data, bind_row, runs, sums.flush() if self._flushes(sums) == "row" else []]
 
-        return [
-            sums.allocations, bind_start, bind_weights, bind_groups, sums.start(initial),
-            T.for_("r", last_row - first_row, kernel_row),
-            sums.flush(), self.keep(sums, pattern, last_row - first_row, part),
-        ]  # fmt: skip
+        return [T.for_("r", last_row - first_row, kernel_row), sums.flush()]
 
     def segment(self, sums, block, columns, data_at, weights_at, groups):
         g = self.geometry
         at = data_at + columns.first * (g.dilations[1] * g.pixel_words)
-        w_at = weights_at + columns.first * (g.group_words * self.step)
+        w_at = weights_at + columns.first * (g.group_words * self.word_step)
         count = columns.last - columns.first
         if g.contiguous and g.group_words % sums.words == 0:
             return self.run(sums, block, columns.pixels, count * g.group_words, at, w_at, groups)
 
         def column(s):
             return self.run(sums, block, columns.pixels, g.group_words, at + s * (g.dilations[1] * g.pixel_words),
-                            w_at + s * (g.group_words * self.step), groups)  # fmt: skip
+                            w_at + s * (g.group_words * self.word_step), groups)  # fmt: skip
 
         return T.for_("s", count, column)
 
@@ -320,13 +347,13 @@ class Kernel:
         rest = 0 if T.static(length) is None else T.static(length) % sums.words
 
         def step(k):
-            return self.words(sums, block, pixels, at + k * sums.words, weights_at + k * (sums.words * self.step), groups)
+            return self.words(sums, block, pixels, at + k * sums.words, weights_at + k * (sums.words * self.word_step), groups)
 
         def steps_from(first, count):
             return T.for_("k", count, lambda k: step(first + k))
 
         done = steps * sums.words
-        single = self.words(sums, block, pixels, at + done, weights_at + done * self.step, groups, 1) if rest else []
+        single = self.words(sums, block, pixels, at + done, weights_at + done * self.word_step, groups, 1) if rest else []
         if self._flushes(sums) != "run":
             return [steps_from(0, steps), single]
         every = sums.flush_every
@@ -431,7 +458,7 @@ class Kernel:
 
     def _preloads(self, adder):
         """Whether counters start at their share of K: it must be a whole number for every number of taps."""
-        return not self.spec.unipolar and self._group_bits % (adder.scale * adder.weight) == 0
+        return not self.unipolar and self._group_bits % (adder.scale * adder.weight) == 0
 
     def _shares(self, pattern, rows, divisor=1):
         """K / divisor of every pixel of a tile, as int32 vectors."""
@@ -441,11 +468,11 @@ class Kernel:
     def keep(self, sums, pattern, rows, part):
         """Statements that put what the epilogue wants into ``results``: dot products, or half dot products where they are compared only."""
         statements = []
-        added = None if self._preloads(sums) or self.spec.unipolar else self._shares(pattern, rows)
+        added = None if self._preloads(sums) or self.unipolar else self._shares(pattern, rows)
         for p, interval in enumerate(pattern):
             for v in range(self.vectors):
                 value, lane = sums.value(p, v), part * self.step + v * self.lanes
-                if self.spec.unipolar:
+                if self.unipolar:
                     value = self.weight_counts.load(interval, lane) - value
                 elif sums.scale == 2 and not self.halves(sums):
                     value = value + value
