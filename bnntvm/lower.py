@@ -191,6 +191,8 @@ def anchor_spec(call, epilogue, shape):
         return spec, [call.args[0], None, *call.args[1:-1]], weights
     if name in ("bnn.conv2d_weight", "bnn.dense_weight"):
         return _weight_spec(name, call, epilogue)
+    if name in ("bnn.conv2d_planes", "bnn.dense_planes"):
+        return planes_spec(call, epilogue)
     if name == "bnn.conv":
         weights = constant(call.args[1])
         spec = sp.FloatConv2d(
@@ -232,6 +234,23 @@ def _weight_spec(name, call, epilogue):
 def _padded_rows(array):
     """float32 [rows, C] with C padded with zeros to whole words."""
     return np.pad(array, ((0, 0), (0, -array.shape[1] % sp.WORD_BITS)))
+
+
+def planes_spec(call, epilogue):
+    """The same for layers on several planes."""
+    attrs = call.attrs
+    planes = sp.PlaneSum(
+        _pair(attrs["data"]), _pair(attrs["weights"]), str(attrs["data_kind"]), str(attrs["weight_kind"]), bool(attrs["scaled"])
+    )
+    data, (weights, *more) = list(call.args[: len(planes.data)]), call.args[len(planes.data) :]
+    weights, channels, zeros = constant(weights), int(attrs["channels"]), bool(attrs["zeros"])
+    if planes.scaled:
+        more[-1] = const(_padded_rows(constant(more[-1])))
+    if op_name(call) == "bnn.dense_planes":
+        return sp.PlanesDense(channels, weights.shape[1], planes, zeros, epilogue), [*data, None, *more], weights
+    groups, window = int(attrs["groups"]), _window(data[0], weights.shape[2:4], attrs)
+    dense = dense_groups(channels, groups)
+    return sp.PlanesConv2d(window, channels, weights.shape[1], planes, groups, zeros, epilogue, dense), [*data, None, *more], weights
 
 
 def _pool_window(call, shape):

@@ -6,6 +6,7 @@ High-level operators (what the importer emits)
 
 Packed operators (what the passes make of them)
     ``bnn.encode``: "the packed plane of this float tensor"; ``bnn.pack``, ``bnn.conv2d_bits``, ``bnn.dense_bits``, ``bnn.pool_bits``;
+    ``bnn.conv2d_planes``, ``bnn.dense_planes``: several planes at once;
     ``bnn.conv2d_weight``, ``bnn.dense_weight``: float data, packed weights.
     Words are ``uint32`` with channel c at bit c % 32 of word c // 32.
 
@@ -141,6 +142,23 @@ def _infer_dense_weight(call_):
     return relax.TensorType([call_.args[0].ty.shape[0], int(call_.args[1].ty.shape[1])], "float32")
 
 
+def _planes_dtype(attrs):
+    return "float32" if bool(attrs["scaled"]) else "int32"
+
+
+def _infer_conv_planes(call_):
+    attrs = call_.attrs
+    shape, weight = list(call_.args[0].ty.shape), _ints(call_.args[len(attrs["data"])].ty.shape)
+    strides, pads, dilations = _ints(attrs["strides"]), _ints(attrs["pads"]), _ints(attrs["dilations"])
+    out = [conv_out_dim(shape[1 + i], weight[2 + i], strides[i], pads[i], pads[2 + i], dilations[i]) for i in range(2)]
+    return relax.TensorType([shape[0], *out, weight[1]], _planes_dtype(attrs))
+
+
+def _infer_dense_planes(call_):
+    weight = call_.args[len(call_.attrs["data"])]
+    return relax.TensorType([*list(call_.args[0].ty.shape)[:-1], int(weight.ty.shape[1])], _planes_dtype(call_.attrs))
+
+
 def _infer_pool_bits(call_):
     shape, attrs = list(call_.args[0].ty.shape), call_.attrs
     kernel, strides, pads, dilations = (_ints(attrs[key]) for key in ("kernel", "strides", "pads", "dilations"))
@@ -160,6 +178,12 @@ CONV_BITS = define("bnn.conv2d_bits", _infer_conv_bits)
 #: Packed dense layer: data words [M, Kw], mask plane (if zeros), weight words [N, Kw]. Attributes: layer, channels, unipolar, zeros,
 #: reachable.
 DENSE_BITS = define("bnn.dense_bits", _infer_dense_bits)
+#: Packed convolution of several planes, see spec.PlaneSum and spec.PlanesConv2d. Arguments: data words [N, H, W, G * Cw] of every plane,
+#: weight words [Q', O, kh, kw, Cw], the mask plane of zeros (only if attribute zeros), scales float32 [P * Q, O] (only if scaled).
+#: Attributes: data, weights (coefficients), data_kind, weight_kind, scaled, and of CONV_BITS all but unipolar (reachable unless scaled).
+CONV_PLANES = define("bnn.conv2d_planes", _infer_conv_planes)
+#: The same for a dense layer: data words [M, Kw], weight words [Q', N, Kw].
+DENSE_PLANES = define("bnn.dense_planes", _infer_dense_planes)
 #: Packed pooling of words [N, H, W, Cw]. Attributes: kind ("and" or "or"), kernel, strides, pads, dilations, channels.
 POOL_BITS = define("bnn.pool_bits", _infer_pool_bits)
 #: Convolution of float data [N, H, W, C] with packed weights uint32 [planes, O, kh, kw, ceil(C / groups / 32)] and, for coding "levels",

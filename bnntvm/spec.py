@@ -148,6 +148,69 @@ class BinaryDense:
 
 
 @dataclass(frozen=True)
+class PlaneSum:
+    """The products of several activation planes with several weight planes, summed up:
+    ``sum(data[p] * weights[q] * dot(data plane p, weight plane q))``, int32.
+
+    Attributes
+    ----------
+    data, weights : tuple of int
+        Coefficients of the planes; powers of two as a rule, the highest negative for two's complement.
+    data_kind : str
+        ``bipolar`` or ``unipolar``, for all planes.
+    weight_kind : str
+        ``bipolar``, ``unipolar`` or ``ternary``. A ternary plane is two planes of words, first the signs, then the mask: its value is
+        ``mask * (1 - 2 * sign)``, and the sign is 0 where the mask is.
+    scaled : bool
+        The coefficients are floats, one for each pair of planes and output channel: the kernel gets the operand ``float32[P * Q, words(O) *
+        32]``, pair (p, q) in row p * Q + q, and its value is the float32 sum over pairs, in this order, of ``float(dot) * scale``, every
+        operation rounded. ``data`` and ``weights`` are ones then.
+    """
+
+    data: tuple[int, ...]
+    weights: tuple[int, ...]
+    data_kind: str
+    weight_kind: str
+    scaled: bool = False
+
+    @property
+    def words_per_weight(self):
+        """Planes of words that one weight plane takes."""
+        return 2 if self.weight_kind == "ternary" else 1
+
+
+@dataclass(frozen=True)
+class PlanesConv2d:
+    """Convolution of sums of bit planes.
+
+    Operands: one ``uint32[N, H, W, ...]`` for each data plane (layout as BinaryConv2d); weights (kernel layout, from
+    ``uint32[Q', O, kh, kw, words(in_channels / groups)]``, Q' planes of words); for ``zeros``, which needs a single bipolar data plane, the
+    mask plane as in BinaryConv2d; for ``planes.scaled`` the scales. Zero padding contributes 0.
+    """
+
+    window: Window
+    in_channels: int
+    out_channels: int
+    planes: PlaneSum
+    groups: int = 1
+    zeros: bool = False
+    epilogue: Epilogue = field(default_factory=Epilogue)
+    dense_groups: bool = False
+
+
+@dataclass(frozen=True)
+class PlanesDense:
+    """Dense layer of sums of bit planes: data ``uint32[M, words(K)]`` for each plane, weights from ``uint32[Q', N, words(K)]``, as
+    PlanesConv2d otherwise."""
+
+    in_features: int
+    out_features: int
+    planes: PlaneSum
+    zeros: bool = False
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+
+@dataclass(frozen=True)
 class BitPool:
     """Pool of a packed plane: ``op`` "and" or "or" over the window; padded positions are the identity. Output ``uint32[N, OH, OW, words]``.
     (Max pool of bipolar bits is "and", of unipolar bits "or"; min pool the other way.)"""

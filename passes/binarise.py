@@ -22,6 +22,7 @@ from tvm import relax
 
 from bnntvm import ops
 from bnntvm.bits import dense_groups, pack_bits
+from bnntvm.digits import digit_planes
 from bnntvm.graph import Rewriter, const, constant, dims, dtype, op_name
 from bnntvm.levels import Step
 from bnntvm.planes import activation_planes, weight_planes
@@ -49,6 +50,34 @@ class Decision:
     kind: str
     reason: str = ""
     planes: str = ""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """How a layer is made on planes.
+
+    Attributes
+    ----------
+    op : tvm.ir.Op
+        For several planes at once.
+    words : callable
+        Activation plane to its packed words, and those of its mask of zeros.
+    product : callable
+        ``product(plane, negative)``: int32 product of an activation plane and a bipolar weight plane.
+    attrs : dict
+        Of the layer, for ``op``.
+    count : int
+        Numbers that one output sums up.
+    even : bool
+        Whether that count is even for every output.
+    """
+
+    op: object
+    words: object
+    product: object
+    attrs: dict
+    count: int
+    even: bool
 
 
 class _Binarise(Rewriter):
@@ -116,12 +145,15 @@ class _Binarise(Rewriter):
         count = int(np.prod(weight.shape[1:3])) * (channels // groups)
         even = (channels // groups) % 2 == 0 or not any(attrs["pads"])
 
-        def product(plane, negative):
-            words = self.encode(data, plane, 1 if dense_groups(channels, groups) else groups)
-            common = self.common(call, plane, channels, count, even)
-            return ops.call(ops.CONV_BITS, [*words, const(pack_bits(negative))], **attrs, groups=groups, **common)
+        def words(plane):
+            return self.encode(data, plane, 1 if dense_groups(channels, groups) else groups)
 
-        return self.combine(call, *found, product, (groups, *weight.shape[1:]))
+        def product(plane, negative):
+            common = self.common(call, plane, channels, count, even)
+            return ops.call(ops.CONV_BITS, [*words(plane), const(pack_bits(negative))], **attrs, groups=groups, **common)
+
+        packed = Packed(ops.CONV_PLANES, words, product, dict(attrs, groups=groups, channels=channels), count, even)
+        return self.combine(call, *found, packed, (groups, *weight.shape[1:]))
 
     def dense(self, call):
         data, weight = call.args[0], constant(call.args[1])
@@ -132,22 +164,66 @@ class _Binarise(Rewriter):
             return found
         features = dims(data)[-1]
 
+        def words(plane):
+            return self.encode(data, plane, 1)
+
         def product(plane, negative):
-            words = self.encode(data, plane, 1)
-            return ops.call(ops.DENSE_BITS, [*words, const(pack_bits(negative))], **self.common(call, plane, features, features, True))
+            common = self.common(call, plane, features, features, True)
+            return ops.call(ops.DENSE_BITS, [*words(plane), const(pack_bits(negative))], **common)
 
-        return self.combine(call, *found, product, (1, features))
+        packed = Packed(None, words, product, dict(channels=features), features, True)
+        return self.combine(call, *found, packed, (1, features))
 
-    def combine(self, call, activation, weights, product, window):
-        """The sum over plane pairs, in integers as far as the coefficients are, then one scale per output channel.
-
-        ``product(plane, negative)`` makes the int32 product of an activation plane with a weight plane; ``window``: (groups, *shape of one
-        output's weights), for the sum of the activations that an offset of the weights multiplies.
-        """
+    def combine(self, call, activation, weights, packed, window):
+        """The layer on planes, one scale per output channel; ``window``: (groups, *shape of one output's weights)."""
         layer = str(call.attrs["layer"])
         planes = f"{activation.count}x{len(weights.planes)}"
         kind = "binary" if len(activation.planes) == len(weights.planes) == 1 and weights.offset is None else "bitserial"
         self.decisions[layer] = Decision(kind, _remark(activation), planes)
+        if kind == "binary" or packed.op is None:
+            return self.separate(activation, weights, packed.product, window)
+        digits = digit_planes(weights)
+        if digits is not None and all(_whole(p.coefficient) for p in activation.planes):
+            return self.fused(layer, activation, digits, packed)
+        if weights.offset is None and not any(p.zeros for p in activation.planes):
+            return self.fused_scaled(layer, activation, weights, packed)
+        return self.separate(activation, weights, packed.product, window)
+
+    def fused(self, layer, activation, digits, packed):
+        """One kernel that sums up all pairs of planes in integers."""
+        data, zeros = tuple(int(p.coefficient) for p in activation.planes), activation.planes[0].zeros
+        kind = "unipolar" if activation.planes[0].unipolar else "bipolar"
+        words = [packed.words(plane) for plane in activation.planes]
+        bound = packed.count * sum(map(abs, data)) * sum(map(abs, digits.coefficients))
+        odd = packed.even and not zeros and kind == digits.kind == "bipolar"  # the sum has the parity of the bound
+        attrs = dict(
+            packed.attrs, layer=layer, data=list(data), weights=list(digits.coefficients), data_kind=kind, weight_kind=digits.kind,
+            scaled=False, zeros=zeros, reachable=[-bound, bound, 2 if odd else 1],
+        )  # fmt: skip
+        operands = [*(w[0] for w in words), const(digits.words), *words[0][1:]]
+        total = self.emit(ops.call(packed.op, operands, **attrs))
+        scale = (np.float32(activation.scale) * digits.scale).astype(np.float32)
+        return self.scaled(self.emit(relax.op.astype(total, "float32")), scale)
+
+    def fused_scaled(self, layer, activation, weights, packed):
+        """One kernel that sums up all pairs of planes in float32, each times its scale, in the order of :meth:`separate`."""
+        scale = (np.float32(activation.scale) * weights.scale).astype(np.float32)
+        pairs = [(p.coefficient, w) for p in activation.planes for w, _ in weights.planes]
+        scales = np.stack([(np.float32(a) * w * scale).astype(np.float32) for a, w in pairs])
+        attrs = dict(
+            packed.attrs, layer=layer, data=[1] * len(activation.planes), weights=[1] * len(weights.planes), scaled=True, zeros=False,
+            data_kind="unipolar" if activation.planes[0].unipolar else "bipolar", weight_kind="bipolar",
+        )  # fmt: skip
+        negative = np.stack([pack_bits(plane) for _, plane in weights.planes])
+        operands = [*(packed.words(plane)[0] for plane in activation.planes), const(negative), const(scales)]
+        return self.emit(ops.call(packed.op, operands, **attrs))
+
+    def separate(self, activation, weights, product, window):
+        """The sum over separate products of two planes, in integers as far as the coefficients are, then one scale per output channel.
+
+        ``product(plane, negative)`` makes the int32 product of an activation plane with a weight plane; ``window``: (groups, *shape of one
+        output's weights), for the sum of the activations that an offset of the weights multiplies.
+        """
         terms = [(a.coefficient, w, product(a, negative)) for a in activation.planes for w, negative in weights.planes]
         scale = (np.float32(activation.scale) * weights.scale).astype(np.float32)
         if all(_whole(a) and _whole(w) for a, w, _ in terms):

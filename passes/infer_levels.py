@@ -85,6 +85,8 @@ BINARY = {
 }  # fmt: skip
 #: Integer types whose values are followed.
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
+#: Layers on packed planes; their accumulators are integers.
+PACKED_LAYERS = {"bnn.conv2d_bits", "bnn.dense_bits", "bnn.conv2d_planes", "bnn.dense_planes"}
 #: Operators that only move values.
 MOVING = {
     "reshape", "permute_dims", "strided_slice", "take", "squeeze", "expand_dims", "nn.max_pool2d", "broadcast_to", "flatten", "tile", "max",
@@ -433,7 +435,7 @@ class Analysis:
 
     def domain(self, name, var, call):
         """Values of a tensor that is its own source."""
-        if name in ("bnn.conv2d_bits", "bnn.dense_bits"):
+        if name in PACKED_LAYERS and dtype(var) == "int32":
             low, high, stride = (int(v) for v in call.attrs["reachable"])
             return Domain(low, high, stride)
         if dtype(var) == "bool":

@@ -278,13 +278,17 @@ class Kernel:
         g = self.geometry
 
         def pixel(p):
-            values = [T.load_vector(self.results, [p * BLOCK + lane], self.lanes) for lane in range(0, BLOCK, self.lanes)]
+            values = [self.result(p * BLOCK + lane) for lane in range(0, BLOCK, self.lanes)]
             # Rows may be joined rows of the image: addresses count, not coordinates.
             place = (y, x + p) if g.out_width == self.spec.window.out_width else (T.i64(0), y * g.out_width + (x + p))
             scope = self._half_thresholds(block * BLOCK) if self.halves(adder) else {}
             return self.emitter.emit(values, (self.image, *place), block * BLOCK, scope)
 
         return T.for_("p", pixels, pixel)
+
+    def result(self, at):
+        """What the epilogue gets, a vector from element ``at`` of the results on."""
+        return T.load_vector(self.results, [at], self.lanes)
 
     # The inner loop -------------------------------------------------------------------------------------------------------------------
 

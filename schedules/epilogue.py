@@ -347,6 +347,7 @@ _NODES = {
     "greater": tirx.GT, "greater_equal": tirx.GE, "less": tirx.LT, "less_equal": tirx.LE, "equal": tirx.EQ, "not_equal": tirx.NE,
     "add": tirx.Add, "subtract": tirx.Sub, "divide": tirx.Div, "maximum": tirx.Max, "minimum": tirx.Min,
     "logical_and": tirx.And, "logical_or": tirx.Or, "logical_not": tirx.Not, "where": tirx.Select,
+    "logical_xor": tir.xor_masks,
 }  # fmt: skip
 #: Operations on floats that are one intrinsic of LLVM.
 _INTRINSICS = {"floor": "llvm.floor", "ceil": "llvm.ceil", "round": "llvm.rint", "sqrt": "llvm.sqrt", "abs": "llvm.fabs"}
@@ -361,7 +362,6 @@ _COMPOSED = {
     "relu": lambda c, a: tirx.Max(c(0), a),
     "prelu": lambda c, a, slope: tirx.Select(a < c(0), _product(a, slope), a),
     "clip": lambda c, a, low, high: tirx.Min(high, tirx.Max(low, a)),
-    "logical_xor": lambda c, a, b: tirx.Or(tirx.And(a, tirx.Not(b)), tirx.And(tirx.Not(a), b)),
 }
 
 

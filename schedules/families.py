@@ -7,6 +7,7 @@ from bnntvm import spec as sp
 FAMILIES = {
     sp.BinaryConv2d: "binary_conv2d",
     sp.BinaryDense: "binary_dense",
+    sp.PlanesConv2d: "bitserial_conv2d",
     sp.BitPool: "bit_pool",
     sp.BitPad: "bit_pad",
     sp.PlanarPack: "planar_pack",

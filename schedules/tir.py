@@ -225,6 +225,14 @@ def expand_mask(word, lanes):
     return _extern(name, "\n".join(lines), f"boolx{lanes}", word)
 
 
+def xor_masks(a, b):
+    """Where exactly one of two bool vectors is set. (TVM has no such node, and one made of others doubles with every term of a chain.)"""
+    lanes = lanes_of(a)
+    name, kind = f"bnn_xor_mask_{lanes}", _llvm_vector("bool", lanes)
+    text = f"{kind} @{name}({kind} %a, {kind} %b) alwaysinline nounwind {{\n  %r = xor {kind} %a, %b\n  ret {kind} %r\n}}"
+    return _extern(name, text, vector_type("bool", lanes), a, b)
+
+
 def prefix_mask(count, lanes, first=0):
     """Bool vector: lane i is set where ``first + i < count``. ``count`` is an int or an integer expression."""
     limit = tirx.Broadcast(tirx.Cast("int32", i64(count)) if static(count) is None else constant(static(count), "int32"), lanes)

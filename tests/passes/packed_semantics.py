@@ -56,6 +56,54 @@ def dense_bits(attrs, words, *rest):
     return (values @ signs.T).astype(np.int32)
 
 
+def _planes(attrs, args):
+    """Values of the data planes, values of the weight planes, scales or None."""
+    count = len(attrs["data"])
+    data, weights, more = args[:count], args[count], list(args[count + 1 :])
+    mask = more.pop(0) if attrs["zeros"] else None
+    groups = attrs.get("groups", 1)
+    words = 1 if dense_groups(attrs["channels"], groups) else groups
+    plain = {"channels": attrs["channels"], "unipolar": attrs["data_kind"] == "unipolar"}
+    values = [_values(plain, plane, mask, words) for plane in data]
+    bits = unpack_bits(weights, attrs["channels"] // groups).astype(np.float32)
+    if attrs["weight_kind"] == "ternary":
+        assert not np.any(bits[0::2] > bits[1::2]), "a sign where the mask is 0"
+        kernels = (1 - 2 * bits[0::2]) * bits[1::2]
+    else:
+        kernels = bits if attrs["weight_kind"] == "unipolar" else 1 - 2 * bits
+    return values, kernels, more[0] if attrs["scaled"] else None
+
+
+def _plane_sum(attrs, args, product):
+    values, kernels, scales = _planes(attrs, args)
+    pairs = [(a, w) for a in range(len(values)) for w in range(len(kernels))]
+    dots = [product(values[a], kernels[w]).astype(np.int32) for a, w in pairs]
+    if scales is not None:
+        out = dots[0].astype(np.float32) * scales[0]
+        for dot, scale in zip(dots[1:], scales[1:]):
+            out = out + dot.astype(np.float32) * scale
+        return out
+    out = sum(np.int32(attrs["data"][a] * attrs["weights"][w]) * dot for (a, w), dot in zip(pairs, dots))
+    low, high, stride = attrs["reachable"]
+    assert out.size == 0 or (out.min() >= low and out.max() <= high and not np.any((out - low) % stride)), "the analysis promised other values"
+    return out
+
+
+@implements("bnn.conv2d_planes")
+def conv2d_planes(attrs, *args):
+    def product(values, kernel):
+        geometry = attrs["strides"], attrs["pads"], attrs["dilations"], attrs["groups"]
+        out = convolve(values.transpose(0, 3, 1, 2), kernel.transpose(0, 3, 1, 2), *geometry)
+        return np.ascontiguousarray(out.transpose(0, 2, 3, 1))
+
+    return _plane_sum(attrs, args, product)
+
+
+@implements("bnn.dense_planes")
+def dense_planes(attrs, *args):
+    return _plane_sum(attrs, args, lambda values, kernel: values @ kernel.T)
+
+
 @implements("bnn.pool_bits")
 def pool_bits(attrs, words):
     n, height, width, count = words.shape

@@ -1,0 +1,189 @@
+"""Convolution of sums of bit planes: the family of :class:`bnntvm.spec.PlanesConv2d`.
+
+One kernel for all pairs of planes, see :mod:`.bitserial_conv2d_kernel` for the loops, :mod:`.bitserial_adders` for the algebra.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bnntvm.schedules import bitserial_adders as adders
+from bnntvm.schedules import epilogue
+from bnntvm.schedules.binary_conv2d import _convolve, _tasks, _tile_width
+from bnntvm.schedules.binary_conv2d_tiles import Geometry
+from bnntvm.schedules.bitserial_conv2d_kernel import PlanesKernel, always_inside, short_corrections
+from bnntvm.spec import WORD_BITS, words
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What may be tuned.
+
+    Attributes
+    ----------
+    pixels : int
+        Pixels of a row in the register tile.
+    vectors : int
+        Vectors of output channels in the register tile; times the lanes, a divisor of 32.
+    adder : str
+        ``plain`` or ``pairs``, see :mod:`.bitserial_adders`.
+    task_rows, task_blocks : int
+        Output rows and blocks of 32 output channels of one parallel task.
+    """
+
+    pixels: int
+    vectors: int
+    adder: str
+    task_rows: int
+    task_blocks: int
+
+
+def default_schedule(spec, isa):
+    """A schedule that is fast without tuning."""
+    geometry, adder = Geometry.of(spec), "pairs" if _pairs_fit(spec) else "plain"
+    if isa.popcount != "vector":  # table look-ups need the registers
+        vectors, most = (1, 7) if isa.registers == 32 else (1, 2)
+    else:
+        vectors, most = (1, 13) if adder == "pairs" else (2, 12 if spec.planes.words_per_weight == 1 else 11)
+    return Schedule(_tile_width(geometry, most), vectors, adder, *_tasks(geometry, words(spec.out_channels)))
+
+
+def _pairs_fit(spec):
+    """Whether two words at a time pay: not with ternary weights, whose logic leaves no operand free, nor with a single word a run."""
+    geometry = Geometry.of(spec)
+    return spec.planes.weight_kind != "ternary" and (geometry.group_words > 1 or geometry.contiguous and geometry.kernel[1] > 1)
+
+
+def space(spec, isa):
+    """Schedules worth trying, the default first."""
+    first = default_schedule(spec, isa)
+    found, width = [first], Geometry.of(spec).out_width
+    for adder in ("plain", "pairs") if _pairs_fit(spec) else ("plain",):
+        for vectors in (1, 2, 4):
+            weights = vectors * max(spec.planes.words_per_weight, 2 if adder == "pairs" else 1)
+            cells = (isa.registers - weights - 1) // (2 if adder == "pairs" else 1)
+            if WORD_BITS % (vectors * isa.lanes):
+                continue
+            for pixels in range(1, min(width, 14, cells // vectors) + 1):
+                found.append(replace(first, pixels=pixels, vectors=vectors, adder=adder))
+    return list(dict.fromkeys(found))
+
+
+def pack_weights(spec, schedule, isa, weights):
+    """Bring weights into the kernel's layout.
+
+    Parameters
+    ----------
+    weights : uint32[Q', O, kh, kw, words(in_channels / groups)]
+        Planes of words, tail bits 0.
+
+    Returns
+    -------
+    uint32[words(O), elements]
+        For a block of 32 output channels: for each weight plane and part of ``schedule.vectors`` vectors the words, one channel per lane,
+        of a ternary plane signs and mask in turn; then the corrections, int[planes or 1, taps or 1, 32], where there are any, in 16 bits
+        if they fit (tap 2 i in the low half of a word, tap 2 i + 1 in the high half).
+    """
+    planes, blocks, channels = spec.planes, words(spec.out_channels), schedule.vectors * isa.lanes
+    halves, taps = planes.words_per_weight, weights.shape[2:4]
+    flat = np.zeros((len(weights), blocks * WORD_BITS, int(np.prod(weights.shape[2:]))), "uint32")
+    flat[:, : spec.out_channels] = weights.reshape(*weights.shape[:2], -1)
+    constants = _corrections(spec, flat.reshape(*flat.shape[:2], *taps, -1))
+    if spec.dense_groups:  # to the place that the channel's group has in its word
+        groups = np.arange(flat.shape[1], dtype="uint32") // (spec.out_channels // spec.groups)
+        flat <<= (groups * (spec.in_channels // spec.groups) % WORD_BITS)[:, None]
+    parts = flat.reshape(-1, halves, blocks, WORD_BITS // channels, channels, flat.shape[-1])
+    packed = np.ascontiguousarray(parts.transpose(2, 0, 3, 5, 1, 4)).reshape(blocks, -1)
+    return np.concatenate([packed, constants.reshape(blocks, -1)], axis=1)
+
+
+def _corrections(spec, weights):
+    """uint32[blocks, planes or 1, taps or 1, 32] (or nothing): see :class:`.bitserial_conv2d_kernel.Corrections`."""
+    planes = spec.planes
+    if planes.data_kind == planes.weight_kind == "unipolar":
+        return np.zeros((weights.shape[1] // WORD_BITS, 0), np.uint32)
+    constants = adders.constants(planes, weights, spec.in_channels // spec.groups)
+    if not planes.scaled:
+        coefficients = np.array(planes.weights).reshape(-1, 1, 1, 1) * sum(planes.data)
+        constants = (constants * coefficients).sum(0, keepdims=True)
+    if always_inside(Geometry.of(spec)):
+        constants = constants.sum((2, 3), keepdims=True)
+    constants = constants.reshape(len(constants), -1, WORD_BITS, constants.shape[2] * constants.shape[3]).transpose(1, 0, 3, 2)
+    if not short_corrections(spec):
+        return np.ascontiguousarray(constants.astype(np.int32)).view(np.uint32)
+    even = np.concatenate([constants, np.zeros_like(constants[:, :, : constants.shape[2] % 2])], axis=2) & 0xFFFF
+    return (even[:, :, 0::2] | even[:, :, 1::2] << 16).astype(np.uint32)
+
+
+def reference(spec, operands, epilogue_inputs):
+    """The kernel in numpy: slow and plain.
+
+    Parameters
+    ----------
+    operands : list of ndarray
+        The data planes, canonical weights (not packed), the zeros' mask if ``spec.zeros``, the scales if ``spec.planes.scaled``.
+    """
+    count, rest = len(spec.planes.data), list(operands[len(spec.planes.data) :])
+    weights, zeros = rest.pop(0), rest.pop(0) if spec.zeros else None
+
+    def product(p, q):
+        return _product(spec, operands[p], weight_values(spec.planes, weights, q, spec.in_channels // spec.groups), zeros)
+
+    dots = [product(p, q) for p in range(count) for q in range(len(spec.planes.weights))]
+    return epilogue.reference(spec.epilogue, total(spec.planes, dots, rest), epilogue_inputs)
+
+
+def total(planes, dots, scales):
+    """The sum over pairs of planes; ``dots``: int32 arrays in the order of pairs, ``scales``: a list of the operand, if there is one."""
+    if planes.scaled:
+        result = None
+        for dot, scale in zip(dots, scales[0]):
+            value = dot.astype(np.float32) * scale[: dot.shape[-1]]
+            result = value if result is None else result + value
+        return result
+    coefficients = [a * w for a in planes.data for w in planes.weights]
+    return sum(np.int32(c) * dot for c, dot in zip(coefficients, dots)).astype(np.int32)
+
+
+def weight_values(planes, weights, q, bits):
+    """int64[O, ..., bits]: the values of weight plane ``q`` of the words ``weights``."""
+    if planes.weight_kind == "ternary":
+        signs, mask = (epilogue.unpack(weights[2 * q + half], bits).astype(np.int64) for half in (0, 1))
+        return mask * (1 - 2 * signs)
+    plane = epilogue.unpack(weights[q], bits).astype(np.int64)
+    return plane if planes.weight_kind == "unipolar" else 1 - 2 * plane
+
+
+def _product(spec, data, weights, zeros):
+    """int32[N, OH, OW, O]: the product of one data plane with values of weights."""
+    outputs, result = spec.out_channels // spec.groups, []
+    for group in range(spec.groups):
+        values = _group(spec, data, group).astype(np.int64)
+        if spec.planes.data_kind == "bipolar":
+            values = 1 - 2 * values
+        if zeros is not None:
+            values = values * ~_group(spec, zeros, group)
+        result.append(_convolve(spec.window, values, weights[group * outputs : (group + 1) * outputs]))
+    return np.concatenate(result, axis=-1).astype(np.int32)
+
+
+def _group(spec, data, group):
+    """bool[N, H, W, in_channels / groups] of one group."""
+    bits = spec.in_channels // spec.groups
+    if spec.dense_groups:
+        return epilogue.unpack(data, spec.in_channels)[..., group * bits : (group + 1) * bits]
+    return epilogue.unpack(data[..., group * words(bits) : (group + 1) * words(bits)], bits)
+
+
+def build(spec, schedule, isa):
+    """The kernel.
+
+    Returns
+    -------
+    tirx.PrimFunc
+        Parameters: data planes, weights (see :func:`pack_weights`), the zeros' mask if ``spec.zeros``, scales if ``spec.planes.scaled``,
+        epilogue inputs, epilogue outputs. The leading dimension is symbolic.
+    """
+    return PlanesKernel(spec, schedule, isa).build()

@@ -1,0 +1,110 @@
+"""Convolutions of several planes against numpy: planes, kinds, shapes, pads, groups, schedules and all ISA levels."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bnntvm.schedules import bitserial_conv2d, epilogue
+from bnntvm.spec import Epilogue, EpilogueInput, Output, PlanesConv2d, PlaneSum, Step, Window, store
+from bnntvm.targets.x86 import LEVELS
+from tests.schedules.kernels import Kernel, assert_same, epilogue_inputs, epilogue_outputs, thresholds
+from tests.schedules.planes import KINDS, data_plane, plane_sums, scales, weight_planes
+from tests.schedules.test_binary_conv2d import ISAS, windows
+
+#: A two-bit number packed from three thresholds: its digits are a comparison and a xor of three.
+TWO_BITS = Epilogue(
+    tuple(EpilogueInput("channel", "int32") for _ in range(3)),
+    (Step("less", (0, 1), "bool"), Step("less", (0, 2), "bool"), Step("less", (0, 3), "bool"), Step("logical_xor", (4, 5), "bool"),
+     Step("logical_xor", (7, 6), "bool")),
+    (Output("bits", 5), Output("bits", 8)),
+)  # fmt: skip
+TAILS = [store("int32", "int32"), thresholds("less", "greater_equal"), TWO_BITS]
+
+
+def operands(spec, batch, rng, zero_images=()):
+    window, bits = spec.window, spec.in_channels // spec.groups
+    shape = (batch, window.in_height, window.in_width, spec.groups, bits)
+    zeros = rng.random(shape) < 0.1
+    zeros[[i for i in range(batch) if i not in zero_images]] = False
+    data = [packed(spec, data_plane(rng, shape) & ~(zeros & spec.zeros)) for _ in spec.planes.data]
+    result = [*data, weight_planes(rng, spec.planes, (spec.out_channels, *window.kernel, bits))]
+    if spec.zeros:
+        result.append(packed(spec, zeros))
+    return [*result, *scales(rng, spec.planes, spec.out_channels)]
+
+
+def packed(spec, plane):
+    """Words of ``bool[N, H, W, groups, in_channels / groups]``."""
+    rows, groups = (1, spec.groups) if spec.dense_groups else (spec.groups, 1)
+    words = epilogue.pack(plane.reshape(*plane.shape[:3], rows, groups * plane.shape[-1]))
+    return words.reshape(*plane.shape[:3], rows * words.shape[-1])
+
+
+def check(spec, isa, schedule=None, batch=2, zero_images=(1,), seed=0):
+    """The kernel and the reference give equal results, bit for bit."""
+    rng, count = np.random.default_rng(seed), len(spec.planes.data)
+    plain = operands(spec, batch, rng, zero_images)
+    dims = (batch, spec.window.out_height, spec.window.out_width)
+    inputs = epilogue_inputs(rng, spec.epilogue, spec.out_channels, dims, spread=9)
+    expected = bitserial_conv2d.reference(spec, plain, inputs)
+    schedule = schedule or bitserial_conv2d.default_schedule(spec, isa)
+    kernel = Kernel(bitserial_conv2d, spec, isa, schedule)
+    weights = bitserial_conv2d.pack_weights(spec, schedule, isa, plain[count])
+    actual = kernel.run([*plain[:count], weights, *plain[count + 1 :], *inputs], epilogue_outputs(spec.epilogue, spec.out_channels, dims))
+    assert_same(actual, expected, f"{spec}, {schedule}, {isa.name}")
+
+
+@st.composite
+def cases(draw):
+    """A specification, one of its schedules, an ISA level and images with zeros."""
+    planes = draw(plane_sums())
+    groups = draw(st.sampled_from([1, 1, 1, 1, 2, 3, 8]))
+    bits = draw(st.sampled_from([1, 4, 31, 32, 37, 64, 96, 128]))
+    dense = groups > 1 and 32 % bits == 0 and draw(st.booleans())
+    outputs = groups * draw(st.sampled_from([1, 3, 8, 32, 37, 40]))
+    zeros = planes.data == (1,) and planes.data_kind == "bipolar" and not planes.scaled and draw(st.booleans())
+    tail = store("float32", "float32") if planes.scaled else draw(st.sampled_from(TAILS))
+    spec = PlanesConv2d(draw(windows()), groups * bits, outputs, planes, groups, zeros, tail, dense)
+    isa = draw(st.sampled_from([ISAS[0], ISAS[0], *ISAS]))
+    schedules = bitserial_conv2d.space(spec, isa)
+    schedule = random.Random(draw(st.integers(0, 999))).choice([schedules[0], *schedules])
+    split = replace(schedule, task_rows=draw(st.integers(1, 4)), task_blocks=draw(st.integers(1, 2)))
+    return spec, isa, draw(st.sampled_from([schedule, split])), draw(st.sampled_from([(), (0,), (0, 1)]))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(cases(), st.integers(0, 99))
+def test_any_planes(case, seed):
+    spec, isa, schedule, zero_images = case
+    check(spec, isa, schedule, 2, zero_images, seed)
+
+
+@pytest.mark.parametrize("data, weights", KINDS)
+def test_every_kind_on_the_best_level(data, weights):
+    """All kinds of planes, two of each, padded."""
+    planes = PlaneSum((1, 2), (1, -2), data, weights)
+    check(PlanesConv2d(Window(6, 9, (3, 3), (1, 1), (1, 1, 1, 1)), 96, 40, planes, epilogue=TAILS[0]), ISAS[0])
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_counters_do_not_overflow(isa):
+    """All bits count in a long sum: 8-bit counters would wrap."""
+    spec = PlanesConv2d(Window(5, 5, (5, 5)), 288, 32, PlaneSum((1, 2), (4,), "unipolar", "unipolar"), epilogue=TAILS[0])
+    schedule = bitserial_conv2d.default_schedule(spec, isa)
+    ones, kernel = np.full((1, 5, 5, 9), 2**32 - 1, "uint32"), Kernel(bitserial_conv2d, spec, isa, schedule)
+    weights = bitserial_conv2d.pack_weights(spec, schedule, isa, np.full((1, 32, 5, 5, 9), 2**32 - 1, "uint32"))
+    (actual,) = kernel.run([ones, ones, weights], [((1, 1, 1, 32), "int32")])
+    assert np.all(actual == 25 * 288 * 3 * 4)
+
+
+def test_ternary_weights_take_two_bits():
+    """What is stored beside the planes is small."""
+    spec = PlanesConv2d(Window(8, 8, (3, 3), (1, 1), (1, 1, 1, 1)), 256, 256, PlaneSum((1,), (1,), "bipolar", "ternary"))
+    for isa in LEVELS:
+        weights = np.zeros((2, 256, 3, 3, 8), "uint32")
+        stored = bitserial_conv2d.pack_weights(spec, bitserial_conv2d.default_schedule(spec, isa), isa, weights)
+        assert weights.nbytes <= stored.nbytes <= 1.05 * weights.nbytes
