@@ -171,7 +171,8 @@ def _infer_pool_bits(call_):
 ENCODE = define("bnn.encode", _infer_packed)
 #: Plane of a bool tensor [..., C], xored with the optional second argument, constant uint32 words. Attributes: groups.
 PACK = define("bnn.pack", _infer_packed)
-#: Packed convolution. Arguments: data words [N, H, W, G * Cw] (or packed without regard to groups, see bits.dense_groups), the mask plane of zeros (only if attribute zeros), weight words
+#: Packed convolution. Arguments: data words [N, H, W, G * Cw] (or packed without regard to groups, see bits.dense_groups), the mask plane
+#: of zeros (only if attribute zeros), weight words
 #: [O, kh, kw, Cw] (bit 1 <-> -1). Attributes: layer, strides, pads, dilations, groups, channels, unipolar, zeros, and reachable =
 #: [low, high, stride], the values that the int32 result can take.
 CONV_BITS = define("bnn.conv2d_bits", _infer_conv_bits)
