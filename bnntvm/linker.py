@@ -90,7 +90,7 @@ def _run_linker(compiler, out, objects):
     """Link ``objects``; the compiler's own words where it fails. It may be a command with options, as ``make`` takes it."""
     objects = [objects] if isinstance(objects, str) else objects
     done = subprocess.run(
-        [*shlex.split(compiler), "-shared", "-fPIC", "-o", str(out), *objects, "-lm"], capture_output=True, text=True, errors="replace"
+        [*shlex.split(compiler), "-shared", "-fPIC", "-s", "-o", str(out), *objects, "-lm"], capture_output=True, text=True, errors="replace"
     )
     if done.returncode:
         words = (done.stderr or done.stdout).strip().splitlines()
