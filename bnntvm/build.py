@@ -29,7 +29,7 @@ from bnntvm.targets import registry
 from bnntvm.tuning.workload import chooser
 
 
-def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, threads=None, tuning=None):
+def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, threads=None, tuning=None, verify=False):
     """Compile an ONNX network.
 
     Parameters
@@ -46,6 +46,9 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
     tuning : str, path, list of those or False, optional
         Folders of records that :func:`bnntvm.tune` wrote; layers that they do not know use the records that are part of the package, or
         their default schedules. False: default schedules everywhere.
+    verify : bool
+        Evaluate the network in numpy before and after every pass, and compare the machine code with that: slow, for finding bugs. A pass
+        that changes a result is a BnnError that names it.
 
     Returns
     -------
@@ -60,9 +63,10 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
     tolerance = _tolerance(weight_tolerance)
     threads = runtime.choose_threads(threads)
     imported = import_model(model)
+    verifier = _verifier(imported, exact_inputs=not assume_nonzero) if verify else None
     try:
         decisions = {}
-        mod = optimise(imported.mod, decisions, assume_nonzero=bool(assume_nonzero), weight_tolerance=tolerance)
+        mod = optimise(imported.mod, decisions, verifier, assume_nonzero=bool(assume_nonzero), weight_tolerance=tolerance)
         lower = Lower(isa, chooser(tuning, threads))
         mod = FloatLayers()(lower.run(mod))
         compiled = compile_module(mod, isa)
@@ -77,7 +81,16 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
         library = pathlib.Path(folder, "network.so")
         link(compiled.executable, library, isa)
         manifest = _manifest(imported, isa, decisions, lower.lowered, compiled, library, options)
-        return Module.from_library(library, manifest, threads=threads)
+        module = Module.from_library(library, manifest, threads=threads)
+    if verifier is not None:
+        verifier.compiled(module)
+    return module
+
+
+def _verifier(imported, exact_inputs):
+    from bnntvm.verify import Verifier
+
+    return Verifier(imported, exact_inputs=exact_inputs)
 
 
 def _resolve(target):

@@ -55,6 +55,7 @@ def _build_options(command):
             default=0.0,
             help="Take weights as two-level if none is further off, relatively.",
         ),
+        click.option("--verify", is_flag=True, help="Check the result of every pass in numpy, and the machine code: slow."),
         click.option("--assume-nonzero", is_flag=True, help="Promise that no input of a Sign is ever exactly 0."),
         click.option("--target", default="x86", show_default=True, help="x86 (this machine), or one that `bnntvm targets` lists."),
         click.option("--tuning", multiple=True, metavar="DIR", help="Records of `bnntvm tune` to use before those of the package."),

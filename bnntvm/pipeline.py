@@ -37,8 +37,11 @@ def passes(decisions, *, assume_nonzero=False, weight_tolerance=0.0):
     ]
 
 
-def optimise(mod, decisions, **options):
-    """Run every pass on ``mod``."""
+def optimise(mod, decisions, verifier=None, **options):
+    """Run every pass on ``mod``; ``verifier`` (:class:`bnntvm.verify.Verifier`) checks what each of them makes."""
     for one in passes(decisions, **options):
         mod = one(mod)
+        if verifier is not None:
+            # Weights within a tolerance are changed on purpose: the network is another one from there on.
+            verifier.passed(type(one).__name__, mod, rebase=isinstance(one, Binarise) and options.get("weight_tolerance", 0) > 0)
     return mod

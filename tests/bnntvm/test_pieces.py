@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
+from bnntvm.interpreter import run
 from bnntvm.levels import Step
 from bnntvm.passes.infer_levels import infer_levels
-from tests.interpreter import run
 from tests.passes.relax_nets import c, module
 
 r = relax.op

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import tests.passes.packed_semantics  # noqa: F401  (teaches the interpreter the packed operators)
+import bnntvm.interpreter.packed  # noqa: F401  (teaches the interpreter the packed operators)
 from bnntvm.importer import import_model
+from bnntvm.interpreter import run
 from bnntvm.pipeline import passes
 from tests.fuzz.networks import generate
 from tests.importer.helpers import reference
-from tests.interpreter import run
 
 
 @dataclass(frozen=True)

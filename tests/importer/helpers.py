@@ -6,7 +6,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from bnntvm.importer import import_model
-from tests.interpreter import run
+from bnntvm.interpreter import run
 
 
 def typed(array):

@@ -8,8 +8,8 @@ from onnx import helper
 
 from bnntvm.errors import UnsupportedError
 from bnntvm.importer import import_model
+from bnntvm.interpreter import run
 from bnntvm.pipeline import optimise
-from tests.interpreter import run
 
 from .helpers import calls, constants, model, one
 

@@ -25,7 +25,7 @@ import sys
 import numpy as np
 from bnntvm.importer import import_model, registry
 from bnntvm.passes.infer_levels import infer_levels
-from tests.interpreter import run
+from bnntvm.interpreter import run
 
 imported = import_model(sys.argv[1])
 given = np.load(sys.argv[2])

@@ -9,9 +9,9 @@ from tvm import relax
 
 from bnntvm.errors import UnsupportedError
 from bnntvm.importer import import_model
+from bnntvm.interpreter import run
 from bnntvm.levels import Step
 from bnntvm.passes.infer_levels import infer_levels
-from tests.interpreter import run
 
 from .helpers import calls, constants, model, one, reference
 

@@ -4,10 +4,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
-import tests.passes.packed_semantics  # noqa: F401  (teaches the interpreter the packed operators)
+import bnntvm.interpreter.packed  # noqa: F401  (teaches the interpreter the packed operators)
 from bnntvm import ops
 from bnntvm.graph import bindings, op_name
-from tests.interpreter import run
+from bnntvm.interpreter import run
 
 
 def module(function, *shapes, **typed):

@@ -109,7 +109,7 @@ def test_negative_zeros_among_dead_weights_are_no_signs():
 
 
 def run_layer(mod, features):
-    from tests.interpreter import run
+    from bnntvm.interpreter import run
 
     return run(mod, [quarters(5, features)])[0]
 
@@ -131,7 +131,7 @@ def test_the_tolerance_takes_them():
     mod = module(lambda emit, x: emit(dense(quantised(emit, x), nearly(1e-6))), ("n", 40))
     after, decisions = binarised(mod, weight_tolerance=1e-5)
     assert decisions["dense"].kind == "binary"
-    from tests.interpreter import run
+    from bnntvm.interpreter import run
 
     x = quarters(9, 40)
     np.testing.assert_allclose(run(after, [x])[0], run(mod, [x])[0], rtol=1e-5, atol=1e-5)

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from bnntvm import ops
+from bnntvm.interpreter import run
 from bnntvm.levels import Mono, Step, _ordinal
 from bnntvm.passes.infer_levels import infer_levels
 from bnntvm.pieces import Pieces
-from tests.interpreter import run
 from tests.passes.relax_nets import c, conv, module, quarters, signs
 
 r = relax.op

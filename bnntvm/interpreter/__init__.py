@@ -2,13 +2,14 @@
 
 >>> outputs = run(mod, {"x": images})        # or a list of arrays in the order of the parameters
 
-It knows the operators that the importer emits, in both layouts of ``bnn.conv``. Tests of passes add the operators that their passes make::
+It knows the operators that the importer emits, in both layouts of ``bnn.conv``; packed.py adds those that the passes make::
 
     @implements("bnn.pack")
     def pack(attrs, x): ...
 
 An implementation gets the call's attributes as a dict and the evaluated arguments: arrays, tuples of arrays, tuples of ints for shapes.
-All arithmetic is in the operands' own precision, one operator at a time.
+All arithmetic is in the operands' own precision, one operator at a time, except that the sums of layers are kept in float64 and rounded
+once: they do not depend on the order of the operands then, which layouts change.
 """
 
 import math
@@ -250,7 +251,7 @@ def convolve(x, weight, strides, pads, dilations, groups):
     columns = np.moveaxis(columns, 1, 1 + spatial).reshape(n, *out, groups, -1)  # [N, *out, G, C/G * kernel]
     columns = np.moveaxis(columns, 1 + spatial, 0).reshape(groups, n * math.prod(out), -1)
     kernels = weight.reshape(groups, outputs // groups, -1).transpose(0, 2, 1)
-    result = np.matmul(np.ascontiguousarray(columns), kernels)  # [G, N*out, O/G]
+    result = _product(np.ascontiguousarray(columns), kernels)  # [G, N*out, O/G]
     return np.moveaxis(result.transpose(1, 0, 2).reshape(n, *out, outputs), -1, 1)
 
 
@@ -268,7 +269,8 @@ def conv_transpose(attrs, x, weight):
     strides, pads, dilations, groups = attrs["strides"], attrs["pads"], attrs["dilations"], attrs["groups"]
     spatial, (channels, per_group, *kernel) = len(strides), weight.shape
     full = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(x.shape[2:], strides, dilations, kernel)]
-    result = np.zeros((x.shape[0], per_group * groups, *[f + e for f, e in zip(full, attrs["output_padding"])]), dtype=x.dtype)
+    result = np.zeros((x.shape[0], per_group * groups, *[f + e for f, e in zip(full, attrs["output_padding"])]))
+    kind, x = x.dtype, x.astype(np.float64)
     for g in range(groups):
         ins, outs = slice(g * channels // groups, (g + 1) * channels // groups), slice(g * per_group, (g + 1) * per_group)
         for tap in np.ndindex(*kernel):
@@ -276,12 +278,18 @@ def conv_transpose(attrs, x, weight):
             place = [slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, dilations, x.shape[2:], strides)]
             result[(slice(None), outs, *place)] += part
     crop = [slice(b, size - e) for b, e, size in zip(pads[:spatial], pads[spatial:], result.shape[2:])]
-    return np.ascontiguousarray(result[(slice(None), slice(None), *crop)])
+    return np.ascontiguousarray(result[(slice(None), slice(None), *crop)]).astype(kind)
 
 
 @implements("bnn.matmul", "relax.matmul")
 def matmul(attrs, a, b):
-    return np.matmul(a, b)
+    return _product(a, b)
+
+
+def _product(a, b):
+    if a.dtype != np.float32:
+        return np.matmul(a, b)
+    return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.float32)
 
 
 # ---- pooling and reductions

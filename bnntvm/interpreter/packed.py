@@ -3,7 +3,7 @@
 import numpy as np
 
 from bnntvm.bits import dense_groups, pack_bits, unpack_bits
-from tests.interpreter import convolve, implements
+from bnntvm.interpreter import convolve, implements
 
 
 def _grouped(plane, groups):
