@@ -9,7 +9,8 @@ tile, ``shared`` schedules load each input value once for all the products of th
 of multiplication and reaches the multipliers' limit with short reductions, too.
 
 A grouped convolution is the same with, for each block of output channels, only the input channels of the groups that the block touches;
-weights between unrelated groups inside a block are zero.
+weights between unrelated groups inside a block are zero. Where a vector holds several whole groups, each lane takes the input channel of its
+own group instead of a broadcast one, so that no weight is zero; see :class:`_Gather`.
 """
 
 from __future__ import annotations
@@ -60,9 +61,11 @@ def default_schedule(spec, isa):
 
 def space(spec, isa):
     """Valid schedules, the default one first."""
-    vectors = tile_vectors(spec.out_channels, spec.epilogue, isa)
+    vectors = _vectors(spec, isa)
     large = most_pixels(vectors, isa)
     window = flattened(spec.window, large)
+    if _Gather.of(spec, isa):
+        return _gathering(spec, window, vectors, isa)
     tiles = [(pixels, False) for pixels in (large, large // 2 + 1)]
     shared = _shared_pixels(window, vectors, isa)
     if shared:
@@ -71,6 +74,22 @@ def space(spec, isa):
     rows = dict.fromkeys([first, min(4, window.out_height), window.out_height])
     found = [Schedule(windows.even_tile(window.out_width, most), vectors, r, share) for r in rows for most, share in tiles]
     return list(dict.fromkeys(found))
+
+
+def _gathering(spec, window, vectors, isa):
+    """Valid schedules of a kernel whose lanes take channels of their own: weights of a kernel row beside the sums."""
+    most = max(1, min(16, (isa.registers - 2) // vectors - window.kernel[1]))
+    pixels = [windows.even_tile(window.out_width, count) for count in dict.fromkeys((most, max(1, most // 2)))]
+    rows = dict.fromkeys([1, min(4, window.out_height), window.out_height])
+    return [Schedule(count, vectors, r, True) for r in rows for count in dict.fromkeys(pixels)]
+
+
+def _vectors(spec, isa):
+    """Vectors of a register tile; one where two would hold unrelated groups."""
+    per_out = spec.out_channels // spec.groups
+    if spec.groups > 1 and per_out % (2 * isa.lanes) and not windows.has_bits(spec.epilogue):
+        return 1
+    return tile_vectors(spec.out_channels, spec.epilogue, isa)
 
 
 def tile_vectors(out_channels, epilogue, isa):
@@ -135,12 +154,38 @@ class _Blocks:
     first: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class _Gather:
+    """Lanes that take channels of their own: a vector of outputs holds ``groups`` whole groups of ``per_out`` outputs and ``per_in`` inputs.
+
+    In step c of the reduction, lane l takes the input channel ``l // per_out * per_in + c``.
+    """
+
+    groups: int
+    per_in: int
+    per_out: int
+
+    @staticmethod
+    def of(spec, isa):
+        """None where a vector does not hold several whole groups."""
+        per_out, per_in = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+        if spec.groups == 1 or per_out >= isa.lanes or isa.lanes % per_out:
+            return None
+        return _Gather(isa.lanes // per_out, per_in, per_out)
+
+    @property
+    def span(self):
+        return self.groups * self.per_in
+
+
 def _blocks(spec, schedule, isa):
     size = schedule.vectors * isa.lanes
     count = -(-spec.out_channels // size)
     if spec.groups == 1:
         return _Blocks(size, count, spec.in_channels, (0,) * count)
     per_out, per_in = spec.out_channels // spec.groups, spec.in_channels // spec.groups
+    if gather := _Gather.of(spec, isa):
+        return _Blocks(size, count, per_in, tuple(b * schedule.vectors * gather.span for b in range(count)))
     low = [b * size // per_out for b in range(count)]
     high = [(min((b + 1) * size, spec.out_channels) - 1) // per_out for b in range(count)]
     depth = max((h - g + 1) * per_in for g, h in zip(low, high))
@@ -165,7 +210,7 @@ def pack_weights(spec, schedule, isa, weights):
     per_out, per_in = spec.out_channels // spec.groups, spec.in_channels // spec.groups
     for o in range(spec.out_channels):
         block = o // blocks.size
-        start = o // per_out * per_in - blocks.first[block]
+        start = 0 if _Gather.of(spec, isa) else o // per_out * per_in - blocks.first[block]
         packed[block, :, :, start : start + per_in, o % blocks.size] = weights[o]
     return packed
 
@@ -195,7 +240,7 @@ class Kernel:
         window = spec.window
         self.window = flattened(window, most_pixels(schedule.vectors, isa))
         self.flat = self.window is not window
-        self.blocks = _blocks(spec, schedule, isa)
+        self.blocks, self.gather = _blocks(spec, schedule, isa), _Gather.of(spec, isa)
         self.batch = tirx.Var("n", "int64")
         image = (window.in_height, window.in_width)
         shape = (spec.in_channels, *image) if spec.planar else (*image, spec.in_channels)
@@ -287,13 +332,28 @@ class Kernel:
                 weights[s, v], statement = tir.bind("w", self._weight(at, r, s, c, v))
                 body.append(statement)
         for column, uses in windows.column_uses(self.window, taps).items():
-            value, statement = tir.bind("x", tir.broadcast(self._value(at, x, r, column, c), lanes))
-            body.append(statement)
+            if self.gather:
+                values = [self._gathered(at, x, r, column, c, v) for v in range(vectors)]
+            else:
+                values = [tir.broadcast(self._value(at, x, r, column, c), lanes)]
+            named = [tir.bind("x", value) for value in values]
+            body += [statement for _, statement in named]
             for p, s in uses:
                 for v in range(vectors):
                     index = p * vectors + v
-                    body.append(sums.set(index, sums.get(index) + value * weights[s, v]))
+                    body.append(sums.set(index, sums.get(index) + named[v % len(named)][0] * weights[s, v]))
         return body
+
+    def _gathered(self, at, x, r, column, c, v):
+        """Channel ``c`` of each lane's group, for vector ``v`` of the block: broadcasts, merged."""
+        value, lanes = None, self.lanes
+        for group in range(self.gather.groups):
+            channel = c + (v * self.gather.span + group * self.gather.per_in)
+            if self.spec.out_channels % self.blocks.size:  # the last block has groups that do not exist
+                channel = tirx.min(channel, self.spec.in_channels - 1 - at.channel)
+            one = tir.broadcast(self._value(at, x, r, column, channel), lanes)
+            value = one if value is None else tirx.Select(tir.prefix_mask(group * self.gather.per_out, lanes), value, one)
+        return value
 
     def _separate_columns(self, at, x, r, group, sums):
         """Products of the taps of ``group``, which all meet the same pixels."""
