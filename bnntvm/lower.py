@@ -212,7 +212,7 @@ def anchor_spec(call, epilogue, shape):
     if name == "relax.concat":
         parts = list(call.args[0].fields)
         spatial = tuple(shape[1:3]) if len(shape) == 4 else ()
-        return sp.Concat(len(shape), spatial, tuple(dims(p)[-1] for p in parts), epilogue), parts, None
+        return sp.Concat(len(shape), spatial, tuple(dims(p)[-1] for p in parts), epilogue, dtype(parts[0])), parts, None
     if name == "relax.nn.softmax":
         return sp.Softmax(shape[-1], epilogue), [call.args[0]], None
     raise AssertionError(name)

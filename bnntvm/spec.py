@@ -326,13 +326,14 @@ class Softmax:
 
 @dataclass(frozen=True)
 class Concat:
-    """float32 tensors joined along the channels: operand i is ``[N, H, W, channels[i]]`` (rank 4) or ``[M, channels[i]]`` (rank 2, with an
-    empty ``spatial``)."""
+    """Tensors joined along the channels: operand i is ``[N, H, W, channels[i]]`` (rank 4) or ``[M, channels[i]]`` (rank 2, with an
+    empty ``spatial``). ``dtype``: float32, or uint32 (packed words, without an epilogue: ``channels`` counts words)."""
 
     rank: int
     spatial: tuple[int, ...]
     channels: tuple[int, ...]
     epilogue: Epilogue = field(default_factory=store)
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,8 @@ def is_anchor(var, value):
         return str(value.attrs["layout"]) == "NHWC" and dtype(var) == "float32" and not _ragged_average(value)
     if name == "relax.concat":
         rank = len(dims(var))
-        return rank in (2, 4) and int(value.attrs["axis"]) % rank == rank - 1 and dtype(var) == "float32" and _all_variables(value)
+        along = int(value.attrs["axis"]) % rank == rank - 1
+        return rank in (2, 4) and along and dtype(var) in ("float32", "uint32") and _all_variables(value)
     if name == "relax.nn.softmax":
         return len(dims(var)) == 2 and int(value.attrs["axis"]) % 2 == 1 and dtype(var) == "float32"
     if name == "relax.mean":

@@ -1,4 +1,4 @@
-"""Joining float32 tensors along their channels: the family of :class:`bnntvm.spec.Concat`.
+"""Joining tensors along their channels: the family of :class:`bnntvm.spec.Concat`.
 
 Without an epilogue this copies, vector by vector. With one, words of 32 channels go through the epilogue as they are read; where parts do
 not begin at a word, a pixel's channels are first joined in scratch memory.
@@ -60,11 +60,11 @@ class _Kernel:
         self.starts = [0, *accumulate(spec.channels)][:-1]
         self.leading = tirx.Var("n", "int64")
         dims = (self.leading, *spec.spatial)
-        self.parts = [tir.buffer(f"x{i}", (*dims, c), "float32") for i, c in enumerate(spec.channels)]
-        self.emitter = epilogues.Emitter(spec.epilogue, self.total, isa, dims, "float32")
+        self.parts = [tir.buffer(f"x{i}", (*dims, c), spec.dtype) for i, c in enumerate(spec.channels)]
+        self.emitter = epilogues.Emitter(spec.epilogue, self.total, isa, dims, spec.dtype)
 
     def function(self):
-        if self.spec.epilogue == specs.store():
+        if self.spec.epilogue == specs.store(self.spec.dtype, self.spec.dtype):
             pixel = self._copy_pixel
         elif all(c % specs.WORD_BITS == 0 for c in self.spec.channels[:-1]):
             pixel = self._aligned_pixel

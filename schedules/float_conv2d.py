@@ -9,8 +9,8 @@ tile, ``shared`` schedules load each input value once for all the products of th
 of multiplication and reaches the multipliers' limit with short reductions, too.
 
 A grouped convolution is the same with, for each block of output channels, only the input channels of the groups that the block touches;
-weights between unrelated groups inside a block are zero. Where a vector holds several whole groups, each lane takes the input channel of its
-own group instead of a broadcast one, so that no weight is zero; see :class:`_Gather`.
+weights between unrelated groups inside a block are zero. Where a vector holds several whole groups, each lane takes the input channel of
+its own group instead of a broadcast one, so that no weight is zero; see :class:`_Gather`.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class _Blocks:
 
 @dataclass(frozen=True)
 class _Gather:
-    """Lanes that take channels of their own: a vector of outputs holds ``groups`` whole groups of ``per_out`` outputs and ``per_in`` inputs.
+    """Lanes that take channels of their own: a vector of outputs holds ``groups`` groups of ``per_out`` outputs and ``per_in`` inputs.
 
     In step c of the reduction, lane l takes the input channel ``l // per_out * per_in + c``.
     """

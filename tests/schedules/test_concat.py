@@ -39,3 +39,12 @@ def test_matrices_and_long_parts(isa, channels, epilogue):
 def test_every_schedule_of_the_space_is_correct():
     for schedule in concat.space(specs.Concat(4, (2, 2), (500, 9)), RUNNABLE[0]):
         run(RUNNABLE[0], (2, 2, 2), (500, 9), "plain", 1, schedule)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("words", [(2, 2, 2), (1, 5, 3), (16, 40)])
+def test_packed_words(isa, words):
+    rng = np.random.default_rng(2)
+    spec = specs.Concat(4, (3, 2), words, specs.store("uint32", "uint32"), "uint32")
+    parts = [rng.integers(0, 1 << 32, (2, 3, 2, count), np.uint32) for count in words]
+    check(concat, spec, isa, parts, None, sum(words), (2, 3, 2), rng)
