@@ -147,10 +147,7 @@ def compile_module(mod, isa):
     """Lower a module of generated kernels and leftover Relax operators to machine code."""
     target = tvm_target(isa)
     with target:
-        # A reshape stays one: the virtual machine gives the same memory another shape.
-        mod = relax.transform.LegalizeOps(skip_ops=["relax.reshape"])(mod)
-        mod = ScheduleFallback()(relax.transform.DeadCodeElimination()(mod))
-        mod = specialise_batch(mod)
+        mod = specialise_batch(legalise(mod))
         constants, fresh, unaligned = constants_bytes(mod), fresh_outputs(mod["main"]), unaligned_inputs(mod)
         mod = tvm.transform.Sequential(
             [
@@ -174,6 +171,13 @@ def compile_module(mod, isa):
         mod[finite.NAME] = finite.build(isa)
         executable = relax.build(mod, target=target, relax_pipeline=None)
     return Compiled(executable, workspace, constants, fresh, unaligned)
+
+
+def legalise(mod):
+    """Give every operator that is left a kernel of TVM's; to be called within the target."""
+    # A reshape stays one: the virtual machine gives the same memory another shape.
+    mod = relax.transform.LegalizeOps(skip_ops=["relax.reshape"])(mod)
+    return ScheduleFallback()(relax.transform.DeadCodeElimination()(mod))
 
 
 def fresh_outputs(main):

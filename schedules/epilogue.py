@@ -46,6 +46,7 @@ class Emitter:
         self.inputs = [tir.buffer(f"e{i}", input_shape(e, channels, dims), e.dtype) for i, e in enumerate(epilogue.inputs)]
         self.outputs = [tir.buffer(f"y{i}", output_shape(o, channels, dims), output_dtype(o)) for i, o in enumerate(epilogue.outputs)]
         self.mask_word = neon.mask_word if neon.is_neon(isa) else tir.mask_word
+        self.compare = neon.compare if neon.flushes(isa) else None
         self._uses = _count_uses(epilogue)
 
     @property
@@ -201,7 +202,7 @@ class _Tile:
             if count and self.total is not None and self.emitter.compares_anchor(step):
                 value = self._compare_popcount(step, anchor, values, v)
             elif count:
-                value = _apply(step, _operands(step, values, self.lanes), self._bind)
+                value = _apply(step, _operands(step, values, self.lanes), self._bind, self.emitter.compare)
             values.append(self._bind("s", value) if count > 1 else value)
         return values
 
@@ -304,9 +305,12 @@ def _python(value, dtype):
     return bool(value) if dtype == "bool" else float(np.float32(value))
 
 
-def _apply(step, args, bind):
-    """One operation on vectors; ``bind(name, value)`` names an intermediate result."""
+def _apply(step, args, bind, compare=None):
+    """One operation on vectors; ``bind(name, value)`` names an intermediate result, ``compare`` compares floats where the target's does
+    not do."""
     lanes, dtype = tir.lanes_of(args[0]), tir.element_of(tir.dtype_of(args[-1]))
+    if compare and dtype == "float32" and step.op in _COMPARISONS:
+        return compare(_COMPARISONS[step.op], *args, bind)
 
     def constant(value):
         return tir.splat(_python(value, dtype), dtype, lanes)
@@ -342,9 +346,12 @@ def _power(base, exponent, constant):
     return tir.intrinsic("llvm.pow", base, exponent)
 
 
+_COMPARISONS = {
+    "greater": tirx.GT, "greater_equal": tirx.GE, "less": tirx.LT, "less_equal": tirx.LE, "equal": tirx.EQ, "not_equal": tirx.NE,
+}  # fmt: skip
 #: Operations that are one node of TensorIR.
 _NODES = {
-    "greater": tirx.GT, "greater_equal": tirx.GE, "less": tirx.LT, "less_equal": tirx.LE, "equal": tirx.EQ, "not_equal": tirx.NE,
+    **_COMPARISONS,
     "add": tirx.Add, "subtract": tirx.Sub, "divide": tirx.Div, "maximum": tirx.Max, "minimum": tirx.Min,
     "logical_and": tirx.And, "logical_or": tirx.Or, "logical_not": tirx.Not, "where": tirx.Select,
     "logical_xor": tir.xor_masks,

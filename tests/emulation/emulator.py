@@ -45,45 +45,52 @@ def _c_compiler(isa):
 
 
 class Program:
-    """A PrimFunc as a program of its own.
+    """PrimFuncs as a program of their own.
 
     Parameters
     ----------
-    function : tirx.PrimFunc
+    functions : tirx.PrimFunc or dict of name to tirx.PrimFunc
     isa : targets.isa.Isa
     """
 
-    def __init__(self, function, isa):
-        self.isa = isa
-        self.library = tvm.compile(tvm.IRModule({"kernel": function.with_attr("global_symbol", "kernel")}), target=tvm_target(isa))
+    def __init__(self, functions, isa):
+        functions = functions if isinstance(functions, dict) else {"kernel": functions}
+        self.isa, self.names = isa, list(functions)
+        mod = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in functions.items()})
+        self.library = tvm.compile(mod, target=tvm_target(isa))
         self.folder = tempfile.TemporaryDirectory(prefix="bnntvm-emulation-")
-        self.path = pathlib.Path(self.folder.name, "kernel")
-        kernel = f"{self.path}.o"
-        self.library.mod.write_to_file(kernel)
-        subprocess.run([*_c_compiler(isa), "-static", "-o", str(self.path), str(_main(isa)), kernel, "-lm"], check=True)
+        self.path = pathlib.Path(self.folder.name, "kernels")
+        kernels, table = pathlib.Path(f"{self.path}.o"), pathlib.Path(f"{self.path}.c")
+        self.library.mod.write_to_file(str(kernels))
+        declared = "".join(f"int __tvm_ffi_{name}(void);\n" for name in self.names)
+        table.write_text(declared + "void *const kernels[] = {" + ", ".join(f"__tvm_ffi_{name}" for name in self.names) + "};\n")
+        command = [*_c_compiler(isa), "-static", "-w", "-o", str(self.path), str(_main(isa)), str(table), str(kernels), "-lm"]
+        subprocess.run(command, check=True)
 
     @property
     def assembly(self):
         return self.library.mod.inspect_source("asm")
 
-    def run(self, arrays, repeat=1, options=()):
-        """The arrays as the kernel leaves them; ``options`` go to the emulator."""
+    def run(self, arrays, repeat=1, options=(), name=None):
+        """The arrays as the kernel ``name`` (the first) leaves them; ``options`` go to the emulator."""
+        number = self.names.index(name) if name else 0
         message = [struct.pack("<ii", len(arrays), repeat)]
         for array in arrays:
             array = np.ascontiguousarray(array)
             message.append(struct.pack(f"<iii{array.ndim}q", array.ndim, _CODES[array.dtype.kind], array.dtype.itemsize * 8, *array.shape))
             message.append(array.tobytes())
-        done = subprocess.run([*emulator(self.isa.machine), *options, str(self.path)], input=b"".join(message), capture_output=True)
+        command = [*emulator(self.isa.machine), *options, str(self.path), str(number)]
+        done = subprocess.run(command, input=b"".join(message), capture_output=True)
         if done.returncode:
             raise RuntimeError(f"exit status {done.returncode}: {done.stderr.decode(errors='replace')}")
         self.messages = done.stderr.decode(errors="replace")
         return _split(done.stdout, arrays)
 
-    def instructions(self, arrays):
+    def instructions(self, arrays, name=None):
         """Instructions of one run of the kernel: those of three runs less those of one, halved."""
         counts = []
         for repeat in (1, 3):
-            self.run(arrays, repeat, ["-plugin", str(counter())])
+            self.run(arrays, repeat, ["-plugin", str(counter())], name)
             counts.append(int(re.search(r"instructions: (\d+)", self.messages)[1]))
         return (counts[1] - counts[0]) // 2
 

@@ -1,4 +1,5 @@
-/* Runs one kernel without a TVM runtime: reads its arguments from standard input, writes all of them to standard output.
+/* Runs one of several kernels without a TVM runtime: reads its arguments from standard input, writes all of them to standard output.
+ * The kernel is chosen by its number in a table that is linked in.
  *
  * Input: int32 count, int32 repeat; per argument int32 ndim, int32 dtype code, int32 bits, int64 shape[ndim], the data. All little endian.
  */
@@ -14,7 +15,8 @@ typedef struct {
 } Group;
 typedef int (*Lambda)(int task, Group *group, void *data);
 
-int __tvm_ffi_kernel(void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *result);
+typedef int (*Kernel)(void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *result);
+extern const Kernel kernels[];
 extern int (*__TVMBackendParallelLaunch)(Lambda, void *, int);
 extern void *(*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int);
 extern int (*__TVMBackendFreeWorkspace)(int, int, void *);
@@ -58,7 +60,7 @@ static void take(void *to, size_t bytes) {
   if (fread(to, 1, bytes, stdin) != bytes) exit(3);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
   int32_t count, repeat;
   take(&count, 4), take(&repeat, 4);
   DLTensor *tensors = calloc(count, sizeof *tensors);
@@ -83,7 +85,7 @@ int main(void) {
   }
   __TVMBackendParallelLaunch = launch, __TVMBackendAllocWorkspace = workspace, __TVMBackendFreeWorkspace = release;
   for (int i = 0; i < repeat; ++i)
-    if (__tvm_ffi_kernel(0, args, count, &result)) return 2;
+    if (kernels[argc > 1 ? atoi(argv[1]) : 0](0, args, count, &result)) return 2;
   for (int i = 0; i < count; ++i) fwrite(tensors[i].data, 1, bytes[i], stdout);
   return 0;
 }
