@@ -171,7 +171,7 @@ class _Binarise(Rewriter):
             common = self.common(call, plane, features, features, True)
             return ops.call(ops.DENSE_BITS, [*words(plane), const(pack_bits(negative))], **common)
 
-        packed = Packed(None, words, product, dict(channels=features), features, True)
+        packed = Packed(ops.DENSE_PLANES, words, product, dict(channels=features), features, True)
         return self.combine(call, *found, packed, (1, features))
 
     def combine(self, call, activation, weights, packed, window):
@@ -180,7 +180,7 @@ class _Binarise(Rewriter):
         planes = f"{activation.count}x{len(weights.planes)}"
         kind = "binary" if len(activation.planes) == len(weights.planes) == 1 and weights.offset is None else "bitserial"
         self.decisions[layer] = Decision(kind, _remark(activation), planes)
-        if kind == "binary" or packed.op is None:
+        if kind == "binary":
             return self.separate(activation, weights, packed.product, window)
         digits = digit_planes(weights)
         if digits is not None and all(_whole(p.coefficient) for p in activation.planes):

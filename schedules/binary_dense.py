@@ -252,8 +252,9 @@ class _Kernel:
 
     def _count_rows(self):
         """Fill ``base``: one pass over the data or the mask plane, small beside the product."""
-        source, total = (self.data, 0) if self.spec.unipolar else (self.mask, self.spec.in_features)
-        sign = 1 if self.spec.unipolar else -1
+        unipolar = self.mask is None
+        source, total = (self.data, 0) if unipolar else (self.mask, self.spec.in_features)
+        sign = 1 if unipolar else -1
         lanes = self.lanes
         whole, rest = divmod(self.depth, lanes)
 

@@ -26,7 +26,7 @@ from bnntvm.schedules import tir as T
 
 #: Truth tables of ternary logic, bit 4a + 2b + c: a ^ (b ^ c), a ^ (b & c), (a ^ b) & c.
 _TABLES = {"xor": 0x96, "and": 0x78}
-_TERNARY = 0x28
+TERNARY = 0x28
 #: (o, o ^ x, o ^ x ^ y) to the majority of o, x and y.
 _CARRY = sum(1 << (4 * o + 2 * t + n) for o in (0, 1) for t in (0, 1) for n in (0, 1) if o + (o ^ t) + (t ^ n) >= 2)
 
@@ -79,7 +79,7 @@ class Plain(single.Adder):
         if self.kind == "ternary":
             signs, mask = weights
             if self.lanes == 16:
-                return single.ternary_logic(data, signs, mask, _TERNARY)
+                return single.ternary_logic(data, signs, mask, TERNARY)
             return (data ^ signs) & mask
         return data & weights[0] if self.kind == "and" else data ^ weights[0]
 

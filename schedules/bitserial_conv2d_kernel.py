@@ -32,6 +32,14 @@ def short_corrections(spec):
     return most < 2**15
 
 
+def choose(coefficients, index):
+    """Element ``index`` of a few constants, an int64 expression."""
+    value = T.i64(coefficients[0])
+    for i, other in enumerate(coefficients[1:], 1):
+        value = tirx.Select(tirx.GE(index, T.i64(i)), T.i64(other), value)
+    return value
+
+
 class PlanesKernel(Kernel):
     """Builds one PrimFunc."""
 
@@ -176,7 +184,7 @@ class PlanesKernel(Kernel):
         if self.planes.scaled:
             return self._keep_scaled(sums, pattern, part, number, q, block)
         scale = -1 if issubclass(type(sums), adders.Masked) else adders.factor(self.planes)
-        coefficient = -scale * self._choose(self.planes.data, p) * self._choose(self.planes.weights, q)
+        coefficient = -scale * choose(self.planes.data, p) * choose(self.planes.weights, q)
         fixed = T.static(coefficient)
         factor, bind = (None, []) if fixed == 1 else T.bind("factor", T.broadcast(tirx.Cast("int32", coefficient), self.lanes))
         statements = [bind]
@@ -185,14 +193,6 @@ class PlanesKernel(Kernel):
             value = value if factor is None else value * factor
             statements.append(T.store_vector(self.results, at, T.load_vector(self.results, at, self.lanes) + value))
         return statements
-
-    @staticmethod
-    def _choose(coefficients, index):
-        """Element ``index`` of a few constants, an int64 expression or an int."""
-        value = T.i64(coefficients[0])
-        for i, other in enumerate(coefficients[1:], 1):
-            value = tirx.Select(tirx.GE(index, T.i64(i)), T.i64(other), value)
-        return value
 
     def _keep_scaled(self, sums, pattern, part, number, q, block):
         """Add a pair's product times its scales, in float32 and in order."""

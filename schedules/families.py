@@ -8,6 +8,7 @@ FAMILIES = {
     sp.BinaryConv2d: "binary_conv2d",
     sp.BinaryDense: "binary_dense",
     sp.PlanesConv2d: "bitserial_conv2d",
+    sp.PlanesDense: "bitserial_dense",
     sp.BitPool: "bit_pool",
     sp.BitPad: "bit_pad",
     sp.PlanarPack: "planar_pack",
