@@ -20,6 +20,10 @@ from bnntvm.schedules.binary_conv2d_tiles import Geometry
 from bnntvm.spec import WORD_BITS, words
 
 
+#: Fields of a schedule that cut the work into parallel tasks.
+GRAIN = ("task_rows", "task_blocks")
+
+
 @dataclass(frozen=True)
 class Schedule:
     """What may be tuned.
@@ -127,7 +131,11 @@ def space(spec, isa):
                 continue
             for pixels in range(1, min(width, 14, cells // vectors) + 1):
                 found.append(replace(first, pixels=pixels, vectors=vectors, adder=adder))
-    return list(dict.fromkeys(found))
+    # One row at a time with all blocks is the other loop order: the data stay in the first-level cache and the weights pass by.
+    rows, blocks = Geometry.of(spec).out_height, words(spec.out_channels)
+    row_counts = dict.fromkeys(r for r in (first.task_rows, 1, 2, 4, 7, 14, 28, rows) if r <= rows)
+    block_counts = dict.fromkeys(b for b in (first.task_blocks, 1, 2, 4, 8, blocks) if b <= blocks)
+    return [replace(s, task_rows=r, task_blocks=b) for r in row_counts for b in block_counts for s in dict.fromkeys(found)]
 
 
 def pack_weights(spec, schedule, isa, weights):

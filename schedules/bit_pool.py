@@ -23,6 +23,10 @@ from bnntvm.schedules import tir
 LONGEST_SHUFFLED_STRIDE = 4
 
 
+#: Fields of a schedule that cut the work into parallel tasks.
+GRAIN = ("rows",)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """``rows``: output rows that a thread takes at a time."""

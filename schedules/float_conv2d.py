@@ -27,6 +27,10 @@ from . import tir, windows
 _RESIDENT_BYTES = 1 << 20
 
 
+#: Fields of a schedule that cut the work into parallel tasks.
+GRAIN = ("rows",)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """What may be tuned.

@@ -23,6 +23,10 @@ from .float_conv2d import most_pixels, multiply_add, tile_vectors
 _LINE = 16
 
 
+#: Fields of a schedule that cut the work into parallel tasks.
+GRAIN = ("group", "tiles")
+
+
 @dataclass(frozen=True)
 class Schedule:
     """What may be tuned.

@@ -23,6 +23,10 @@ from bnntvm.schedules import tir
 LONGEST_JOINED_ROW = 4096
 
 
+#: Fields of a schedule that cut the work into parallel tasks.
+GRAIN = ("chunk",)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How the tensor is walked.

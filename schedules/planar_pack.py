@@ -15,6 +15,10 @@ from bnntvm.schedules import epilogue as tail
 from bnntvm.schedules import tir
 
 
+#: Fields of a schedule that cut the work into parallel tasks.
+GRAIN = ("blocks",)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """What may be tuned.

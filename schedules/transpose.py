@@ -15,6 +15,10 @@ from tvm import tirx
 from bnntvm.schedules import tir
 
 
+#: Fields of a schedule that cut the work into parallel tasks.
+GRAIN = ("bands",)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """``bands``: bands of L rows that a thread takes at a time; of the result's rows, or of the operand's if ``along_operand``."""
