@@ -18,7 +18,7 @@ from bnntvm.errors import BnnError
 from bnntvm.tuning import measure
 from bnntvm.tuning.features import Extractor
 from bnntvm.tuning.measure import Local, Pipeline
-from bnntvm.tuning.search import Progress, Search
+from bnntvm.tuning.search import Budget, Progress, Search
 from bnntvm.tuning.space import Space, SpaceGenerator
 from bnntvm.tuning.store import Store
 from bnntvm.tuning.tasks import extract
@@ -182,10 +182,10 @@ class Tuner:
         names = self.worth()
         if not names:
             return
-        started = {}
+        started, budget = {}, Budget(trials)
         target = tvm_target(self.spaces[names[0]].task.isa)
         model = ms.cost_model.XGBModel(extractor=Extractor(self.spaces), num_warmup_samples=2 * BATCH, num_tuning_cores=1)
-        contexts = [Context(self.spaces[n], Search(self.progress[n], self.stop), target) for n in names]
+        contexts = [Context(self.spaces[n], Search(self.progress[n], budget, self.stop), target) for n in names]
         self._learn(model, contexts, names)
         self.deadline_check()
         ms.TaskScheduler.create("gradient", seed=1).tune(

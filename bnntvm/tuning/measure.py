@@ -61,10 +61,13 @@ class Process:
 
     def call(self, function, *args):
         try:
-            self.worker.send(function, args)
-            return self.worker.recv()
+            self.worker.send(worker.answer, (function, *args))
+            good, value = self.worker.recv()
         except (ChildProcessError, EOFError) as error:
             raise Failure("the tuner's process died") from error
+        if not good:
+            raise Failure(value)
+        return value
 
     def close(self):
         self.pool.shutdown(wait=False, cancel_futures=True)

@@ -15,6 +15,7 @@ Several tuners may share a farm: the tracker queues their requests. What TVM 0.2
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from concurrent.futures import Future
 
@@ -44,6 +45,7 @@ def boards(address, key):
     from tvm import rpc
 
     try:
+        socket.create_connection(address, timeout=10).close()  # TVM's client would try again for a minute
         tracker = rpc.connect_tracker(*address)
         summary = tracker.summary()
         tracker.close()

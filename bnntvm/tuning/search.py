@@ -23,6 +23,19 @@ LEAST_GAIN = 0.01
 LEAST_EXPECTED = 0.02
 
 
+class Budget:
+    """Trials that are left for all tasks together: MetaSchedule's scheduler counts whole batches only."""
+
+    def __init__(self, trials):
+        self.left = trials
+
+    def take(self, count):
+        """At most ``count`` of what is left."""
+        taken = min(count, self.left)
+        self.left -= taken
+        return taken
+
+
 class Progress:
     """What is known of one task while it is tuned.
 
@@ -67,12 +80,13 @@ class Search(ms.search_strategy.PySearchStrategy):
     Parameters
     ----------
     progress : Progress
+    budget : Budget
     stop : threading.Event
         Set when time is over or the user has had enough.
     """
 
-    def __init__(self, progress, stop, seed=0):
-        self.progress, self.stop, self.seed = progress, stop, seed
+    def __init__(self, progress, budget, stop, seed=0):
+        self.progress, self.budget, self.stop, self.seed = progress, budget, stop, seed
         self.random, self.context, self.model, self.batch = random.Random(seed), None, None, 8
 
     def _initialize_with_tune_context(self, context):
@@ -85,13 +99,13 @@ class Search(ms.search_strategy.PySearchStrategy):
         pass
 
     def clone(self):
-        return Search(self.progress, self.stop, self.seed)
+        return Search(self.progress, self.budget, self.stop, self.seed)
 
     def generate_measure_candidates(self):
         """The next batch, or None where this task is done."""
         progress = self.progress
         left = [s for s in progress.space.schedules if s not in progress.asked]
-        if self.stop.is_set():
+        if self.stop.is_set() or not self.budget.left:
             return None
         if not left:
             progress.done = "all of its space is measured"
@@ -121,7 +135,7 @@ class Search(ms.search_strategy.PySearchStrategy):
         return [pairs[i] for i in order], scores[order]
 
     def _choose(self, ranked):
-        count = min(self.batch, len(ranked))
+        count = self.budget.take(min(self.batch, len(ranked)))
         drawn = round(count * RANDOM)
         chosen = ranked[: count - drawn]
         return chosen + self.random.sample(ranked[count - drawn :], drawn)

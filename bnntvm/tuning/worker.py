@@ -87,6 +87,14 @@ def _read(reader, deadline):
         parts.append(part)
 
 
+def answer(function, *args):
+    """(True, result) or (False, why it failed): TVM's worker would bring an exception back as its traceback's text."""
+    try:
+        return True, function(*args)
+    except Failure as failure:
+        return False, str(failure)
+
+
 def start(cores, threads):
     """Settle a new process: its cores, the threads of its kernels, and everything that every candidate needs loaded."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the tuner's to answer

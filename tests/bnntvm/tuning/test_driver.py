@@ -1,0 +1,92 @@
+"""Sessions: the default first, nothing measured twice, nothing lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import bnntvm
+from benchmarks.layers import Layer
+from bnntvm.targets import x86
+from bnntvm.tuning import records
+from bnntvm.tuning.space import Space, fields
+from bnntvm.tuning.tasks import extract
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Two equal layers of 32 channels and their surroundings."""
+    path = tmp_path_factory.mktemp("model") / "tiny.onnx"
+    path.write_bytes(Layer(32, 6).chain(3).SerializeToString())
+    return path
+
+
+def lines(folder):
+    path = folder / records.RECORDS
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_equal_layers_are_one_task(model):
+    tasks = extract(str(model), x86.host_level())
+    convolutions = [t for t in tasks if t.family == "binary_conv2d"]
+    assert sorted(len(t.layers) for t in convolutions) == [1, 2], "layers with equal epilogues share a task"
+    assert len({t.id for t in tasks}) == len(tasks)
+
+
+SCRIPT = "import sys, bnntvm; bnntvm.tune(sys.argv[1], trials=400, database=sys.argv[2], progress=False)"
+
+
+def wait_for(folder, count, process=None):
+    """Wait until there are ``count`` records."""
+    deadline = time.monotonic() + 100
+    while len(lines(folder)) < count and (process is None or process.poll() is None) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(lines(folder)) >= count
+
+
+def test_sessions(model, tmp_path):
+    """A session killed in the middle has recorded all that it measured; the next goes on; Ctrl-C ends one in order; a build uses the records."""
+    tasks = {t.id: Space(t, 1) for t in extract(str(model), x86.host_level())}
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(model), str(tmp_path)])
+    wait_for(tmp_path, len(tasks) + 3, process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    found, bad = records.read(tmp_path)
+    assert not bad and len(found) >= len(tasks) + 3
+    assert [r.schedule for r in found[: len(tasks)]] == [fields(s.default) for s in tasks.values()], "defaults come first"
+
+    def interrupt():
+        wait_for(tmp_path, len(found) + 2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    helper = threading.Thread(target=interrupt)
+    helper.start()
+    second = bnntvm.tune(str(model), trials=400, database=tmp_path, progress=False)
+    helper.join()
+    after, bad = records.read(tmp_path)
+    assert second.interrupted == "interrupted" and after[: len(found)] == found and not bad
+    assert len(after) == len(found) + second.measured + second.failed and second.measured >= 2
+    assert len({(r.task, r.schedule) for r in after}) == len(after), "nothing is measured twice"
+
+    third = bnntvm.tune(str(model), trials=len(after) + 3, database=tmp_path, progress=False)
+    assert third.measured == 3 and third.gain >= 1
+    tuned, plain = bnntvm.build(str(model), tuning=tmp_path, threads=1), bnntvm.build(str(model), tuning=False, threads=1)
+    feed = plain.random_feed()
+    for name, array in plain.run(feed).items():
+        np.testing.assert_array_equal(tuned.run(feed)[name], array)
+
+
+def test_bad_arguments(model, tmp_path):
+    for options, message in (
+        (dict(layers="no such layer"), "no kernel is called like this"),
+        (dict(rpc="nowhere"), "which boards"),
+        (dict(rpc="nowhere", key="k"), "not host:port"),
+        (dict(trials=-1), "must not be negative"),
+    ):
+        with pytest.raises(bnntvm.BnnError, match=message):
+            bnntvm.tune(str(model), database=tmp_path, progress=False, **options)

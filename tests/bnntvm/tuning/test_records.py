@@ -1,0 +1,190 @@
+"""Records on disk: complete without anything beside them, and robust line by line."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tvm.s_tir import meta_schedule as ms
+
+import bnntvm
+from bnntvm import spec as specs
+from bnntvm.schedules import binary_conv2d, float_dense, transpose
+from bnntvm.targets import x86
+from bnntvm.tuning import records, report
+from bnntvm.tuning.space import Space, fields
+from bnntvm.tuning.store import Store
+from bnntvm.tuning.tasks import Operand, Task
+from bnntvm.tuning.workload import chooser, family_name, key_of
+
+ISA = x86.LEVELS[0]
+
+
+def task(spec, family, shape=(1, 8, 8, 2)):
+    key = key_of(family, spec, shape[0])
+    return Task(records.task_id(key), key, family_name(family), spec, ISA, (Operand(shape, "uint32"),), (), ["layer"])
+
+
+CONV = task(specs.BinaryConv2d(specs.Window(8, 8, (3, 3)), 64, 64, epilogue=specs.store("float32", "int32")), binary_conv2d)
+TURN = task(specs.Transpose(8, 96, ((8, 96), (96, 8))), transpose)
+DENSE = task(specs.FloatDense(64, 100, specs.store()), float_dense, (3, 64))
+
+
+def fill(folder, tasks=(CONV, TURN), count=6, seed=0):
+    """A database in which the default of every task takes 1 ms and its other schedules 0.5 ms or more."""
+    store, rng = Store(folder), random.Random(seed)
+    for one in tasks:
+        space = Space(one, 1)
+        for i, schedule in enumerate([space.default, *rng.sample(space.schedules[1:], min(count, len(space.schedules) - 1))]):
+            store.commit(space, schedule, [1e-3 - i * 1e-4 if i < 5 else 5e-4] * 3)
+    store.close()
+    return folder
+
+
+@settings(max_examples=20, deadline=None)
+@given(one=st.sampled_from([CONV, TURN, DENSE]), pick=st.integers(0, 10**6), times=st.lists(st.floats(1e-7, 10), min_size=1, max_size=9))
+def test_schedules_survive_the_file(tmp_path_factory, one, pick, times):
+    """What is read back is what was measured, booleans and names included, and TVM's own database reads the same file."""
+    folder = tmp_path_factory.mktemp("db")
+    space = Space(one, 1)
+    schedule = space.schedules[pick % len(space.schedules)]
+    store = Store(folder)
+    store.commit(space, schedule, times)
+    store.close()
+    (record,), bad = records.read(folder)
+    assert not bad
+    assert (record.task, record.isa, record.threads) == (one.id, ISA.name, 1)
+    assert record.schedule == fields(schedule) and type(schedule)(**dict(record.schedule)) == schedule
+    np.testing.assert_allclose(record.seconds, times, rtol=1e-6)
+    assert records.keys(folder) == {one.id: one.key}
+    database = ms.database.JSONDatabase(work_dir=str(folder))
+    assert len(database.get_top_k(database.commit_workload(space.module), 5)) == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_a_damaged_line_costs_that_line(tmp_path_factory, data):
+    """Whatever happens to one line of either file, the records of all other lines remain, for us and, once mended, for TVM."""
+    folder = fill(tmp_path_factory.mktemp("db"))
+    before, _ = records.read(folder)
+    name = data.draw(st.sampled_from([records.RECORDS, records.RECORDS, records.WORKLOADS]))
+    lines = (folder / name).read_bytes().splitlines()
+    victim, cut = data.draw(st.integers(0, len(lines) - 1)), data.draw(st.integers(0, 60))
+    junk = data.draw(st.sampled_from([b"", b"\x00\xff\xfe", b"[]", b"null", b'{"a": 1}', b"[0, [[[], []], [1.0], {}, []]]"]))
+    lines[victim] = lines[victim][:cut] + junk
+    (folder / name).write_bytes(b"\n".join(lines) + b"\n")
+    expected = [r for i, r in enumerate(before) if name == records.WORKLOADS or i != victim]
+    assert records.read(folder)[0] == expected
+    store = Store(folder)
+    assert store.damaged == 1 and len(store.database) == len(expected)
+    store.commit(Space(CONV, 1), Space(CONV, 1).default, [3e-3])
+    store.close()
+    assert len(records.read(folder)[0]) == len(expected) + 1
+    assert Store(folder).damaged == 0
+
+
+def test_a_file_cut_short_goes_on(tmp_path):
+    """A process that was killed while it wrote leaves half a line, without its end."""
+    folder = fill(tmp_path)
+    data = (folder / records.RECORDS).read_bytes()
+    (folder / records.RECORDS).write_bytes(data[:-40])
+    count = len(records.read(folder)[0])
+    store = Store(folder)
+    store.commit(Space(TURN, 1), Space(TURN, 1).default, [1e-3])
+    store.close()
+    assert len(records.read(folder)[0]) == count + 1
+
+
+def test_merging_loses_and_doubles_nothing(tmp_path):
+    a, b = fill(tmp_path / "a", (CONV, TURN), seed=1), fill(tmp_path / "b", (DENSE, CONV), seed=2)
+    both = {*records.read(a)[0], *records.read(b)[0]}
+    count, bad = records.merge([a, b], tmp_path / "c")
+    assert (count, bad) == (len(both), 0) and set(records.read(tmp_path / "c")[0]) == both
+    assert set(records.keys(tmp_path / "c")) == {CONV.id, TURN.id, DENSE.id}
+    assert records.merge([b, a, tmp_path / "c"], tmp_path / "c") == (len(both), 0)
+    assert Store(tmp_path / "c").damaged == 0
+    with pytest.raises(bnntvm.BnnError, match="no tuning records"):
+        records.merge([tmp_path], tmp_path / "d")
+
+
+def chosen(folder, one):
+    """The schedule that a build takes."""
+    return chooser(str(folder), 1)(one.module, one.spec, ISA, one.operands[0].shape)
+
+
+def commit(folder, *entries):
+    store = Store(folder)
+    for schedule, seconds in entries:
+        store.commit(Space(CONV, 1), schedule, seconds, None if seconds else "crashed")
+    store.close()
+
+
+def test_the_fastest_is_used_and_never_a_slower_one(tmp_path):
+    default, first, second, third = Space(CONV, 1).schedules[:4]
+    commit(tmp_path, (default, [1e-3]), (first, [0.999e-3]))
+    assert chosen(tmp_path, CONV) == default, "a gain within the noise changes nothing"
+    commit(tmp_path, (first, [8e-4]), (second, [9e-4]))
+    assert chosen(tmp_path, CONV) == first
+    commit(tmp_path, (third, [1e-4]), (third, []))
+    assert chosen(tmp_path, CONV) == first, "what failed once is never chosen"
+    commit(tmp_path, (first, [2e-3]))
+    assert chosen(tmp_path, CONV) == second, "the last measurement counts"
+    assert chosen(tmp_path, DENSE) == float_dense.default_schedule(DENSE.spec, ISA)
+
+
+def test_foreign_schedules_are_not_trusted(tmp_path):
+    """A schedule that is not in the family's space, or has other fields, is passed over."""
+    default, first = Space(CONV, 1).schedules[:2]
+    commit(tmp_path, (default, [1e-3]), (first, [5e-4]))
+    path = tmp_path / records.RECORDS
+    text = path.read_text()
+    path.write_text(text.replace('"bnn.field.task_rows"', '"bnn.field.task_lines"'))
+    assert chosen(tmp_path, CONV) == default
+
+
+def test_keys_leave_constants_out():
+    """Networks that differ in what was trained share records; networks whose kernels differ do not."""
+
+    def key(**changes):
+        epilogue = specs.Epilogue(steps=(specs.Step("multiply", (0, changes.pop("scale", 0.5))),), outputs=(specs.Output("tensor", 1),))
+        return key_of(float_dense, specs.FloatDense(64, changes.pop("out", 32), epilogue), changes.pop("rows", 1))
+
+    assert key(scale=0.25) == key(scale=0.5)
+    assert len({key(), key(out=33), key(rows=2)}) == 3
+
+
+def test_two_tuners_do_not_share_a_folder(tmp_path):
+    store = Store(tmp_path)
+    with pytest.raises(bnntvm.BnnError, match="another tuner"):
+        Store(tmp_path)
+    store.close()
+    Store(tmp_path).close()
+
+
+def test_show(tmp_path):
+    """The table and the picture of a database, with a damaged line in it."""
+    folder = fill(tmp_path)
+    with open(folder / records.RECORDS, "a") as file:
+        file.write("[0, \n")
+    summaries, bad = report.summarise(folder)
+    assert len(bad) == 1 and {s.task for s in summaries} == {CONV.id, TURN.id}
+    conv = next(s for s in summaries if s.task == CONV.id)
+    assert conv.name == "binary_conv2d 3x3 8x8 64-64" and conv.measured == 7 and conv.gain == pytest.approx(2.0, rel=1e-3)
+    assert conv.curve == sorted(conv.curve, reverse=True) and "2.00x" in report.table(summaries)
+    report.plot(summaries, tmp_path / "search.png")
+    assert (tmp_path / "search.png").stat().st_size > 5000
+
+
+def test_damaged_workloads_are_restored_for_lookups(tmp_path):
+    """Without the workload's line a record is still found."""
+    folder = fill(tmp_path / "a")
+    wanted = chosen(folder, CONV)
+    shutil.copytree(folder, tmp_path / "b")
+    (tmp_path / "b" / records.WORKLOADS).write_text("damaged\n")
+    assert chosen(tmp_path / "b", CONV) == wanted != Space(CONV, 1).default
+    Store(tmp_path / "b").close()
+    assert all(json.loads(line) for line in (tmp_path / "b" / records.WORKLOADS).read_text().splitlines())
+    assert chosen(tmp_path / "b", CONV) == wanted
