@@ -277,6 +277,7 @@ class Lower(Rewriter):
     def __init__(self, isa, choose=None):
         self.isa, self.lowered, self.cache = isa, Lowered(), {}
         self.choose = choose or (lambda family, spec, isa, _shape: family.default_schedule(spec, isa))
+        self.constants, self.counted = {}, set()  # packed weights that are stored; by layer, those that its bytes include
         self.turned = {}  # channels-last copy of an image -> the image in channel order
 
     def rewrite(self, var, value):
@@ -287,6 +288,8 @@ class Lower(Rewriter):
         name = op_name(value)
         if name == "bnn.pool_bits":
             return self.pool_bits(self.substitute(value), var.ty)
+        if name == "bnn.matmul_bits":
+            return self.matmul_bits(self.substitute(value), var.ty)
         if name == "relax.nn.pad" and dtype(var) == "uint32" and len(dims(var)) == 4:
             return self.pad_bits(self.substitute(value), var.ty)
         if name == "relax.permute_dims" and dtype(var) == "float32" and value.attrs["axes"] is not None:
@@ -321,6 +324,17 @@ class Lower(Rewriter):
         _, _, top, bottom, left, right, _, _ = (int(v) for v in call.attrs["pad_width"])
         spec = sp.BitPad((height, width), words, (top, left, bottom, right), int(float(call.attrs["pad_value"])))
         return self.call(spec, [call.args[0]], [ty], None)
+
+    def matmul_bits(self, call, ty):
+        attrs, batch = call.attrs, dims(call.args[-1])[0]
+        _, rows, columns = dims(ty)
+        shared = batch == 1 and dims(ty)[0] != 1
+        words = dims(call.args[0])[-1]
+        spec = sp.BinaryMatmul(rows, columns, int(attrs["features"]), words, str(attrs["left"]), str(attrs["right"]), shared)
+        out = self.call(spec, list(call.args), [ty], None)
+        kernel = next(reversed(self.lowered.kernels))
+        self.lowered.layers.setdefault(str(attrs["layer"]), (kernel, 0))
+        return out
 
     def pool_bits(self, call, ty):
         attrs = call.attrs
@@ -397,9 +411,13 @@ class Lower(Rewriter):
         gvar, kernel = self.cache[spec, schedule]
         if weights is not None:
             packed = family.pack_weights(spec, kernel.schedule, self.isa, weights)
-            operands = [const(packed) if a is None else a for a in operands]
+            key = packed.shape, str(packed.dtype), packed.tobytes()
+            known = self.constants.setdefault(key, const(packed))  # every activation plane meets the same weights
+            operands = [known if a is None else a for a in operands]
             first, bytes_ = self.lowered.layers.get(layer, (kernel.name, 0))  # a layer may be computed by several kernels
-            self.lowered.layers[layer] = first, bytes_ + packed.nbytes
+            fresh = (layer, key) not in self.counted
+            self.counted.add((layer, key))
+            self.lowered.layers[layer] = first, bytes_ + packed.nbytes * fresh
         return self.emit(relax.call_tir(gvar, relax.Tuple(operands), types if len(types) > 1 else types[0]))
 
 

@@ -159,6 +159,11 @@ def _infer_dense_planes(call_):
     return relax.TensorType([*list(call_.args[0].ty.shape)[:-1], int(weight.ty.shape[1])], _planes_dtype(call_.attrs))
 
 
+def _infer_matmul_bits(call_):
+    left, right = call_.args[0].ty.shape, call_.args[-1].ty.shape
+    return relax.TensorType([left[0], left[1], right[2]], "int32")
+
+
 def _infer_pool_bits(call_):
     shape, attrs = list(call_.args[0].ty.shape), call_.attrs
     kernel, strides, pads, dilations = (_ints(attrs[key]) for key in ("kernel", "strides", "pads", "dilations"))
@@ -185,6 +190,11 @@ DENSE_BITS = define("bnn.dense_bits", _infer_dense_bits)
 CONV_PLANES = define("bnn.conv2d_planes", _infer_conv_planes)
 #: The same for a dense layer: data words [M, Kw], weight words [Q', N, Kw].
 DENSE_PLANES = define("bnn.dense_planes", _infer_dense_planes)
+
+
+#: Product of two packed run-time tensors: the left one's words [B, M, Kw] (signs, then zeros if its kind is "ternary"), the right one's
+#: [B or 1, Kw, N] likewise. Attributes: layer, features (K), left, right (kinds of bnntvm.spec.BinaryMatmul), reachable.
+MATMUL_BITS = define("bnn.matmul_bits", _infer_matmul_bits)
 #: Packed pooling of words [N, H, W, Cw]. Attributes: kind ("and" or "or"), kernel, strides, pads, dilations, channels.
 POOL_BITS = define("bnn.pool_bits", _infer_pool_bits)
 #: Convolution of float data [N, H, W, C] with packed weights uint32 [planes, O, kh, kw, ceil(C / groups / 32)] and, for coding "levels",

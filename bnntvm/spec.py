@@ -211,6 +211,25 @@ class PlanesDense:
 
 
 @dataclass(frozen=True)
+class BinaryMatmul:
+    """Product of two packed run-time tensors, exact int32 ``[B, rows, columns]``.
+
+    ``left``, ``right``: what an operand's words mean, "bipolar" (signs), "unipolar" ({0, 1}) or "ternary" (signs, then a mask of zeros,
+    where the sign bit is 0). Operands: the left one's planes ``uint32[B, rows, words]``, the right one's ``uint32[B, words, columns]``, or
+    with ``shared`` ``uint32[1, words, columns]``, the same for every B. The ``features`` bits that count lie anywhere in the words, in both
+    operands at the same places; the others are 0.
+    """
+
+    rows: int
+    columns: int
+    features: int
+    words: int
+    left: str = "bipolar"
+    right: str = "bipolar"
+    shared: bool = False
+
+
+@dataclass(frozen=True)
 class BitPool:
     """Pool of a packed plane: ``op`` "and" or "or" over the window; padded positions are the identity. Output ``uint32[N, OH, OW, words]``.
     (Max pool of bipolar bits is "and", of unipolar bits "or"; min pool the other way.)"""

@@ -27,29 +27,12 @@ from bnntvm.graph import Rewriter, const, constant, dims, dtype, op_name
 from bnntvm.levels import Step
 from bnntvm.planes import activation_planes, weight_planes
 
+from .decision import Decision
 from .infer_levels import Analysis
+from .run_time_products import RunTimeProduct
 
 #: More plane pairs than this cost more than float32 arithmetic does on any target.
 MOST_PAIRS = 20
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What became of a layer.
-
-    Attributes
-    ----------
-    kind : str
-        "binary", "bitserial" or "float".
-    reason : str
-        Why it stayed float, or a remark.
-    planes : str
-        Activation planes x weight planes, for example "1x1".
-    """
-
-    kind: str
-    reason: str = ""
-    planes: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,7 +117,7 @@ class _Binarise(Rewriter):
     def convolution(self, call):
         data, weight = call.args[0], constant(call.args[1])
         if weight is None:
-            return "the weights are not constant"
+            return RunTimeProduct(self, call).convolution()
         if str(call.attrs["layout"]) != "NHWC":
             return "only one- and two-dimensional convolutions are packed"
         found = self.operands(data, weight)
@@ -157,8 +140,10 @@ class _Binarise(Rewriter):
 
     def dense(self, call):
         data, weight = call.args[0], constant(call.args[1])
+        if weight is None and constant(data) is None:
+            return RunTimeProduct(self, call).matmul()
         if weight is None or weight.ndim != 2 or len(dims(data)) != 2:
-            return "both operands are activations" if weight is None else "only two-dimensional weights on the right are packed"
+            return "only two-dimensional weights on the right are packed"
         found = self.operands(data, weight.T)
         if isinstance(found, str):
             return found

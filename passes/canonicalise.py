@@ -13,7 +13,7 @@ import tvm
 from tvm import relax
 
 from bnntvm import ops
-from bnntvm.graph import Rewriter, constant, dims, dtype, op_name, same_dims
+from bnntvm.graph import Rewriter, const, constant, dims, dtype, op_name, same_dims
 
 #: operator -> the constant on the right that makes it the identity
 NEUTRAL = {"relax.multiply": 1, "relax.divide": 1, "relax.add": 0, "relax.subtract": 0}
@@ -89,7 +89,12 @@ class _Canonicalise(Rewriter):
 
     def dense(self, call):
         """matmul of [..., K] by constant [K, N] on two-dimensional operands."""
-        new = self.substitute(call)
+        return self.flattened(self.substitute(call))
+
+    def flattened(self, new):
+        left = constant(new.args[0])
+        if left is not None and left.ndim == 2 and constant(new.args[1]) is None and len(dims(new.args[1])) >= 2:
+            return self.turned(new, left)
         data, weight = new.args[0], constant(new.args[1])
         shape = dims(data)
         if weight is None or weight.ndim != 2 or len(shape) < 3:
@@ -98,8 +103,17 @@ class _Canonicalise(Rewriter):
         for d in shape[:-1]:
             rows = rows * d
         flat = self.emit(relax.op.reshape(data, [rows, shape[-1]]))
-        out = self.emit(ops.call(ops.MATMUL, [flat, new.args[1]], layer=str(call.attrs["layer"])))
+        out = self.emit(ops.call(ops.MATMUL, [flat, new.args[1]], layer=str(new.attrs["layer"])))
         return self.emit(relax.op.reshape(out, [*shape[:-1], weight.shape[1]]))
+
+
+    def turned(self, call, left):
+        """constant @ x as (x^T @ constant^T)^T: layers have their weights on the right."""
+        rank = len(dims(call.args[1]))
+        swap = [*range(rank - 2), rank - 1, rank - 2]
+        data = self.emit(relax.op.permute_dims(call.args[1], swap))
+        out = self.flattened(ops.call(ops.MATMUL, [data, const(np.ascontiguousarray(left.T))], layer=str(call.attrs["layer"])))
+        return self.emit(relax.op.permute_dims(out, swap))
 
 
 def _integer(prim):

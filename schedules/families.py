@@ -9,6 +9,7 @@ FAMILIES = {
     sp.BinaryDense: "binary_dense",
     sp.PlanesConv2d: "bitserial_conv2d",
     sp.PlanesDense: "bitserial_dense",
+    sp.BinaryMatmul: "binary_matmul",
     sp.BitPool: "bit_pool",
     sp.BitPad: "bit_pad",
     sp.PlanarPack: "planar_pack",

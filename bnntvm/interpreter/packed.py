@@ -89,6 +89,27 @@ def _plane_sum(attrs, args, product):
     return out
 
 
+def _operand(words, kind):
+    """float32 [..., 32 * words]: values of one operand; ``words`` is one plane or, for ternary, signs and zeros."""
+    bits = [unpack_bits(w, 32 * w.shape[-1]) for w in words]
+    if kind == "unipolar":
+        return bits[0].astype(np.float32)
+    signs = np.where(bits[0], np.float32(-1), np.float32(1))
+    return np.where(bits[1], np.float32(0), signs) if kind == "ternary" else signs
+
+
+@implements("bnn.matmul_bits")
+def matmul_bits(attrs, *words):
+    count = 2 if attrs["left"] == "ternary" else 1
+    left = _operand(words[:count], attrs["left"])
+    right = _operand([np.swapaxes(w, 1, 2) for w in words[count:]], attrs["right"])
+    unused = 0 if "unipolar" in (attrs["left"], attrs["right"]) else left.shape[-1] - attrs["features"]  # 0 on both sides: +1 times +1
+    out = (np.matmul(left, np.swapaxes(right, 1, 2)) - unused).astype(np.int32)
+    low, high, stride = attrs["reachable"]
+    assert out.size == 0 or (out.min() >= low and out.max() <= high and not np.any((out - low) % stride)), "the analysis promised other values"
+    return out
+
+
 @implements("bnn.conv2d_planes")
 def conv2d_planes(attrs, *args):
     def product(values, kernel):
