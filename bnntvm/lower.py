@@ -13,10 +13,12 @@ from tvm import relax
 
 from bnntvm import spec as sp
 from bnntvm.bits import dense_groups
-from bnntvm.graph import Rewriter, bindings, const, constant, dims, dtype, op_name
+from bnntvm.graph import Rewriter, bindings, const, constant, dims, dtype, op_name, uses
 from bnntvm.passes.fuse_epilogues import operand_kind
 from bnntvm.schedules import families
 
+#: NHWC to NCHW.
+TO_CHANNEL_ORDER = (0, 3, 1, 2)
 #: Permutations that exchange two runs of axes behind the batch -> length of the first run.
 EXCHANGES = {(0, 2, 3, 1): 1, (0, 3, 1, 2): 2, (0, 2, 1): 1}
 
@@ -280,11 +282,15 @@ class Lower(Rewriter):
         self.constants, self.counted = {}, set()  # packed weights that are stored; by layer, those that its bytes include
         self.turned = {}  # channels-last copy of an image -> the image in channel order
 
+    def begin(self):
+        # Values that nothing reads but one transpose to the order of the ONNX file; those that kernels stored in that order at once.
+        self.to_planes, self.planar = _read_in_channel_order(self.func), set()
+
     def rewrite(self, var, value):
         if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar):
             func = self.mod[value.op]
             if func.attrs and "bnn.anchor" in func.attrs:
-                return self.group(func, [self.substitute(arg) for arg in value.args])
+                return self.group(func, [self.substitute(arg) for arg in value.args], var)
         name = op_name(value)
         if name == "bnn.pool_bits":
             return self.pool_bits(self.substitute(value), var.ty)
@@ -292,6 +298,8 @@ class Lower(Rewriter):
             return self.matmul_bits(self.substitute(value), var.ty)
         if name == "relax.nn.pad" and dtype(var) == "uint32" and len(dims(var)) == 4:
             return self.pad_bits(self.substitute(value), var.ty)
+        if name == "relax.permute_dims" and value.args[0] in self.planar:
+            return self.env[value.args[0]]
         if name == "relax.permute_dims" and dtype(var) == "float32" and value.attrs["axes"] is not None:
             return self.permute(self.substitute(value), var.ty)
         if name == "relax.topk" and int(value.attrs["axis"]) in (-1, len(dims(value.args[0])) - 1):
@@ -341,7 +349,7 @@ class Lower(Rewriter):
         spec = sp.BitPool(_window(call.args[0], _pair(attrs["kernel"]), attrs), int(attrs["channels"]), str(attrs["kind"]))
         return self.call(spec, [call.args[0]], [ty], None)
 
-    def group(self, func, arguments):
+    def group(self, func, arguments, var):
         actual = dict(zip(func.params, arguments))
         members = [(b.var, b.value) for b in bindings(func) if op_name(b.value)]
         results = _results(func)
@@ -356,7 +364,11 @@ class Lower(Rewriter):
         operands = [_actual(a, actual) for a in operands + inputs]
         if isinstance(spec, sp.FloatConv2d) and operands[0] in self.turned and spec.groups == 1:
             spec, operands[0] = replace(spec, planar=True), self.turned[operands[0]]
-        return self.call(spec, operands, _retyped(types, arguments, func), weights, layer)
+        types = _retyped(types, arguments, func)
+        if var in self.to_planes and getattr(families.of(spec), "stores_planar", lambda _: False)(spec):
+            spec, types = _planar(spec), [relax.TensorType([types[0].shape[a] for a in TO_CHANNEL_ORDER], types[0].dtype)]
+            self.planar.add(var)
+        return self.call(spec, operands, types, weights, layer)
 
     def epilogue(self, anchor, shape, members, results):
         builder, packs = EpilogueBuilder(anchor, shape), {}
@@ -419,6 +431,24 @@ class Lower(Rewriter):
             self.counted.add((layer, key))
             self.lowered.layers[layer] = first, bytes_ + packed.nbytes * fresh
         return self.emit(relax.call_tir(gvar, relax.Tuple(operands), types if len(types) > 1 else types[0]))
+
+
+def _read_in_channel_order(func):
+    """float32 images of ``func`` whose only use is a transpose from NHWC to NCHW."""
+    count, found = uses(func), set()
+    for binding in bindings(func):
+        value = binding.value
+        if op_name(value) == "relax.permute_dims" and isinstance(value.args[0], relax.Var) and count[value.args[0]] == 1:
+            axes = value.attrs["axes"]
+            if axes is not None and tuple(int(a) for a in axes) == TO_CHANNEL_ORDER and dtype(value.args[0]) == "float32":
+                found.add(value.args[0])
+    return found
+
+
+def _planar(spec):
+    """``spec`` with its one tensor stored in channel order."""
+    (output,) = spec.epilogue.outputs
+    return replace(spec, epilogue=replace(spec.epilogue, outputs=(replace(output, kind="planar"),)))
 
 
 def packs_only(epilogue):

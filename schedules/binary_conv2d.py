@@ -228,6 +228,11 @@ def _convolve(window, values, kernel):
     return result
 
 
+def stores_planar(spec):
+    """Whether the kernel can store its one result in channel order (output kind ``planar``)."""
+    return not sliced.claims(spec) and [o.kind for o in spec.epilogue.outputs] == ["tensor"]
+
+
 def build(spec, schedule, isa):
     """The kernel.
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import numpy as np
 
 from bnntvm.schedules import tir as T
+from bnntvm.schedules.tir import memory  # noqa: F401  (for the kernels)
 
 #: 8-bit counters hold this many words of at most 8 set bits per byte.
 BYTE_STEPS = 31
@@ -301,17 +302,6 @@ class EncodedZeros(Zeros):
 
     def decode(self, weights):
         return [weights[0], weights[0] ^ weights[1]] if len(weights) == 2 else weights
-
-
-def memory(name, size, dtype):
-    """``(array, statements)``: memory of a task that is too large for registers.
-
-    The array is an alias of what is allocated: TVM shrinks an allocation to the union of all accesses, and with the many accesses of an
-    unrolled tile it computes that union for ever.
-    """
-    allocated = T.tirx.decl_buffer((T.i64(size),), dtype, name)
-    array = T.tirx.decl_buffer(allocated.shape, dtype, f"{name}_view")
-    return array, [T.tirx.AllocBuffer(allocated), T.tirx.DeclBuffer(array, data=T.tirx.buffer_data(allocated))]
 
 
 def ternary_logic(a, b, c, table):

@@ -16,6 +16,7 @@ from bnntvm.schedules.binary_conv2d_adders import Adder, Bytes, CarrySave, Carry
 from bnntvm.schedules.binary_conv2d_tiles import Geometry, Segment, plan_row, segments
 from bnntvm.schedules.binary_conv2d_unipolar import WeightCounts
 from bnntvm.schedules.epilogue import Emitter
+from bnntvm.schedules.strips import Strips
 from bnntvm.spec import WORD_BITS, EpilogueInput, words
 
 BLOCK = WORD_BITS
@@ -52,6 +53,7 @@ class Kernel:
         dims = (batch, spec.window.out_height, spec.window.out_width)
         self.emitter = Emitter(spec.epilogue, spec.out_channels, self.isa, dims, "int32")
         params += self.emitter.inputs + self.emitter.outputs
+        self.strips = Strips(self.emitter, self.geometry.out_width, self._row_counts())
         return T.function("binary_conv2d", params, self.tasks(batch))
 
     def tasks(self, batch):
@@ -77,10 +79,10 @@ class Kernel:
             return T.for_("block", blocks, lambda b: self.block(adder, block + b, row, rows))
 
         if not self.spec.zeros or self.unipolar:  # a unipolar 0 is a value like any other
-            return [results, self.source(row, rows), nest(self.fast_adder)]
+            return [results, self.strips.allocation, self.source(row, rows), nest(self.fast_adder)]
         found, scan = self.scan_zeros(row, rows)
         fast = [self.source(row, rows), nest(self.fast_adder)]
-        return [results, scan, T.when(found == T.constant(0, "int32"), fast, nest(self.slow_adder))]
+        return [results, self.strips.allocation, scan, T.when(found == T.constant(0, "int32"), fast, nest(self.slow_adder))]
 
     @property
     def unipolar(self):
@@ -91,6 +93,11 @@ class Kernel:
     def slow_adder(self):
         """The adder for rows that hold zeros."""
         return EncodedZeros if issubclass(self.fast_adder, CarrySave) else Zeros
+
+    def _row_counts(self):
+        """The numbers of rows that tasks have."""
+        rest = self.geometry.out_height % self.schedule.task_rows
+        return [self.schedule.task_rows, rest] if rest else [self.schedule.task_rows]
 
     @staticmethod
     def _count(total, per_task, first):
@@ -198,7 +205,8 @@ class Kernel:
 
     def block(self, adder, block, row, rows):
         number, bind = T.bind("block", block)
-        return [bind, self.count_weights(adder, number), T.for_("y", rows, lambda y: self.row(adder, number, row + y))]
+        walk = self.strips.walk(rows, lambda y: self.row(adder, number, row + y), self.image, number, row)
+        return [bind, self.count_weights(adder, number), walk]
 
     def count_weights(self, adder, block):
         """Statements that prepare the corrections of a block."""
@@ -282,7 +290,8 @@ class Kernel:
             # Rows may be joined rows of the image: addresses count, not coordinates.
             place = (y, x + p) if g.out_width == self.spec.window.out_width else (T.i64(0), y * g.out_width + (x + p))
             scope = self._half_thresholds(block * BLOCK) if self.halves(adder) else {}
-            return self.emitter.emit(values, (self.image, *place), block * BLOCK, scope)
+            strip = self.strips.place(y * g.out_width + (x + p))
+            return self.emitter.emit(values, (self.image, *place), block * BLOCK, scope, strip=strip)
 
         return T.for_("p", pixels, pixel)
 

@@ -39,6 +39,9 @@ class Emitter:
     ----------
     inputs, outputs : list of Buffer
         The kernel's parameters for the epilogue, in order.
+    strips : dict of int to Buffer
+        For every ``planar`` output by its number, float32 memory that takes the words of channels of a strip of pixels one after the other;
+        the kernel sets it and brings it into channel order, see :mod:`.strips`.
     """
 
     def __init__(self, epilogue, channels, isa, dims, anchor_dtype):
@@ -47,14 +50,14 @@ class Emitter:
         self.outputs = [tir.buffer(f"y{i}", output_shape(o, channels, dims), output_dtype(o)) for i, o in enumerate(epilogue.outputs)]
         self.mask_word = neon.mask_word if neon.is_neon(isa) else tir.mask_word
         self.compare = neon.compare if neon.flushes(isa) else None
-        self._uses = _count_uses(epilogue)
+        self._uses, self.strips = _count_uses(epilogue), {}
 
     @property
     def vectors_per_word(self):
         """Vectors that hold the channels of one packed word."""
         return spec.WORD_BITS // self.lanes
 
-    def emit(self, values, position, first_channel, scope=None, whole=None, popcounts_of=None):
+    def emit(self, values, position, first_channel, scope=None, whole=None, popcounts_of=None, strip=None):
         """Statements that evaluate and store the epilogue for some channels of one pixel.
 
         Parameters
@@ -74,13 +77,15 @@ class Emitter:
         popcounts_of : int, optional
             K: ``values`` are not the anchor but numbers p of differing bits, and the anchor is ``K - 2 * p``. Comparisons of the anchor
             with per-channel integers are then made on p itself, with thresholds that ``scope`` keeps.
+        strip : int64 expression, optional
+            Where in ``strips`` the pixel begins.
 
         Returns
         -------
         list of statements
         """
         scope = {} if scope is None else scope
-        return _Tile(self, values, position, first_channel, scope, whole, popcounts_of).statements()
+        return _Tile(self, values, position, first_channel, scope, whole, popcounts_of, strip).statements()
 
     def compares_anchor(self, step):
         """Whether ``step`` orders the anchor and an integer that is the same for all pixels."""
@@ -107,12 +112,14 @@ def input_shape(operand, channels, dims):
 
 def output_shape(output, channels, dims):
     """Shape of an epilogue output's buffer."""
+    if output.kind == "planar":
+        return (dims[0], channels, *dims[1:])
     return (*dims, channels if output.kind == "tensor" else spec.words(channels))
 
 
 def output_dtype(output):
     """Type of an epilogue output's buffer."""
-    return output.dtype if output.kind == "tensor" else "uint32"
+    return "uint32" if output.kind == "bits" else output.dtype
 
 
 def _count_uses(epilogue):
@@ -137,10 +144,10 @@ _REPEATS = {"sign", "prelu", "exp", "log", "tanh", "sigmoid", "erf", "power"}
 class _Tile:
     """One call of :meth:`Emitter.emit`."""
 
-    def __init__(self, emitter, values, position, first_channel, scope, whole, popcounts_of):
+    def __init__(self, emitter, values, position, first_channel, scope, whole, popcounts_of, strip):
         self.emitter, self.epilogue, self.lanes = emitter, emitter.epilogue, emitter.lanes
         self.position, self.first, self.scope, self.total = tuple(position), first_channel, scope, popcounts_of
-        self.body = []
+        self.body, self.strip = [], strip
         self.static_first = tir.static(first_channel)
         self.whole = emitter.channels % spec.WORD_BITS == 0 if whole is None else whole
         if self.static_first is None and not self.whole and len(values) > emitter.vectors_per_word:
@@ -152,6 +159,8 @@ class _Tile:
             target = self.emitter.outputs[index]
             if output.kind == "tensor":
                 self._store_tensor(output, target)
+            elif output.kind == "planar":
+                self._store_strip(output, self.emitter.strips[index])
             else:
                 self._store_bits(output, target)
         return self.body
@@ -248,6 +257,10 @@ class _Tile:
                 value = tirx.Cast(tir.vector_type("uint8", self.lanes), value)
             where = (*self.position, self.first + v * self.lanes)
             self.body.append(tir.store_vector(target, where, value) if mask is None else tir.store_masked(target, where, value, mask))
+
+    def _store_strip(self, output, strip):
+        for v, values in enumerate(self.table):
+            self.body.append(tir.store_vector(strip, [self.strip + v * self.lanes], values[output.value]))
 
     def _store_bits(self, output, target):
         per_word = self.emitter.vectors_per_word
@@ -425,8 +438,9 @@ def reference(epilogue, anchor_value, inputs):
 
 def _reference_output(output, values, channels, shape):
     value = np.broadcast_to(values[output.value], shape)
-    if output.kind == "tensor":
-        return value.astype(output.dtype)
+    if output.kind != "bits":
+        value = value.astype(output.dtype)
+        return value if output.kind == "tensor" else np.ascontiguousarray(np.moveaxis(value, -1, 1))
     packed = pack(value)
     if output.flip is not None:
         packed = packed ^ values[output.flip]

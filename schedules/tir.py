@@ -98,6 +98,17 @@ def scratch(name, shape, dtype):
     return array, tirx.AllocBuffer(array)
 
 
+def memory(name, size, dtype):
+    """``(array, statements)``: memory of a kernel that is too large for registers.
+
+    The array is an alias of what is allocated: TVM shrinks an allocation to the union of all accesses, and with the many accesses of an
+    unrolled tile it computes that union for ever.
+    """
+    allocated = tirx.decl_buffer((i64(size),), dtype, name)
+    array = tirx.decl_buffer(allocated.shape, dtype, f"{name}_view")
+    return array, [tirx.AllocBuffer(allocated), tirx.DeclBuffer(array, data=tirx.buffer_data(allocated))]
+
+
 class Registers:
     """Vectors that are written more than once, such as the accumulators of a register tile.
 

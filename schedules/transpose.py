@@ -1,8 +1,4 @@
-"""Exchange of two axes (:class:`bnntvm.spec.Transpose`) in square blocks that are transposed in registers.
-
-A block of L x L float32 numbers, L the lanes of a vector, takes log2(L) rounds; a round joins every vector with the one 2**r rows away,
-exchanging blocks of 2**r lanes (Eklundh, "A fast computer method for matrix transposing", 1972).
-"""
+"""Exchange of two axes (:class:`bnntvm.spec.Transpose`) in square blocks that are transposed in registers, see :func:`square`."""
 
 from __future__ import annotations
 
@@ -59,6 +55,7 @@ class _Kernel:
     def function(self):
         rows, columns, lanes = self.spec.rows, self.spec.columns, self.lanes
         if rows < lanes or columns < lanes:
+
             def image(n):
                 return tir.for_("c", columns, lambda c: tir.for_("r", rows, lambda r: self._one(n, r, c)))
 
@@ -97,28 +94,56 @@ class _Kernel:
         return [named, tir.for_("block", -(-inner // lanes), block)]
 
     def _block(self, n, row, column):
-        lanes, body, vectors = self.lanes, [], []
-        for i in range(lanes):
-            vector, statement = tir.bind("v", self._load(n, row + i, column, lanes))
-            vectors.append(vector)
-            body.append(statement)
-        width = 1
-        while width < lanes:
-            vectors, statements = self._round(vectors, width)
-            body += statements
-            width *= 2
-        body += [tir.store_vector(self.out, self._at(self.out, n, (column + i) * self.spec.rows + row), v) for i, v in enumerate(vectors)]
-        return body
+        body, columns = square(lambda i, j: self._load(n, row + i, column + j, _QUAD), self.lanes)
+        return [
+            *body,
+            *(tir.store_vector(self.out, self._at(self.out, n, (column + i) * self.spec.rows + row), c) for i, c in enumerate(columns)),
+        ]
 
-    def _round(self, vectors, width):
-        """Exchange the off-diagonal blocks of ``width`` lanes between vectors ``width`` apart."""
-        lanes, result, body = self.lanes, list(vectors), []
-        upper = [j if not j & width else lanes + j - width for j in range(lanes)]
-        lower = [j + width if not j & width else lanes + j for j in range(lanes)]
-        for i in range(lanes):
-            if not i & width:
-                for k, order in ((i, upper), (i + width, lower)):
-                    value = tirx.Shuffle([vectors[i], vectors[i + width]], [tirx.const(j, "int32") for j in order])
-                    result[k], statement = tir.bind("t", value)
-                    body.append(statement)
-        return result, body
+
+#: Numbers in the part of a vector within which x86 moves lanes cheaply.
+_QUAD = 4
+
+
+def square(load, lanes):
+    """A block of ``lanes`` x ``lanes`` float32 numbers, transposed in registers.
+
+    Vectors are put together from quads of four rows as they are loaded, which is cheap; what is left is to transpose 4 x 4 blocks within
+    quads.
+
+    Parameters
+    ----------
+    load : callable
+        (row, column) to the vector of four numbers that begins there; both are Python ints.
+    lanes : int
+        A multiple of 4.
+
+    Returns
+    -------
+    (list of statements, list of vectors)
+        The columns of the block, in order.
+    """
+    body, columns = [], []
+
+    def named(value):
+        variable, statement = tir.bind("t", value)
+        body.append(statement)
+        return variable
+
+    def pairs(a, b, first, second):
+        """Quad by quad: numbers ``first`` and ``second`` of ``a`` and of ``b``, alternating."""
+        return named(tir.shuffle([a, b], [at for q in range(0, lanes, _QUAD) for k in (q + first, q + second) for at in (k, lanes + k)]))
+
+    def halves(a, b, first):
+        """Quad by quad: two numbers of ``a`` and two of ``b``, from number ``first`` on."""
+        return named(tir.shuffle([a, b], [side + q + first + k for q in range(0, lanes, _QUAD) for side in (0, lanes) for k in (0, 1)]))
+
+    for column in range(0, lanes, _QUAD):
+        rows = []
+        for row in range(_QUAD):
+            quads = [named(load(row + first, column)) for first in range(0, lanes, _QUAD)]
+            rows.append(quads[0] if lanes == _QUAD else named(tir.shuffle(quads, range(lanes))))
+        for first in (0, 2):
+            low, high = pairs(rows[0], rows[1], first, first + 1), pairs(rows[2], rows[3], first, first + 1)
+            columns += [halves(low, high, 0), halves(low, high, 2)]
+    return body, columns

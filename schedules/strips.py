@@ -1,0 +1,107 @@
+"""Results in channel order: ``float32[N, C, H, W]`` from a kernel that computes words of channels pixel by pixel.
+
+A task collects a strip of its pixels, 32 channels wide and small enough for the first-level cache, and transposes it in registers into
+the planes of these channels, where the pixels of consecutive rows are one run of memory.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+
+from bnntvm.schedules import tir
+from bnntvm.schedules.transpose import square
+from bnntvm.spec import WORD_BITS
+
+#: A strip is as many rows as stay below this number of pixels: 16 KiB.
+_PIXELS = 128
+
+
+class Strips:
+    """The strips of a task, one for each planar output; nothing for an epilogue without any.
+
+    Parameters
+    ----------
+    emitter : epilogue.Emitter
+    width : int
+        Pixels of a row.
+    row_counts : list of int
+        The numbers of rows that a task may have.
+
+    Attributes
+    ----------
+    allocation : list of statements
+        To be placed where a task begins.
+    """
+
+    def __init__(self, emitter, width, row_counts):
+        self.emitter, self.width, self.lanes = emitter, width, emitter.lanes
+        self.numbers = [i for i, output in enumerate(emitter.epilogue.outputs) if output.kind == "planar"]
+        self.allocation, self.first = [], None
+        self.rows = _strip_rows(max(row_counts), width, self.lanes)
+        #: Whether there are strips shorter than a vector, so that stores must leave lanes out.
+        self.short = min(self.rows, *row_counts) * width < self.lanes
+        # Vectors of the last pixels may reach beyond them.
+        size = (max(map(self._last, row_counts)) * width + self.lanes) * WORD_BITS
+        for number in self.numbers:
+            array, allocate = tir.memory(f"strip{number}", size, "float32")
+            emitter.strips[number] = array
+            self.allocation += allocate
+
+    def _last(self, rows):
+        """Rows of the last strip of a task with ``rows`` rows: those that are left over belong to it."""
+        return self.rows + rows % self.rows if rows >= self.rows else rows
+
+    def place(self, pixel):
+        """Where in the strips a pixel of the image begins."""
+        return None if self.first is None else (pixel - self.first) * WORD_BITS
+
+    def walk(self, rows, row, image, block, first_row):
+        """Loops over the rows of a task, ``row(number)``, for a block of 32 channels, strip by strip."""
+        if not self.numbers:
+            return tir.for_("y", rows, row)
+        strips = tirx.max(tir.i64(1), tirx.floordiv(tir.i64(rows), tir.i64(self.rows)))
+
+        def strip(number):
+            begin, named = tir.bind("begin", number * self.rows)
+            count = tirx.Select(number == strips - 1, rows - begin, tir.i64(self.rows))
+            count, named_count = tir.bind("count", count)
+            self.first, named_first = tir.bind("pixel", (first_row + begin) * self.width)
+            walked = tir.for_("y", count, lambda y: row(begin + y))
+            return [named, named_count, named_first, walked, self._flush(image, block, count * self.width)]
+
+        return tir.for_("strip", strips, strip)
+
+    def _flush(self, image, block, count):
+        """Bring the strips' ``count`` pixels into the planes."""
+        groups = tirx.floordiv(count + (self.lanes - 1), tir.i64(self.lanes))
+
+        def group(number):
+            at = number * self.lanes
+            at, named = tir.bind("at", at if self.short else tirx.min(at, count - self.lanes))
+            mask = tir.prefix_mask(count - at, self.lanes) if self.short else None
+            return [
+                named,
+                [self._square(i, image, block, at, part, mask) for i in self.numbers for part in range(0, WORD_BITS, self.lanes)],
+            ]
+
+        return tir.for_("group", groups, group)
+
+    def _square(self, number, image, block, at, part, mask):
+        """Transpose ``lanes`` pixels from pixel ``at`` of a strip on, channels ``part`` ... ``part + lanes - 1`` of the block."""
+        strip, target = self.emitter.strips[number], self.emitter.outputs[number]
+        body, planes = square(lambda i, j: tir.load_vector(strip, [(at + i) * WORD_BITS + part + j], 4), self.lanes)
+        channels, stores = self.emitter.channels, []
+        for i, plane in enumerate(planes):
+            channel = block * WORD_BITS + part + i
+            where = [image, channel, 0, self.first + at]
+            store = tir.store_vector(target, where, plane) if mask is None else tir.store_masked(target, where, plane, mask)
+            exists = channels % self.lanes == 0 or tir.i64(0) + channel < channels
+            stores.append(tir.when(exists, store))
+        some = channels % WORD_BITS == 0 or channels % self.lanes != 0 or block * WORD_BITS + part < channels
+        return tir.when(some, [body, stores])
+
+
+def _strip_rows(rows, width, lanes):
+    """Rows of a strip: those of at most ``_PIXELS`` pixels that fill vectors best, at least one if that is possible."""
+    fits = range(1, max(1, min(rows, _PIXELS // width)) + 1)
+    return min(fits, key=lambda n: (n * width < lanes, -(-n * width // lanes) * lanes / (n * width), n))
