@@ -365,7 +365,7 @@ class Lower(Rewriter):
         if isinstance(spec, sp.FloatConv2d) and operands[0] in self.turned and spec.groups == 1:
             spec, operands[0] = replace(spec, planar=True), self.turned[operands[0]]
         types = _retyped(types, arguments, func)
-        if var in self.to_planes and getattr(families.of(spec), "stores_planar", lambda _: False)(spec):
+        if var in self.to_planes and getattr(families.of(spec), "stores_planar", lambda _spec, _isa: False)(spec, self.isa):
             spec, types = _planar(spec), [relax.TensorType([types[0].shape[a] for a in TO_CHANNEL_ORDER], types[0].dtype)]
             self.planar.add(var)
         return self.call(spec, operands, types, weights, layer)

@@ -228,9 +228,9 @@ def _convolve(window, values, kernel):
     return result
 
 
-def stores_planar(spec):
+def stores_planar(spec, isa):
     """Whether the kernel can store its one result in channel order (output kind ``planar``)."""
-    return not sliced.claims(spec) and [o.kind for o in spec.epilogue.outputs] == ["tensor"]
+    return not sliced.claims(spec) and not neon.claims(spec, isa) and [o.kind for o in spec.epilogue.outputs] == ["tensor"]
 
 
 def build(spec, schedule, isa):

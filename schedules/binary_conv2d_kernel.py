@@ -53,7 +53,6 @@ class Kernel:
         dims = (batch, spec.window.out_height, spec.window.out_width)
         self.emitter = Emitter(spec.epilogue, spec.out_channels, self.isa, dims, "int32")
         params += self.emitter.inputs + self.emitter.outputs
-        self.strips = Strips(self.emitter, self.geometry.out_width, self._row_counts())
         return T.function("binary_conv2d", params, self.tasks(batch))
 
     def tasks(self, batch):
@@ -94,10 +93,11 @@ class Kernel:
         """The adder for rows that hold zeros."""
         return EncodedZeros if issubclass(self.fast_adder, CarrySave) else Zeros
 
-    def _row_counts(self):
-        """The numbers of rows that tasks have."""
-        rest = self.geometry.out_height % self.schedule.task_rows
-        return [self.schedule.task_rows, rest] if rest else [self.schedule.task_rows]
+    @cached_property
+    def strips(self):
+        """Where results in channel order are collected."""
+        rows, per_task = self.geometry.out_height, self.schedule.task_rows
+        return Strips(self.emitter, self.geometry.out_width, [per_task, rows % per_task] if rows % per_task else [per_task])
 
     @staticmethod
     def _count(total, per_task, first):
