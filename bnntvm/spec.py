@@ -56,8 +56,8 @@ class Step:
 @dataclass(frozen=True)
 class Output:
     """One store. ``tensor`` stores value ``value`` as ``dtype`` [..., C]; ``planar`` (of convolutions of bits) stores float32 in
-    the order of an ONNX file, [N, C, H, W]; ``bits`` packs a bool value to ``uint32[..., words(C)]`` and,
-    if ``flip`` is the number of a ``words`` input, xors each word with it. Tail bits (channels >= C) are 0 whatever the value says."""
+    the order of an ONNX file, [N, C, H, W]; ``bits`` packs a bool value to ``uint32[..., words(C)]`` and, if ``flip`` is the number of a
+    ``words`` input, xors each word with it. Tail bits (channels >= C) are 0 whatever the value says."""
 
     kind: str
     value: int

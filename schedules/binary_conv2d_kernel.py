@@ -205,8 +205,8 @@ class Kernel:
 
     def block(self, adder, block, row, rows):
         number, bind = T.bind("block", block)
-        walk = self.strips.walk(rows, lambda y: self.row(adder, number, row + y), self.image, number, row)
-        return [bind, self.count_weights(adder, number), walk]
+        count = self.count_weights(adder, number)  # first: rows refer to it
+        return [bind, count, self.strips.walk(rows, lambda y: self.row(adder, number, row + y), self.image, number, row)]
 
     def count_weights(self, adder, block):
         """Statements that prepare the corrections of a block."""
