@@ -228,7 +228,8 @@ def _weight_spec(name, call, epilogue):
     operands = [call.args[0], None, *(const(_padded_rows(one)) for one in levels)]
     channels = int(attrs["channels"])
     if name == "bnn.dense_weight":
-        return sp.WeightDense(channels, planes.shape[1], coding, epilogue), operands, planes
+        kind = sp.WeightDenseInt8 if bool(attrs["integer"]) else sp.WeightDense
+        return kind(channels, planes.shape[1], coding, epilogue), operands, planes
     window = _window(call.args[0], planes.shape[2:4], attrs)
     return sp.WeightConv2d(window, channels, planes.shape[1], int(attrs["groups"]), epilogue, coding=coding), operands, planes
 

@@ -139,7 +139,8 @@ def _infer_conv_weight(call_):
 
 
 def _infer_dense_weight(call_):
-    return relax.TensorType([call_.args[0].ty.shape[0], int(call_.args[1].ty.shape[1])], "float32")
+    kind = "int32" if bool(call_.attrs["integer"]) else "float32"
+    return relax.TensorType([call_.args[0].ty.shape[0], int(call_.args[1].ty.shape[1])], kind)
 
 
 def _planes_dtype(attrs):
@@ -202,5 +203,5 @@ POOL_BITS = define("bnn.pool_bits", _infer_pool_bits)
 #: coding.
 CONV_WEIGHT = define("bnn.conv2d_weight", _infer_conv_weight)
 #: Dense layer of float data [M, K] with packed weights uint32 [planes, N, ceil(K / 32)], levels as above. Attributes: layer, channels,
-#: coding.
+#: coding, integer: the data hold integers from -128 to 127 and the result, exact, is int32, one of reachable = [low, high, stride].
 DENSE_WEIGHT = define("bnn.dense_weight", _infer_dense_weight)

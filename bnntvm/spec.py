@@ -310,6 +310,19 @@ class WeightDense:
 
 
 @dataclass(frozen=True)
+class WeightDenseInt8:
+    """Data of 8 bits times packed weights; the anchor's value is the exact dot product, int32.
+
+    Operands: data ``float32[M, K]`` that hold integers from -128 to 127, weights as for :class:`WeightDense`, ``sign`` or ``ternary``.
+    """
+
+    in_features: int
+    out_features: int
+    coding: WeightCoding
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+
+@dataclass(frozen=True)
 class WeightConv2d(FloatConv2d):
     """:class:`FloatConv2d` with packed weights, from ``uint32[planes, O, kh, kw, words(I / groups)]``; levels as in WeightDense."""
 

@@ -11,12 +11,15 @@ level but one (Courbariaux et al. 2015; Rastegari et al. 2016, eq. 7; Li and Liu
 with l0 = 0 where zero is a level, else the level of least magnitude: nothing is added that the float layer would not add, so sums of a few
 selected terms do not drown in the rounding of large ones that cancel.
 
+Data that hold integers of 8 bits, or such integers times a number of their row or of the tensor (BitNet b1.58: activations quantised by
+each token's largest magnitude; Ma et al. 2024), make an exact integer product, which the row's number then multiplies.
+
 Ordering contract: after Binarise, on the layers that it left in float; before FuseEpilogues.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tvm
@@ -24,9 +27,11 @@ from tvm import relax
 
 from bnntvm import ops
 from bnntvm.bits import pack_bits
-from bnntvm.graph import Rewriter, const, constant, dims, dtype, op_name
+from bnntvm.graph import Rewriter, bindings, const, constant, dims, dtype, op_name, same_dims
+from bnntvm.levels import Mono, Step, ends, quiet
 
 from .binarise import Decision
+from .infer_levels import infer_levels
 
 
 def decompose(weight):
@@ -64,28 +69,36 @@ def decompose(weight):
     return "levels", planes[used[1:]].reshape(-1, *weight.shape), np.ascontiguousarray(table[used])
 
 
+@dataclass(frozen=True)
+class Integers:
+    """A tensor as ``tensor * factor`` or ``tensor / factor`` where ``tensor`` holds integers of magnitude ``most`` at most.
+
+    ``operator`` is relax.op.multiply or relax.op.divide, None for no factor; ``factor`` is one number for each row, or a constant.
+    """
+
+    tensor: relax.Var
+    most: int
+    operator: object = None
+    factor: object = None
+
+
 class _WeightOnly(Rewriter):
     def __init__(self, decisions):
         self.decisions = decisions
 
     def begin(self):
-        self.producer = {}
-
-    def emit(self, value, name=""):
-        var = super().emit(value, name)
-        self.producer[var] = value
-        return var
+        self.producer, self.facts = {binding.var: binding.value for binding in bindings(self.func)}, None
 
     def rewrite(self, var, value):
         name = op_name(value)
-        if name in ("bnn.conv", "bnn.matmul"):
-            new = self.substitute(value)
-            if self.nearly_sign(new.args[0]):
-                self.decisions[str(new.attrs["layer"])] = Decision("float", "the activation is x / |x|, a sign but for the smallest x")
-                return self.emit(new)
-            out = self.layer(name, new)
-            return self.emit(new) if out is None else out
-        return super().rewrite(var, value)
+        if name not in ("bnn.conv", "bnn.matmul"):
+            return super().rewrite(var, value)
+        new = self.substitute(value)
+        if self.nearly_sign(value.args[0]):
+            self.decisions[str(new.attrs["layer"])] = Decision("float", "the activation is x / |x|, a sign but for the smallest x")
+            return self.emit(new)
+        out = self.layer(name, new, value.args[0])
+        return self.emit(new) if out is None else out
 
     def nearly_sign(self, data):
         """Whether a tensor is ``x / max(|x|, c)``.
@@ -100,8 +113,8 @@ class _WeightOnly(Rewriter):
             below = self.producer.get(below.args[0])
         return op_name(below) == "relax.abs" and below.args[0].same_as(quotient.args[0])
 
-    def layer(self, name, call):
-        """The packed layer times its scales; None if it stays float."""
+    def layer(self, name, call, source):
+        """The packed layer times its scales; None if it stays float. ``source`` is the data in the function that is rewritten."""
         data, weight = call.args[0], constant(call.args[1])
         if weight is None or dtype(data) != "float32" or weight.dtype != np.float32 or not np.isfinite(weight).all():
             return None
@@ -111,19 +124,92 @@ class _WeightOnly(Rewriter):
         found = decompose(weight.T if dense else weight)
         if found is None or not dense and found[0] == "levels" and dims(data)[-1] == int(call.attrs["groups"]) > 1:
             return None  # the few weights of a depthwise convolution are not worth sums of their own
-        coding, planes, numbers = found
+        integers = self.integers(source) if dense and found[0] != "levels" else None
         layer = str(call.attrs["layer"])
-        attrs = dict(layer=layer, channels=dims(data)[-1], coding=coding)
-        if not dense:
-            attrs |= {key: [int(v) for v in call.attrs[key]] for key in ("strides", "pads", "dilations")}
-            attrs["groups"] = int(call.attrs["groups"])
-        operands = [data, const(pack_bits(planes)), *([const(numbers)] if coding == "levels" else [])]
-        out = self.emit(ops.call(ops.DENSE_WEIGHT if dense else ops.CONV_WEIGHT, operands, **attrs))
         before = self.decisions.get(layer, Decision("float"))
-        self.decisions[layer] = replace(before, kind="weight-only", planes=f"float x {len(planes)}")
-        if coding == "levels" or np.all(numbers == 1):
+        self.decisions[layer] = replace(before, kind="weight-only", planes=f"{'int8' if integers else 'float'} x {len(found[1])}")
+        if integers:
+            return self.integer_dense(call, integers, *found)
+        return self.dense(call, *found) if dense else self.convolution(call, *found)
+
+    def convolution(self, call, coding, planes, numbers):
+        attrs = {key: [int(v) for v in call.attrs[key]] for key in ("strides", "pads", "dilations")}
+        out = self.emit(
+            ops.call(
+                ops.CONV_WEIGHT, self.operands(call.args[0], coding, planes, numbers), layer=str(call.attrs["layer"]),
+                channels=dims(call.args[0])[-1], groups=int(call.attrs["groups"]), coding=coding, **attrs,
+            )
+        )  # fmt: skip
+        return out if coding == "levels" else self.scaled(out, numbers)
+
+    def dense(self, call, coding, planes, numbers):
+        data, layer = call.args[0], str(call.attrs["layer"])
+        operands = self.operands(data, coding, planes, numbers)
+        out = self.emit(ops.call(ops.DENSE_WEIGHT, operands, layer=layer, channels=dims(data)[-1], coding=coding, integer=False))
+        return out if coding == "levels" else self.scaled(out, numbers)
+
+    def integer_dense(self, call, integers, coding, planes, numbers):
+        """The exact product, the weights' scales, the rows' factors."""
+        rows, features = dims(call.args[0])
+        data, most = self.two_dimensional(integers.tensor, rows), features * integers.most
+        layer = dict(layer=str(call.attrs["layer"]), channels=features, coding=coding, integer=True, reachable=[-most, most, 1])
+        out = self.emit(ops.call(ops.DENSE_WEIGHT, self.operands(data, coding, planes, numbers), **layer))
+        out = self.scaled(self.emit(relax.op.astype(out, "float32")), numbers)
+        if integers.operator is None:
+            return out
+        factor = integers.factor
+        factor = const(constant(factor).reshape(())) if constant(factor) is not None else self.two_dimensional(factor, rows)
+        return self.emit(integers.operator(out, factor))
+
+    def two_dimensional(self, var, rows):
+        """The new form of a variable, as rows of its last axis."""
+        new = self.env[var]
+        return new if len(dims(new)) == 2 else self.emit(relax.op.reshape(new, [rows, dims(new)[-1]]))
+
+    def operands(self, data, coding, planes, numbers):
+        return [data, const(pack_bits(planes)), *([const(numbers)] if coding == "levels" else [])]
+
+    def scaled(self, out, numbers):
+        """One multiplication per output unless every scale is 1."""
+        if np.all(numbers == 1):
             return out
         return self.emit(relax.op.multiply(out, const(numbers if np.any(numbers != numbers[0]) else numbers[0])))
+
+    def integers(self, data):
+        """A tensor as :class:`Integers`, or None."""
+        value = self.producer.get(data)
+        if op_name(value) == "relax.reshape" and dims(value.args[0])[-1] == dims(data)[-1]:
+            data = value.args[0]
+            value = self.producer.get(data)
+        if (most := self.magnitude(data)) is not None:
+            return Integers(data, most)
+        if op_name(value) not in ("relax.multiply", "relax.divide"):
+            return None
+        sides = [tuple(value.args)] + ([tuple(reversed(value.args))] if op_name(value) == "relax.multiply" else [])
+        for tensor, factor in sides:
+            single = constant(factor) is not None and constant(factor).size == 1
+            of_rows = isinstance(factor, relax.Var) and len(dims(factor)) == len(dims(data)) and dims(factor)[-1] == 1
+            if (single or of_rows and same_dims(dims(factor)[:-1], dims(data)[:-1])) and (most := self.magnitude(tensor)) is not None:
+                return Integers(tensor, most, relax.op.multiply if op_name(value) == "relax.multiply" else relax.op.divide, factor)
+        return None
+
+    def magnitude(self, var):
+        """The largest magnitude of a float32 tensor if it provably holds integers from -128 to 127, else None."""
+        if not isinstance(var, relax.Var) or dtype(var) != "float32":
+            return None
+        if self.facts is None:
+            self.facts = infer_levels(self.func).facts
+        fact = self.facts.get(var)
+        if isinstance(fact, Step):
+            values = fact.levels()
+        elif isinstance(fact, Mono) and fact.integral:
+            values = np.concatenate([np.ravel(v) for v in ends(fact)])
+        elif isinstance(fact, Mono) and fact.domain.integer and fact.domain.count() <= 256:
+            values = quiet(fact.function, fact.domain.at(np.arange(fact.domain.count())).reshape(-1, *(1 for _ in fact.shape)))
+        else:
+            return None
+        good = np.isfinite(values).all() and np.all(values == np.rint(values)) and np.min(values) >= -128 and np.max(values) <= 127
+        return int(np.max(np.abs(values))) if good else None
 
 
 @tvm.transform.module_pass(opt_level=0, name="bnn.WeightOnly")

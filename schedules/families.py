@@ -19,6 +19,7 @@ FAMILIES = {
     sp.FloatDense: "float_dense",
     sp.WeightConv2d: "weight_conv2d",
     sp.WeightDense: "weight_dense",
+    sp.WeightDenseInt8: "weight_dense_int8",
     sp.Pool2d: "pool2d",
     sp.GlobalPool: "reduce",
     sp.Softmax: "reduce",

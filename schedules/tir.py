@@ -298,6 +298,16 @@ def store_masked(array, indices, value, mask):
     return tirx.Evaluate(_extern(name, text, "int32", *_address(array, indices), value, mask))
 
 
+def prefetch(array, indices):
+    """Statement that asks for the cache line of an element, which need not exist: nothing is read."""
+    name = "bnn_prefetch_" + _LLVM_TYPES[element_of(str(array.dtype))]
+    text = (f"i32 @{name}(ptr %base, i64 %offset) alwaysinline nounwind {{\n"
+            f"  %p = getelementptr {_LLVM_TYPES[element_of(str(array.dtype))]}, ptr %base, i64 %offset\n"
+            "  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 3, i32 1)\n  ret i32 0\n}\n"
+            "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")  # fmt: skip
+    return tirx.Evaluate(_extern(name, text, "int32", *_address(array, indices)))
+
+
 def fence(value):
     """``value``, out of reach of floating-point contraction: a product that is fenced is rounded before it is added."""
     return tirx.call_llvm_pure_intrin(dtype_of(value), "llvm.arithmetic.fence", value)

@@ -163,4 +163,10 @@ def conv2d_weight(attrs, x, words, levels=None):
 
 @implements("bnn.dense_weight")
 def dense_weight(attrs, x, words, levels=None):
-    return (x @ _packed_weights(attrs, words, levels, attrs["channels"]).T).astype(np.float32)
+    out = x @ _packed_weights(attrs, words, levels, attrs["channels"]).T
+    if not attrs["integer"]:
+        return out.astype(np.float32)
+    low, high, _ = attrs["reachable"]
+    assert np.all(x == np.rint(x)) and x.min(initial=0) >= -128 and x.max(initial=0) <= 127, "the analysis promised bytes"
+    assert low <= out.min(initial=0) and out.max(initial=0) <= high, "the analysis promised other values"
+    return out.astype(np.int32)

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from bnntvm.graph import bindings, op_name
+from bnntvm.ops import shape_of
 from bnntvm.passes.weight_only import WeightOnly, decompose
+from tests.interpreter import run
 from tests.passes.relax_nets import c, calls, conv, dense, module, quarters, same
 
 
@@ -77,3 +79,34 @@ def test_a_quotient_that_means_sign_stays_float_and_says_so():
     (decision,) = decisions.values()
     assert decision.kind == "float" and "sign" in decision.reason
     assert [op_name(b.value) for b in bindings(after["main"])][-1] != "bnn.dense_weight"
+
+
+def quantised_rows(emit, x):
+    """BitNet b1.58's activations: integers from -128 to 127, and what they are to be divided by."""
+    largest = emit(relax.op.maximum(emit(relax.op.max(emit(relax.op.abs(x)), axis=[-1], keepdims=True)), c(np.float32(1e-5))))
+    scale = emit(relax.op.divide(c(np.float32(127)), largest))
+    q = emit(relax.op.round(emit(relax.op.multiply(x, scale))))
+    return emit(relax.op.minimum(emit(relax.op.maximum(q, c(np.float32(-128)))), c(np.float32(127)))), scale
+
+
+@pytest.mark.parametrize("shape", [("n", 40), (2, "n", 40)])
+def test_integers_of_rows(shape):
+    weight = np.random.default_rng(0).choice(np.float32([-0.5, 0, 0.5]), (40, 8))
+
+    def net(emit, x):
+        q, scale = quantised_rows(emit, x)
+        data = emit(relax.op.divide(q, scale))
+        return emit(dense(data if len(shape) == 2 else emit(relax.op.reshape(data, [2 * shape_of(x)[1], 40])), weight))
+
+    before, after, decisions = optimised(net, shape)
+    (layer,) = [b.value for b in bindings(after["main"]) if op_name(b.value) == "bnn.dense_weight"]
+    assert bool(layer.attrs["integer"]) and [int(v) for v in layer.attrs["reachable"]] == [-40 * 128, 40 * 128, 1]
+    assert decisions["dense"].planes == "int8 x 2"
+    x = np.random.default_rng(1).normal(size=(2, 3, 40)[3 - len(shape) :]).astype(np.float32)
+    np.testing.assert_allclose(run(after, [x])[0], run(before, [x])[0], rtol=1e-5, atol=1e-5)
+
+
+def test_unlimited_integers_are_not_taken_for_bytes():
+    weight = np.random.default_rng(0).choice(np.float32([-1, 1]), (40, 8))
+    _, after, decisions = optimised(lambda emit, x: emit(dense(emit(relax.op.round(x)), weight)), ("n", 40))
+    assert decisions["dense"].planes == "float x 1"
