@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from tvm import relax
 
 from bnntvm.graph import bindings, op_name
+from bnntvm.interpreter import run
 from bnntvm.ops import shape_of
 from bnntvm.passes.weight_only import WeightOnly, decompose
-from tests.interpreter import run
 from tests.passes.relax_nets import c, calls, conv, dense, module, quarters, same
 
 
