@@ -26,6 +26,7 @@ import tempfile
 
 from bnntvm.errors import ArtefactError, TargetError
 from bnntvm.targets.isa import host_flags
+from bnntvm.tile_permission import tile_permission
 
 FORMAT = 1
 MAGIC = b"bnntvm\r\n"  # a transfer in text mode breaks the line end, and with it the magic
@@ -271,3 +272,8 @@ def check_machine(file, manifest, where):
             why="it lacks " + ", ".join(missing),
             hint='build again with target="x86" on this machine, or for a lower level (`bnntvm targets` lists them)',
         )
+    if "amx_tile" in target.get("needs", []) and not tile_permission():
+        raise TargetError(
+            "the operating system does not let this process use the tile registers of AMX", where=where,
+            why=f"it was built for {target.get('name')}", hint="build it for a lower level (`bnntvm targets` lists them)",
+        )  # fmt: skip

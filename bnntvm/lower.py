@@ -417,7 +417,7 @@ class Lower(Rewriter):
         schedule = self.choose(family, spec, self.isa, dims(operands[0]))
         if (spec, schedule) not in self.cache:
             prim = family.build(spec, schedule, self.isa)
-            name = f"{family.__name__.rsplit('.', 1)[-1]}_{len(self.cache)}"
+            name = f"{prim.attrs['global_symbol']}_{len(self.cache)}"
             gvar = self.builder.add_func(prim.with_attr("bnn.kernel", name).without_attr("global_symbol"), name)
             self.cache[spec, schedule] = gvar, Kernel(name, spec, schedule)
             self.lowered.kernels[name] = self.cache[spec, schedule][1]

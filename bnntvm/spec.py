@@ -231,6 +231,58 @@ class BinaryMatmul:
 
 
 @dataclass(frozen=True)
+class Digits:
+    """Small integers made of bits: ``base + sum(coefficients[j] * bit[j])``. Bipolar bits are ``Digits(1, (-2,))``."""
+
+    base: int
+    coefficients: tuple[int, ...]
+
+    @property
+    def low(self):
+        """The least value."""
+        return self.base + sum(c for c in self.coefficients if c < 0)
+
+    @property
+    def high(self):
+        """The greatest value."""
+        return self.base + sum(c for c in self.coefficients if c > 0)
+
+
+@dataclass(frozen=True)
+class Int8Conv2d:
+    """Convolution of 8-bit integers. The anchor's value is the exact dot product, int32.
+
+    Operands: data, weights (kernel layout of the family's choice, made by its ``pack_weights`` from ``int8[O, kh, kw, I]``), or for several
+    planes of data these first.
+
+    ``data``: "int8" or "uint8" for a tensor ``[N, H, W, I]`` of that type, or :class:`Digits` of packed planes ``uint32[N, H, W, words(I)]``.
+    ``weights``: "int8", or :class:`Digits` of which every weight is a value: they are stored at one bit for each coefficient.
+    ``mask_last``: the last data plane is a mask, its operand comes behind the weights, as in BinaryConv2d.
+    Zero padding contributes 0.
+    """
+
+    window: Window
+    in_channels: int
+    out_channels: int
+    data: str | Digits = "int8"
+    weights: str | Digits = "int8"
+    epilogue: Epilogue = field(default_factory=Epilogue)
+    mask_last: bool = False
+
+
+@dataclass(frozen=True)
+class Int8Dense:
+    """Dense layer of 8-bit integers: data ``[M, K]`` or planes ``uint32[M, words(K)]``, weights from ``int8[N, K]``, as Int8Conv2d otherwise."""
+
+    in_features: int
+    out_features: int
+    data: str | Digits = "int8"
+    weights: str | Digits = "int8"
+    epilogue: Epilogue = field(default_factory=Epilogue)
+    mask_last: bool = False
+
+
+@dataclass(frozen=True)
 class BitPool:
     """Pool of a packed plane: ``op`` "and" or "or" over the window; padded positions are the identity. Output ``uint32[N, OH, OW, words]``.
     (Max pool of bipolar bits is "and", of unipolar bits "or"; min pool the other way.)"""

@@ -13,7 +13,7 @@ import numpy as np
 
 from bnntvm.schedules import binary_conv2d_neon as neon
 from bnntvm.schedules import binary_conv2d_sliced as sliced
-from bnntvm.schedules import epilogue
+from bnntvm.schedules import by_bytes, epilogue
 from bnntvm.schedules.binary_conv2d_adders import Tables
 from bnntvm.schedules.binary_conv2d_kernel import Kernel
 from bnntvm.schedules.binary_conv2d_tiles import Geometry
@@ -135,7 +135,9 @@ def space(spec, isa):
     rows, blocks = Geometry.of(spec).out_height, words(spec.out_channels)
     row_counts = dict.fromkeys(r for r in (first.task_rows, 1, 2, 4, 7, 14, 28, rows) if r <= rows)
     block_counts = dict.fromkeys(b for b in (first.task_blocks, 1, 2, 4, 8, blocks) if b <= blocks)
-    return [replace(s, task_rows=r, task_blocks=b) for r in row_counts for b in block_counts for s in dict.fromkeys(found)]
+    found = [replace(s, task_rows=r, task_blocks=b) for r in row_counts for b in block_counts for s in dict.fromkeys(found)]
+    tiles = by_bytes.space(spec, isa) if isa.products == "tiles" else []
+    return found + [Schedule(pixels, 1, by_bytes.ADDER, rows, blocks) for pixels, rows, blocks in tiles]
 
 
 def pack_weights(spec, schedule, isa, weights):
@@ -151,8 +153,10 @@ def pack_weights(spec, schedule, isa, weights):
     uint32[words(O), parts * kh * kw * words(in_channels / groups) * channels], parts * channels = 32
         ``channels`` output channels side by side, one per lane. For ``carry_save`` the second word of each
         pair of a tap is xored with the first. ``tables``: see :meth:`.binary_conv2d_adders.Tables.pack`.
-        Another layout for depthwise convolutions, see :mod:`.binary_conv2d_sliced`.
+        Other layouts for depthwise convolutions, see :mod:`.binary_conv2d_sliced`, and for products of bytes, see :mod:`.int8_conv2d`.
     """
+    if schedule.adder == by_bytes.ADDER:
+        return by_bytes.pack_weights(spec, schedule, isa, weights)
     if sliced.claims(spec):
         return sliced.pack_weights(weights)
     if schedule.adder == "neon":
@@ -248,5 +252,7 @@ def build(spec, schedule, isa):
         Parameters: data, weights (see :func:`pack_weights`), the zeros' mask if ``spec.zeros``, epilogue inputs, epilogue outputs. The
         leading dimension is symbolic.
     """
+    if schedule.adder == by_bytes.ADDER:
+        return by_bytes.build(spec, schedule, isa)
     kernel = sliced.Kernel if sliced.claims(spec) else neon.Kernel if schedule.adder == "neon" else Kernel
     return kernel(spec, schedule, isa).build()

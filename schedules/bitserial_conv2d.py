@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bnntvm.schedules import bitserial_adders as adders
-from bnntvm.schedules import epilogue
+from bnntvm.schedules import by_bytes, epilogue
 from bnntvm.schedules.binary_conv2d import _convolve, _tasks, _tile_width
 from bnntvm.schedules.binary_conv2d_tiles import Geometry
 from bnntvm.schedules.bitserial_conv2d_kernel import PlanesKernel, always_inside, short_corrections
@@ -28,7 +28,7 @@ class Schedule:
     vectors : int
         Vectors of output channels in the register tile; times the lanes, a divisor of 32.
     adder : str
-        ``plain`` or ``pairs``, see :mod:`.bitserial_adders`.
+        ``plain`` or ``pairs``, see :mod:`.bitserial_adders`; ``bytes``, see :mod:`.by_bytes`.
     task_rows, task_blocks : int
         Output rows and blocks of 32 output channels of one parallel task.
     """
@@ -42,6 +42,13 @@ class Schedule:
 
 def default_schedule(spec, isa):
     """A schedule that is fast without tuning."""
+    if by_bytes.wins(spec, isa):
+        pixels, rows, blocks = by_bytes.numbers(spec, isa)
+        return Schedule(pixels, 1, by_bytes.ADDER, rows, blocks)
+    return _counting_schedule(spec, isa)
+
+
+def _counting_schedule(spec, isa):
     geometry, adder = Geometry.of(spec), "pairs" if _pairs_fit(spec) else "plain"
     if isa.popcount != "vector":  # table look-ups need the registers
         vectors, most = (1, 7) if isa.registers == 32 else (1, 2)
@@ -58,8 +65,8 @@ def _pairs_fit(spec):
 
 def space(spec, isa):
     """Schedules worth trying, the default first."""
-    first = default_schedule(spec, isa)
-    found, width = [first], Geometry.of(spec).out_width
+    first = _counting_schedule(spec, isa)
+    found, width = [default_schedule(spec, isa), first], Geometry.of(spec).out_width
     for adder in ("plain", "pairs") if _pairs_fit(spec) else ("plain",):
         for vectors in (1, 2, 4):
             weights = vectors * max(spec.planes.words_per_weight, 2 if adder == "pairs" else 1)
@@ -68,6 +75,7 @@ def space(spec, isa):
                 continue
             for pixels in range(1, min(width, 14, cells // vectors) + 1):
                 found.append(replace(first, pixels=pixels, vectors=vectors, adder=adder))
+    found += [Schedule(pixels, 1, by_bytes.ADDER, rows, blocks) for pixels, rows, blocks in by_bytes.space(spec, isa)]
     return list(dict.fromkeys(found))
 
 
@@ -84,8 +92,10 @@ def pack_weights(spec, schedule, isa, weights):
     uint32[words(O), elements]
         For a block of 32 output channels: for each weight plane and part of ``schedule.vectors`` vectors the words, one channel per lane,
         of a ternary plane signs and mask in turn; then the corrections, int[planes or 1, taps or 1, 32], where there are any, in 16 bits
-        if they fit (tap 2 i in the low half of a word, tap 2 i + 1 in the high half).
+        if they fit (tap 2 i in the low half of a word, tap 2 i + 1 in the high half). For products of bytes see :mod:`.int8_conv2d`.
     """
+    if schedule.adder == by_bytes.ADDER:
+        return by_bytes.pack_weights(spec, schedule, isa, weights)
     planes, blocks, channels = spec.planes, words(spec.out_channels), schedule.vectors * isa.lanes
     halves, taps = planes.words_per_weight, weights.shape[2:4]
     flat = np.zeros((len(weights), blocks * WORD_BITS, int(np.prod(weights.shape[2:]))), "uint32")
@@ -191,4 +201,4 @@ def build(spec, schedule, isa):
         Parameters: data planes, weights (see :func:`pack_weights`), the zeros' mask if ``spec.zeros``, scales if ``spec.planes.scaled``,
         epilogue inputs, epilogue outputs. The leading dimension is symbolic.
     """
-    return PlanesKernel(spec, schedule, isa).build()
+    return by_bytes.build(spec, schedule, isa) if schedule.adder == by_bytes.ADDER else PlanesKernel(spec, schedule, isa).build()

@@ -10,6 +10,7 @@ FAMILIES = {
     sp.PlanesConv2d: "bitserial_conv2d",
     sp.PlanesDense: "bitserial_dense",
     sp.BinaryMatmul: "binary_matmul",
+    sp.Int8Conv2d: "int8_conv2d",
     sp.BitPool: "bit_pool",
     sp.BitPad: "bit_pad",
     sp.PlanarPack: "planar_pack",

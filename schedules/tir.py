@@ -181,7 +181,7 @@ def lanes_of(value):
 # Linked-in LLVM functions -------------------------------------------------------------------------------------------------------------
 
 
-def _extern(name, text, dtype, *args):
+def extern(name, text, dtype, *args):
     # weak_odr: every kernel of a module brings its own copy, the linker keeps one; all calls are inlined.
     _HELPERS[name] = f"define weak_odr hidden {text}"
     return tirx.call_extern(dtype, name, *args)
@@ -218,7 +218,7 @@ def mask_word(masks):
     params = ", ".join(f"<{lanes} x i1> %v{i}" for i in range(len(masks)))
     text = "\n".join([f"i{width} @{name}({params}) alwaysinline nounwind {{", *lines,
                       f"  %r = bitcast <{width} x i1> {vectors[0][0]} to i{width}", f"  ret i{width} %r", "}"])  # fmt: skip
-    return _extern(name, text, f"uint{width}", *masks)
+    return extern(name, text, f"uint{width}", *masks)
 
 
 def expand_mask(word, lanes):
@@ -233,7 +233,55 @@ def expand_mask(word, lanes):
         order = ", ".join(f"i32 {k}" for k in range(lanes))
         lines.append(f"  %r = shufflevector <{width} x i1> %v, <{width} x i1> poison, <{lanes} x i32> <{order}>")
     lines += [f"  ret <{lanes} x i1> {'%v' if width == lanes else '%r'}", "}"]
-    return _extern(name, "\n".join(lines), f"boolx{lanes}", word)
+    return extern(name, "\n".join(lines), f"boolx{lanes}", word)
+
+
+def digits(words, base, coefficients, dtype="int8", valid=None, otherwise=0):
+    """``base + sum(coefficients[j] * bit_j)`` for the bits of words, one byte for each.
+
+    Parameters
+    ----------
+    words : list of uint16, uint32 or uint64 expressions
+    base : int
+    coefficients : list of int
+    dtype : str
+        ``int8`` or ``uint8``.
+    valid : int, optional
+        Number of bits whose byte is wanted; the others become ``otherwise``.
+
+    Returns
+    -------
+    vector of ``dtype`` with a lane for every bit
+    """
+    lanes, vector = int(dtype_of(words[0])[4:]), f"<{int(dtype_of(words[0])[4:])} x i8>"
+
+    def splat_of(value):
+        return f"<{', '.join([f'i8 {value}'] * lanes)}>"
+
+    lines, last = [], splat_of(_byte(base))
+    for j, coefficient in enumerate(coefficients):
+        lines += [f"  %m{j} = bitcast i{lanes} %w{j} to <{lanes} x i1>", f"  %a{j} = add {vector} {last}, {splat_of(_byte(coefficient))}",
+                  f"  %s{j} = select <{lanes} x i1> %m{j}, {vector} %a{j}, {vector} {last}"]  # fmt: skip
+        last = f"%s{j}"
+    if valid is not None:
+        keep = ", ".join(f"i1 {int(lane < valid)}" for lane in range(lanes))
+        lines.append(f"  %r = select <{lanes} x i1> <{keep}>, {vector} {last}, {vector} {splat_of(_byte(otherwise))}")
+        last = "%r"
+    key = "_".join(str(v).replace("-", "m") for v in (lanes, base, *coefficients, valid, otherwise))
+    params = ", ".join(f"i{lanes} %w{j}" for j in range(len(words)))
+    text = "\n".join([f"{vector} @bnn_digits_{key}({params}) alwaysinline nounwind {{", *lines, f"  ret {vector} {last}", "}"])
+    return extern(f"bnn_digits_{key}", text, f"{dtype}x{lanes}", *words)
+
+
+def _byte(value):
+    """``value`` as LLVM writes an i8."""
+    return (value + 128) % 256 - 128
+
+
+def byte_cast(value, dtype, offset):
+    """Bytes as another 8-bit type, ``offset`` added modulo 256."""
+    cast = tirx.reinterpret(vector_type(dtype, lanes_of(value)), value)
+    return cast + splat(offset, dtype, lanes_of(value)) if offset else cast
 
 
 def xor_masks(a, b):
@@ -241,7 +289,7 @@ def xor_masks(a, b):
     lanes = lanes_of(a)
     name, kind = f"bnn_xor_mask_{lanes}", _llvm_vector("bool", lanes)
     text = f"{kind} @{name}({kind} %a, {kind} %b) alwaysinline nounwind {{\n  %r = xor {kind} %a, %b\n  ret {kind} %r\n}}"
-    return _extern(name, text, vector_type("bool", lanes), a, b)
+    return extern(name, text, vector_type("bool", lanes), a, b)
 
 
 def prefix_mask(count, lanes, first=0):
@@ -289,13 +337,13 @@ def load_masked(array, indices, mask):
     """
     lanes, dtype = lanes_of(mask), element_of(str(array.dtype))
     name, text = _masked("load", dtype, lanes)
-    return _extern(name, text, vector_type(dtype, lanes), *_address(array, indices), mask)
+    return extern(name, text, vector_type(dtype, lanes), *_address(array, indices), mask)
 
 
 def store_masked(array, indices, value, mask):
     """Store only the lanes set in ``mask``; ``array`` is a parameter of the kernel. Returns a statement."""
     name, text = _masked("store", element_of(dtype_of(value)), lanes_of(mask))
-    return tirx.Evaluate(_extern(name, text, "int32", *_address(array, indices), value, mask))
+    return tirx.Evaluate(extern(name, text, "int32", *_address(array, indices), value, mask))
 
 
 def prefetch(array, indices):
@@ -318,14 +366,20 @@ def zero_if_finite(value):
     lanes = lanes_of(value)
     name, kind = f"bnn_zero_if_finite_{lanes}", _llvm_vector("float32", lanes)
     text = f"{kind} @{name}({kind} %v) alwaysinline nounwind {{\n  %r = fsub {kind} %v, %v\n  ret {kind} %r\n}}"
-    return _extern(name, text, dtype_of(value), value)
+    return extern(name, text, dtype_of(value), value)
 
 
 def opaque(value):
     """``value``, hidden from TVM's integer analysis, which fails on some vector expressions (float comparisons, casts)."""
     dtype, lanes = element_of(dtype_of(value)), lanes_of(value)
     name, kind = f"bnn_value_{_LLVM_TYPES[dtype]}x{lanes}", _llvm_vector(dtype, lanes)
-    return _extern(name, f"{kind} @{name}({kind} %v) alwaysinline nounwind {{\n  ret {kind} %v\n}}", dtype_of(value), value)
+    return extern(name, f"{kind} @{name}({kind} %v) alwaysinline nounwind {{\n  ret {kind} %v\n}}", dtype_of(value), value)
+
+
+def runtime(value):
+    """An int64 whose value LLVM does not know: a loop to it is not unrolled."""
+    text = 'i64 @bnn_runtime(i64 %v) alwaysinline nounwind {\n  %r = call i64 asm "", "=r,0"(i64 %v)\n  ret i64 %r\n}'
+    return extern("bnn_runtime", text, "int64", i64(value))
 
 
 def shuffle(vectors, lanes):
@@ -345,7 +399,7 @@ def sum_lanes(value):
     text = (f"i32 @{name}(<{lanes} x i32> %v) alwaysinline nounwind {{\n"
             f"  %r = call i32 @llvm.vector.reduce.add.v{lanes}i32(<{lanes} x i32> %v)\n  ret i32 %r\n}}\n"
             f"declare i32 @llvm.vector.reduce.add.v{lanes}i32(<{lanes} x i32>)")  # fmt: skip
-    return _extern(name, text, "int32", value)
+    return extern(name, text, "int32", value)
 
 
 def intrinsic(name, *args):
@@ -429,6 +483,8 @@ def function(name, params, body):
 
     structural_visit(body, [(tvm.ir.StringImm, visit)])
     if used:
-        text = "\n".join(_HELPERS[key] for key in sorted(used))
+        lines = "\n".join(_HELPERS[key] for key in sorted(used)).split("\n")
+        declared = sorted({line for line in lines if line.startswith("declare")})
+        text = "\n".join([line for line in lines if not line.startswith("declare")] + declared)
         body = tirx.AttrStmt(tirx.IntImm("int32", 0), "pragma_import_llvm", tvm.ir.StringImm(text), body)
     return tirx.PrimFunc(list(params), body).with_attr("global_symbol", name).with_attr("tirx.noalias", True)

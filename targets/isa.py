@@ -29,6 +29,10 @@ class Isa:
         LLVM's target triple, in full: LLVM guesses nothing that is left out, the calling convention neither.
     features : tuple of str
         LLVM's features on top of those of ``mcpu``, such as ``+dotprod``.
+    products : str
+        How 8-bit integers are multiplied: ``tiles`` (AMX), ``vnni`` (vpdpbusd), ``pairs`` (pmaddubsw, pmaddwd); empty where no kernel does.
+    bit_macs, int8_macs : int
+        Multiply-accumulates per cycle and core of 1 by 1 bit and of 8 by 8 bits, in kernels that are not bound by memory.
     """
 
     name: str
@@ -40,6 +44,9 @@ class Isa:
     machine: str = "x86_64"
     triple: str = "x86_64-linux-gnu"
     features: tuple = ()
+    products: str = ""
+    bit_macs: int = 64
+    int8_macs: int = 0
 
 
 def host_flags():

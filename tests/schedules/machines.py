@@ -12,7 +12,7 @@ from ..emulation.emulator import Program
 
 _CHOSEN = [name for name in os.environ.get("BNNTVM_TEST_TARGETS", "").split(",") if name]
 #: Best first.
-LEVELS = [registry.resolve(name) for name in _CHOSEN] or [isa for isa in x86.LEVELS if isa.needs <= host_flags()]
+LEVELS = [registry.resolve(name) for name in _CHOSEN] or [isa for isa in x86.LEVELS if isa.needs <= host_flags() and x86.permitted(isa)]
 
 
 class _Native:

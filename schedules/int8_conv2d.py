@@ -1,0 +1,249 @@
+"""Convolution of 8-bit integers: the family of :class:`bnntvm.spec.Int8Conv2d`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from tvm import tirx
+
+from bnntvm.schedules import epilogue, int8_engines
+from bnntvm.schedules import tir as T
+from bnntvm.schedules.int8_kernel import Kernel
+from bnntvm.schedules.int8_layout import Layout, weight_quads
+from bnntvm.spec import Digits, words
+
+#: Bytes of an image that a task goes over again and again, once for each block of output channels: a part of a second-level cache of 1 MiB.
+_TASK_BYTES = 384 << 10
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What may be tuned.
+
+    Attributes
+    ----------
+    cover : int
+        Flat pixels that are computed together; a multiple of 16, at most 64, where tiles are used.
+    task_tiles, task_blocks : int
+        Groups of ``cover`` flat pixels and blocks of 32 output channels of one parallel task.
+    """
+
+    cover: int
+    task_tiles: int
+    task_blocks: int
+
+
+def default_schedule(spec, isa):
+    """A schedule that is fast without tuning."""
+    cover = best_cover(layout_of(spec, isa, 1), isa)
+    layout, blocks = layout_of(spec, isa, cover), words(spec.out_channels)
+    parts = min(layout.tiles, max(-(-layout.bytes // _TASK_BYTES), 8 if layout.tiles >= 32 else 1))
+    wanted = max(1, 8 // parts)
+    block_tasks = max(d for d in range(1, wanted + 1) if blocks % d == 0)
+    return Schedule(cover, -(-layout.tiles // parts), blocks // block_tasks)
+
+
+def best_cover(layout, isa):
+    """The number of pixels of a tile that is estimated to take least time."""
+    if isa.products == "tiles":
+        tiles = -(-layout.flat // 16)
+        return 16 * min(range(1, min(4, tiles) + 1), key=lambda g: (tile_cycles(layout, g), -g))
+    most = {"vnni": 12, "pairs": 10 if isa.registers == 32 else 4}[isa.products]
+    pixels = -(-layout.flat // -(-layout.flat // most))
+    return pixels if pixels >= most // 2 or layout.flat < most else most
+
+
+def tile_cycles(layout, group):
+    """Estimated cycles of one block of output channels whose flat pixels are computed ``group`` tiles at a time.
+
+    Measured on an Emerald Rapids processor: a product of tiles takes 20 cycles when enough of them share the unpacking of their weights, which
+    takes 45; a group starts and drains in 150; a pixel's sums are written, read and stored in 14.
+    """
+    groups = -(-layout.flat // (16 * group))
+    pixels = layout.rows * layout.window.out_width
+    return groups * 2 * (len(layout.runs) * layout.steps * max(20 * group, 45) + 150) + 14 * pixels
+
+
+def image_cycles(spec, schedule, isa):
+    """Estimated cycles of the whole kernel on tiles, one image."""
+    return tile_cycles(layout_of(spec, isa, schedule.cover), schedule.cover // 16) * words(spec.out_channels)
+
+
+def space(spec, isa):
+    """Schedules worth trying, the default first."""
+    first = default_schedule(spec, isa)
+    covers = (16, 32, 48, 64) if isa.products == "tiles" else range(2, first.cover + 1, 2)
+    found = [first, *(replace(first, cover=c) for c in covers)]
+    found += [replace(first, task_tiles=t) for t in {first.task_tiles // 2, first.task_tiles // 4} if t]
+    return list(dict.fromkeys(found))
+
+
+def layout_of(spec, isa, cover):
+    """The layout of an image in scratch memory."""
+    return Layout(spec.window, spec.in_channels, int8_engines.step_bytes(isa), cover)
+
+
+def pack_weights(spec, schedule, isa, weights):
+    """Bring weights into the kernel's layout.
+
+    Parameters
+    ----------
+    weights : int8[O, kh, kw, I]
+
+    Returns
+    -------
+    int8[words(O), ...] or uint8[words(O), ...]
+        One row for every block of 32 output channels: bytes in the order in which the kernel reads them, see :mod:`.int8_engines`, or for every
+        vector of that order one bit plane after the other, bit b of a plane for byte b of the vector.
+    """
+    return packed(_Conv(spec, schedule, isa), weights)
+
+
+def packed(kernel, weights):
+    """:func:`pack_weights` for any kernel; ``weights`` int8[O, kh, kw, I]."""
+    quads, engine, digits = weight_quads(kernel.layout, weights, kernel.lanes), kernel.engine, kernel.spec.weights
+    if digits == "int8":
+        return np.ascontiguousarray(engine.pad(quads)).reshape(quads.shape[0], -1)
+    codes = _codes(digits)[engine.order(quads).astype(np.int64) + 128]
+    planes = np.stack([(codes >> j) & 1 for j in range(len(digits.coefficients))], -2)
+    return np.packbits(planes.astype(np.uint8), axis=-1, bitorder="little").reshape(quads.shape[0], -1)
+
+
+def _codes(digits):
+    """For value - 128 .. value + 127 the bits that give it; those of no value (in channels that do not exist) are 0."""
+    table = np.zeros(256, np.int64)
+    for code in range(2 ** len(digits.coefficients)):
+        table[digits.base + sum(c for j, c in enumerate(digits.coefficients) if code >> j & 1) + 128] = code
+    return table
+
+
+def reference(spec, operands, epilogue_inputs):
+    """The kernel in numpy: slow and plain. ``operands``: data, weights int8[O, kh, kw, I], a mask of the data if it comes last."""
+    data, weights = split(spec, operands)
+    return epilogue.reference(spec.epilogue, convolve(spec.window, values_of(spec, data, spec.in_channels), weights), epilogue_inputs)
+
+
+def split(spec, operands):
+    """``(data, weights)`` of the operands before those of the epilogue."""
+    at = len(operands) - 1 - spec.mask_last
+    return [*operands[:at], *operands[at + 1 :]], operands[at]
+
+
+def values_of(spec, data, channels):
+    """The integers int64[..., C] that bytes or packed planes stand for."""
+    if not isinstance(spec.data, Digits):
+        return data[0].astype(np.int64)
+    planes = [epilogue.unpack(p, channels).astype(np.int64) for p in data]
+    return spec.data.base + sum(c * p for c, p in zip(spec.data.coefficients, planes))
+
+
+def convolve(window, values, weights):
+    """Plain convolution, ``[N, H, W, I]`` with ``[O, kh, kw, I]``, int32."""
+    top, left, bottom, right = window.pads
+    padded = np.pad(values, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    total = 0
+    for r in range(window.kernel[0]):
+        for s in range(window.kernel[1]):
+            y, x = r * window.dilations[0], s * window.dilations[1]
+            rows = slice(y, y + (window.out_height - 1) * window.strides[0] + 1, window.strides[0])
+            columns = slice(x, x + (window.out_width - 1) * window.strides[1] + 1, window.strides[1])
+            total = total + padded[:, rows, columns] @ weights[:, r, s].astype(np.int64).T
+    return total.astype(np.int32)
+
+
+def build(spec, schedule, isa):
+    """The kernel.
+
+    Returns
+    -------
+    tirx.PrimFunc
+        Parameters: data, weights (see :func:`pack_weights`), a mask of the data, epilogue inputs, epilogue outputs. The leading
+        dimension is symbolic.
+    """
+    return _Conv(spec, schedule, isa).build()
+
+
+class _Conv(Kernel):
+    """The kernel of a convolution. Image after image is copied, then computed, each in parallel tasks."""
+
+    def __init__(self, spec, schedule, isa):
+        super().__init__(spec, schedule, isa, layout_of(spec, isa, schedule.cover), spec.out_channels)
+        self.window = self.layout.window
+
+    def build(self):
+        batch, window = tirx.Var("n", "int64"), self.spec.window
+        params = self.parameters((batch, window.in_height, window.in_width), (batch, window.out_height, window.out_width))
+        name = "int8_conv2d_amx" if self.isa.products == "tiles" else "int8_conv2d"
+        return T.function(
+            name, params, tirx.For(image := tirx.Var("image", "int64"), T.i64(0), batch, tirx.ForKind.SERIAL, self.image(image))
+        )
+
+    def index(self, place):
+        """Addresses count, not coordinates: rows may be the pixels of an image."""
+        image, y, x = place
+        return image, 0, y * self.window.in_width + x
+
+    def image(self, image):
+        layout, schedule = self.layout, self.schedule
+        self.scratch, allocation = T.memory("image", layout.bytes, self.engine.data_type)
+        tile_tasks, block_tasks = -(-layout.tiles // schedule.task_tiles), -(-self.blocks // schedule.task_blocks)
+
+        def task(number):
+            first, bind_first = T.bind("first", number // block_tasks * schedule.task_tiles)
+            block, bind_block = T.bind("block", number % block_tasks * schedule.task_blocks)
+            return [bind_first, bind_block, self.task(image, first, block)]
+
+        return T.seq(allocation, self.copy(image), T.parallel("task", tile_tasks * block_tasks, task))
+
+    def task(self, image, first, block):
+        """The tiles from ``first`` on and the blocks of channels from ``block`` on that belong to one task."""
+        tiles = _count(self.layout.tiles, self.schedule.task_tiles, first)
+        blocks = _count(self.blocks, self.schedule.task_blocks, block)
+
+        def place(y, x):
+            return image, T.i64(0), y * self.window.out_width + x
+
+        tables = self.engine.tables()
+        each = T.for_("block", blocks, lambda b: self.block(block + b, (first, tiles), self.layout.flat, place))
+        return [tables, self.engine.start(), each, self.engine.finish()]
+
+    def copy(self, image):
+        """Statements that copy an image, phase by phase; padding becomes zeros."""
+        layout = self.layout
+        per_task = max(1, -(-layout.lines // 8))
+        tasks = -(-layout.lines // per_task)
+
+        def task(number):
+            first = number * per_task
+            count = _count(layout.lines, per_task, first)
+            return [T.for_("line", count, lambda a, n=n, p=p: self.line(image, first + a, n, p)) for n, p in enumerate(layout.phases)]
+
+        # The last line has its right padding where the next would have its left one.
+        ends = [self.fill(T.i64(number * layout.phase_bytes + layout.lines * layout.pitch * layout.pixel), self.window.pads[1])
+                for number in range(len(layout.phases))]  # fmt: skip
+        return [T.parallel("lines", tasks, task), ends]
+
+    def line(self, image, line, number, phase):
+        """One row of a phase."""
+        layout, window = self.layout, self.window
+        (top, left, _, _), (down, right) = window.pads, window.strides
+        y, bind_y = T.bind("y", line * down + (phase[0] - top))
+        start, bind_start = T.bind("start", line * (layout.pitch * layout.pixel) + number * layout.phase_bytes)
+        skip = -(-max(0, left - phase[1]) // right)  # pixels of the phase that are padding
+        count = min(-(-(window.in_width + left - phase[1]) // right), layout.pitch) - skip
+        first = phase[1] - left + skip * right
+        inside = [
+            self.fill(start, skip),
+            T.for_("x", count, lambda k: self.pixel((image, y, first + k * right), start + (k + skip) * layout.pixel)),
+            self.fill(start + (skip + count) * layout.pixel, layout.pitch - skip - count),
+        ]
+        last = (layout.lines - 1) * down + phase[0] - top
+        if phase[0] >= top and last < window.in_height:
+            return [bind_y, bind_start, inside]
+        exists = tirx.And(T.i64(0) <= y, y < T.i64(window.in_height))
+        return [bind_y, bind_start, T.when(exists, inside, self.fill(start, layout.pitch))]
+
+
+def _count(total, per_task, first):
+    return per_task if total % per_task == 0 else tirx.min(T.i64(per_task), total - first)
