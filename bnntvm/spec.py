@@ -255,7 +255,7 @@ class Int8Conv2d:
     Operands: data, weights (kernel layout of the family's choice, made by its ``pack_weights`` from ``int8[O, kh, kw, I]``), or for several
     planes of data these first.
 
-    ``data``: "int8" or "uint8" for a tensor ``[N, H, W, I]`` of that type, or :class:`Digits` of packed planes ``uint32[N, H, W, words(I)]``.
+    ``data``: "int8" or "uint8" for a tensor ``[N, H, W, I]`` of that type, or :class:`Digits` of planes ``uint32[N, H, W, words(I)]``.
     ``weights``: "int8", or :class:`Digits` of which every weight is a value: they are stored at one bit for each coefficient.
     ``mask_last``: the last data plane is a mask, its operand comes behind the weights, as in BinaryConv2d.
     Zero padding contributes 0.
@@ -272,7 +272,7 @@ class Int8Conv2d:
 
 @dataclass(frozen=True)
 class Int8Dense:
-    """Dense layer of 8-bit integers: data ``[M, K]`` or planes ``uint32[M, words(K)]``, weights from ``int8[N, K]``, as Int8Conv2d otherwise."""
+    """Dense layer of 8-bit integers: data ``[M, K]`` or planes ``uint32[M, words(K)]``, weights from ``int8[N, K]``, else as Int8Conv2d."""
 
     in_features: int
     out_features: int

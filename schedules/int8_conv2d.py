@@ -57,8 +57,8 @@ def best_cover(layout, isa):
 def tile_cycles(layout, group):
     """Estimated cycles of one block of output channels whose flat pixels are computed ``group`` tiles at a time.
 
-    Measured on an Emerald Rapids processor: a product of tiles takes 20 cycles when enough of them share the unpacking of their weights, which
-    takes 45; a group starts and drains in 150; a pixel's sums are written, read and stored in 14.
+    Measured on an Emerald Rapids processor: a product of tiles takes 20 cycles when enough of them share the unpacking of their weights,
+    which takes 45; a group starts and drains in 150; a pixel's sums are written, read and stored in 14.
     """
     groups = -(-layout.flat // (16 * group))
     pixels = layout.rows * layout.window.out_width
@@ -94,8 +94,8 @@ def pack_weights(spec, schedule, isa, weights):
     Returns
     -------
     int8[words(O), ...] or uint8[words(O), ...]
-        One row for every block of 32 output channels: bytes in the order in which the kernel reads them, see :mod:`.int8_engines`, or for every
-        vector of that order one bit plane after the other, bit b of a plane for byte b of the vector.
+        One row for every block of 32 output channels: bytes in the order in which the kernel reads them, see :mod:`.int8_engines`, or
+        for every vector of that order one bit plane after the other, bit b of a plane for byte b of the vector.
     """
     return packed(_Conv(spec, schedule, isa), weights)
 

@@ -7,8 +7,8 @@ All engines compute a tile of flat pixels times the 32 output channels of a bloc
 ``Vnni`` (AVX-512 VNNI)
     VPDPBUSD adds four products of unsigned with signed bytes to each of 16 sums.
 ``Pairs`` (SSSE3, AVX2, AVX-512BW)
-    PMADDUBSW adds two products of unsigned with signed bytes to 16 bits, saturated: where values are large enough for that, both are widened
-    to 16 bits first and PMADDWD is used.
+    PMADDUBSW adds two products of unsigned with signed bytes to 16 bits, saturated: where values are large enough for that, both are
+    widened to 16 bits first and PMADDWD is used.
 
 Vector instructions want unsigned data. Values that may be negative are stored with an ``offset`` that makes them so, zero padding included,
 and the sums start at minus the offset times the sum of the weights:  sum (x + b) w - b sum w = sum x w.
@@ -96,8 +96,8 @@ class Tiles:
     def tables(self):
         """Statements that note, for every step, the distance of its data from a flat pixel, and where its bits begin in a block.
 
-        The bits of the first half of a block's channels come first, then those of the second, then the first step once more: what is unpacked
-        ahead of the last step of a tile of pixels belongs to the next.
+        The bits of the first half of a block's channels come first, then those of the second, then the first step once more: what is
+        unpacked ahead of the last step of a tile of pixels belongs to the next.
         """
         layout, steps = self.layout, self.layout.steps
         self.data_at, data_at = T.memory("data_at", self.total, "int64")

@@ -1,11 +1,12 @@
 """Where the operands of an 8-bit kernel lie in memory.
 
 The image is copied into scratch memory, zero padding included, where every tap of the kernel is a constant distance away for every output
-pixel: output row y and column x is *flat pixel* ``f = y * pitch + x``, and tap t of it is the pixel ``f + shift[t]``. Neighbouring rows share the padding between them. Strides take the image apart into phases, one image for each remainder of
-the row and column numbers, so that they too are walked pixel by pixel. The flat pixels between the rows are computed and not used.
+pixel: output row y and column x is *flat pixel* ``f = y * pitch + x``, and tap t of it is the pixel ``f + shift[t]``.
+Neighbouring rows share the padding between them. Strides take the image apart into phases, one image for each remainder of the row and
+column numbers, so that they too are walked pixel by pixel. The flat pixels between the rows are computed and not used.
 
-A *run* is a stretch of the reduction that is contiguous in scratch memory: the taps of a kernel row side by side, else one tap. Its length is
-counted in quads, four input channels, the unit that every instruction for 8-bit products shares, and rounded up to what the kernel reads
+A *run* is a stretch of the reduction that is contiguous in scratch memory: the taps of a kernel row side by side, else one tap. Its length
+is counted in quads, four input channels, the unit that every instruction for 8-bit products shares, and rounded up to what the kernel reads
 at a time; the weights are zero there.
 """
 

@@ -16,7 +16,7 @@ _POPCNT = _V4 | {"avx512_vpopcntdq", "avx512_bitalg", "avx512_vnni"}
 _AMX = _POPCNT | {"amx_tile", "amx_int8", "avx512_fp16", "avx_vnni"}
 
 #: Best first. Rates are those of this project's kernels: 512-bit units issue xor, popcount and addition 1.5 times per cycle, vpdpbusd once
-#: (Zen 4) or twice (Intel); TDPBSSD takes 16 cycles for 16 x 16 x 64 products, a little more than half of which is left after loads and stores.
+#: (Zen 4) or twice (Intel); TDPBSSD takes 16 cycles for 16 x 16 x 64 products, and loads and stores leave a little more than half of that.
 LEVELS = (
     Isa("x86-64-v4-amx", "sapphirerapids", 16, 32, "vector", _AMX, products="tiles", bit_macs=330, int8_macs=550),
     Isa("x86-64-v4-vpopcnt", "icelake-server", 16, 32, "vector", _POPCNT, products="vnni", bit_macs=330, int8_macs=64),
