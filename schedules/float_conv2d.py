@@ -77,7 +77,28 @@ def space(spec, isa):
     first = _task_rows(spec, window)
     rows = dict.fromkeys([first, min(4, window.out_height), window.out_height])
     found = [Schedule(windows.even_tile(window.out_width, most), vectors, r, share) for r in rows for most, share in tiles]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*found, *_every_tile(spec, vectors, isa, first)]))
+
+
+def vector_counts(out_channels, isa):
+    """Vectors of a register tile where no bits are packed; more than one word's worth only where all channels of a word exist."""
+    most = 4 if out_channels % 32 == 0 else 32 // isa.lanes
+    return range(1, min(most, -(-out_channels // isa.lanes)) + 1)
+
+
+def _every_tile(spec, vectors, isa, first):
+    """Schedules of all tiles whose accumulators fit in the registers, on ``vectors`` vectors or, where no bits are packed, others."""
+    free = vectors > 1 and not windows.has_bits(spec.epilogue)
+    for count in vector_counts(spec.out_channels, isa) if free else [vectors]:
+        large = most_pixels(count, isa)
+        window = flattened(spec.window, large)
+        pixels = dict.fromkeys(windows.even_tile(window.out_width, most) for most in range(1, large + 1))
+        for rows in dict.fromkeys(r for r in (first, 1, 2, 4, 8, window.out_height) if r <= window.out_height):
+            for pixel in pixels:
+                yield Schedule(pixel, count, rows, False)
+                fits = (pixel + window.kernel[1]) * count + 2 <= isa.registers
+                if fits and window.strides[1] < window.kernel[1]:
+                    yield Schedule(pixel, count, rows, True)
 
 
 def _gathering(spec, window, vectors, isa):

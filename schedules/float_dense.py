@@ -16,8 +16,8 @@ import numpy as np
 from tvm import tirx
 
 from . import epilogue as epilogues
-from . import tir
-from .float_conv2d import most_pixels, multiply_add, tile_vectors
+from . import tir, windows
+from .float_conv2d import most_pixels, multiply_add, tile_vectors, vector_counts
 
 #: float32 values of a cache line.
 _LINE = 16
@@ -75,7 +75,16 @@ def space(spec, isa):
     found.append(replace(first, split=max(1, first.split // 2)))
     found.append(replace(first, group=32, tiles=4))
     found.append(replace(first, chunk=256))
-    return list(dict.fromkeys(found))
+    free = first.vectors > 1 and not windows.has_bits(spec.epilogue)
+    for vectors in vector_counts(spec.out_features, isa) if free else [first.vectors]:
+        one = replace(first, vectors=vectors)
+        rows = range(1, min(16, most_pixels(vectors, isa)) + 1)
+        found += [replace(one, rows=r, few=min(r, few), tiles=t) for r in rows for few in (2, 4, 6) for t in (4, 8, 16)]
+        found += [replace(one, split=split, group=group) for split in (1, 2, 4, 8) for group in (1, 2, 4, 8)]
+        found += [
+            replace(one, chunk=chunk, tiles=tiles, group=group) for chunk in (64, 256, 512) for tiles in (4, 16, 32) for group in (2, 8)
+        ]
+    return [s for s in dict.fromkeys(found) if s.rows * s.vectors < isa.registers and s.few <= s.rows]
 
 
 def pack_weights(spec, schedule, isa, weights):

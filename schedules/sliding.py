@@ -46,6 +46,9 @@ def space(window, channels, epilogue, isa, extra):
         most = max(1, (isa.registers - extra - 1) // vectors)
         for limit in (8, 14, 4):
             found.append(Schedule(windows.even_tile(window.out_width, min(most, limit)), vectors))
+    for vectors in counts if windows.has_bits(epilogue) else [v for v in (1, 2, 3, 4) if v == 1 or v * isa.lanes <= channels]:
+        most = max(1, (isa.registers - extra - 1) // vectors)
+        found += [Schedule(windows.even_tile(window.out_width, pixels), vectors) for pixels in range(1, min(most, 16) + 1)]
     return list(dict.fromkeys(found))
 
 

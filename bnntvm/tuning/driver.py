@@ -15,6 +15,7 @@ from tvm.s_tir.meta_schedule.logging import get_logging_func
 
 from bnntvm.build import _resolve, tvm_target
 from bnntvm.errors import BnnError
+from bnntvm.linker import is_native
 from bnntvm.tuning import measure
 from bnntvm.tuning.features import Extractor
 from bnntvm.tuning.measure import Local, Pipeline
@@ -324,10 +325,10 @@ def _device(isa, threads, rpc, key):
         return Farm(rpc, key, threads)
     from bnntvm.targets.x86 import host_flags
 
-    if not isa.needs <= host_flags():
+    if not (is_native(isa) and isa.needs <= host_flags()):
         raise BnnError(
             "candidates for this target cannot run here", where=isa.name,
-            why="this processor lacks " + ", ".join(sorted(isa.needs - host_flags())),
+            why="this processor lacks " + (", ".join(sorted(isa.needs - host_flags())) or "its instruction set"),
             hint="register a board with a TVM RPC tracker, and give rpc='host:port' and its key",
         )  # fmt: skip
     return Local(threads)

@@ -151,12 +151,13 @@ def build(folder, schedule, library, limit, case_limit):
 def _build(folder, schedule, library):
     import tvm
 
-    from bnntvm.build import _run_linker, find_compiler, tvm_target
+    from bnntvm.build import tvm_target
+    from bnntvm.linker import link
 
     task, _, weights, _ = load(folder)
     function = task.module.build(task.spec, schedule, task.isa).with_attr("global_symbol", "kernel")
     compiled = tvm.compile(tvm.IRModule({"kernel": function}), target=tvm_target(task.isa))
-    compiled.export_library(library, fcompile=lambda out, objects, **_: _run_linker(find_compiler(), out, objects))
+    link(compiled, pathlib.Path(library), task.isa)
     if weights is not None:
         np.save(library + ".npy", task.module.pack_weights(task.spec, schedule, task.isa, weights))
 

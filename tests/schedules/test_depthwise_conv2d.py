@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bnntvm import spec as specs
 from bnntvm.schedules import depthwise_conv2d
-from tests.schedules.float_kernels import EPILOGUES, RUNNABLE, check, epilogue_names, geometries, small_integers
+from tests.schedules.float_kernels import EPILOGUES, RUNNABLE, check, epilogue_names, geometries, sample, small_integers
 
 
 def run(isa, window, channels, multiplier, epilogue, images, seed, schedule=None):
@@ -40,9 +40,9 @@ def test_usual_layers(isa, stride):
     run(isa, specs.Window(8, 23, (5, 5), (stride, stride), (2, 2, 2, 2)), 48, 1, "bias_relu", 2, seed=2)
 
 
-def test_every_schedule_of_the_space_is_correct():
+def test_schedules_of_the_space_are_correct():
     isa, window = RUNNABLE[0], specs.Window(5, 30, (3, 3), (1, 1), (1, 1, 1, 1))
-    for schedule in depthwise_conv2d.space(specs.FloatConv2d(window, 40, 40, 40), isa):
+    for schedule in sample(depthwise_conv2d.space(specs.FloatConv2d(window, 40, 40, 40), isa)):
         run(isa, window, 40, 1, "bias_relu", 1, 4, schedule)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bnntvm import spec as specs
 from bnntvm.schedules import float_conv2d, windows
-from tests.schedules.float_kernels import EPILOGUES, RUNNABLE, check, epilogue_names, geometries, small_integers
+from tests.schedules.float_kernels import EPILOGUES, RUNNABLE, check, epilogue_names, geometries, sample, small_integers
 
 
 def run(isa, window, channels, groups, epilogue, images, seed, schedule=None, planar=False):
@@ -58,9 +58,9 @@ def test_planar_input(isa, window, channels, images):
     run(isa, window, channels, 1, "bias_relu", images, seed=5, planar=True)
 
 
-def test_every_schedule_of_the_space_is_correct():
+def test_schedules_of_the_space_are_correct():
     isa, window = RUNNABLE[0], specs.Window(9, 30, (3, 3), (1, 1), (1, 1, 1, 1))
-    for schedule in float_conv2d.space(specs.FloatConv2d(window, 5, 40), isa):
+    for schedule in sample(float_conv2d.space(specs.FloatConv2d(window, 5, 40), isa)):
         run(isa, window, (5, 40), 1, "bias_relu", 1, 4, schedule)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bnntvm import spec as specs
 from bnntvm.schedules import float_dense
-from tests.schedules.float_kernels import EPILOGUES, RUNNABLE, check, epilogue_names, small_integers
+from tests.schedules.float_kernels import EPILOGUES, RUNNABLE, check, epilogue_names, sample, small_integers
 
 
 def run(isa, rows, features, epilogue, seed, schedule=None):
@@ -37,8 +37,8 @@ def test_classifier(isa, rows):
     run(isa, rows, (512, 1000), "bias_relu", seed=1)
 
 
-def test_every_schedule_of_the_space_is_correct():
-    for schedule in float_dense.space(specs.FloatDense(300, 70), RUNNABLE[0]):
+def test_schedules_of_the_space_are_correct():
+    for schedule in sample(float_dense.space(specs.FloatDense(300, 70), RUNNABLE[0])):
         run(RUNNABLE[0], 29, (300, 70), "bias_relu", 3, schedule)
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bnntvm import spec as specs
 from bnntvm.schedules import pool2d
-from tests.schedules.float_kernels import EPILOGUES, RUNNABLE, check, epilogue_names, geometries, small_integers
+from tests.schedules.float_kernels import EPILOGUES, RUNNABLE, check, epilogue_names, geometries, sample, small_integers
 
 
 def run(isa, window, channels, op, epilogue, images, seed, schedule=None):
@@ -55,7 +55,7 @@ def test_maximum_of_infinities():
     check(pool2d, spec, RUNNABLE[0], [data], None, 16, (1, 1, 1), np.random.default_rng(0))
 
 
-def test_every_schedule_of_the_space_is_correct():
+def test_schedules_of_the_space_are_correct():
     isa, window = RUNNABLE[0], specs.Window(5, 30, (3, 3), (1, 1), (1, 1, 1, 1))
-    for schedule in pool2d.space(specs.Pool2d(window, 40, "avg"), isa):
+    for schedule in sample(pool2d.space(specs.Pool2d(window, 40, "avg"), isa)):
         run(isa, window, 40, "avg", "bias_relu", 1, 4, schedule)

@@ -50,7 +50,7 @@ def wait_for(folder, count, process=None):
 
 
 def test_sessions(model, tmp_path):
-    """A session killed in the middle has recorded all that it measured; the next goes on; Ctrl-C ends one in order; a build uses the records."""
+    """A killed session has recorded all that it measured; the next goes on; Ctrl-C ends one in order; a build uses the records."""
     tasks = {t.id: Space(t, 1) for t in extract(str(model), x86.host_level())}
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(model), str(tmp_path)])
     wait_for(tmp_path, len(tasks) + 3, process)
