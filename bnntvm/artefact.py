@@ -26,7 +26,7 @@ import tempfile
 
 from bnntvm.errors import ArtefactError, TargetError
 from bnntvm.targets.isa import host_flags
-from bnntvm.tile_permission import tile_permission
+from bnntvm.targets.tile_permission import tile_permission
 
 FORMAT = 1
 MAGIC = b"bnntvm\r\n"  # a transfer in text mode breaks the line end, and with it the magic

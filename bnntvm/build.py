@@ -309,7 +309,8 @@ def _manifest(imported, isa, decisions, lowered, compiled, library, options):
 def _layer(info, decisions, lowered):
     decision = decisions.get(info.output, Decision("float", "its result is a constant" if info.folded else "no kernel takes it"))
     kernel, stored = lowered.layers.get(info.output, ("", info.float_bytes))
+    kind = "int8" if decision.kind == "bitserial" and kernel.startswith("int8_") else decision.kind
     return dict(
-        node=info.node, output=info.output, op=info.op_type, kind=decision.kind, reason=decision.reason, kernel=kernel, macs=int(info.macs),
+        node=info.node, output=info.output, op=info.op_type, kind=kind, reason=decision.reason, kernel=kernel, macs=int(info.macs),
         weight_bytes=int(stored), float_bytes=int(info.float_bytes), planes=decision.planes,
     )  # fmt: skip

@@ -6,7 +6,7 @@ Facts: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, c
 from __future__ import annotations
 
 from bnntvm.targets.isa import Isa, host_flags
-from bnntvm.tile_permission import tile_permission
+from bnntvm.targets.tile_permission import tile_permission
 
 _V2 = frozenset({"ssse3", "sse4_1", "sse4_2", "popcnt"})
 _V3 = _V2 | {"avx", "avx2", "bmi1", "bmi2", "fma", "f16c"}

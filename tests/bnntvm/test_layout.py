@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-LEAVES = {"bits", "errors", "graph", "levels", "ops", "pieces", "planes", "spec"}
+LEAVES = {"bits", "digits", "errors", "graph", "levels", "ops", "pieces", "planes", "spec"}
 RUN_TIME = ["__init__", "artefact", "errors", "module", "report", "runtime"]
 
 
