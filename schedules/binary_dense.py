@@ -8,6 +8,10 @@ The product is a register tile: some rows of the data (broadcast words) by one o
 A row count that is not a multiple of the tile is covered by a last tile that overlaps its neighbour; row counts below one tile take
 smaller tiles. Weights stream through once for each row tile, in the order in which they lie in memory.
 
+With a vector popcount instruction, words of bipolar data are counted in pairs by the full adder of
+:class:`.binary_conv2d_adders.CarrySave`: five operations for two words instead of six. One row has nothing to reuse, its time is that of
+reading the weights: they are asked for some way ahead, because the processor's own look-ahead ends at the end of each page.
+
 Without a vector popcount instruction, bits are counted per byte (LLVM's nibble tables) and bytes are widened every 31 words.
 """
 
@@ -21,7 +25,10 @@ from tvm import tirx
 from bnntvm import spec as specs
 from bnntvm.schedules import epilogue as tail
 from bnntvm.schedules import tir
+from bnntvm.schedules.binary_conv2d_adders import CarrySave
 
+#: How far ahead of their use weights are fetched for a single row, in bytes.
+AHEAD = 4096
 #: A byte holds the counts of so many words: 31 * 8 <= 255.
 BYTE_STEPS = 31
 
@@ -38,15 +45,20 @@ class Schedule:
         32-channel words of output channels in a tile.
     unroll : int
         Words of K in one step of the inner loop.
+    adder : str
+        ``plain`` or ``carry_save``.
     """
 
     rows: int
     words: int
     unroll: int
+    adder: str = "plain"
 
 
 def default_schedule(spec, isa):
     """The tile that fills the registers: accumulators, one row's broadcast, the weights, and the tables of the popcount."""
+    if _in_pairs(spec, isa):
+        return Schedule(6, 1, 4, "carry_save")
     rows = {16: 7, 8: 2, 4: 1}[isa.lanes]
     return Schedule(rows, 1, 2 if isa.popcount == "vector" else 1)
 
@@ -55,7 +67,14 @@ def space(spec, isa):
     """Tiles whose accumulators fit into the registers."""
     per_word, spare = specs.WORD_BITS // isa.lanes, 4 if isa.popcount == "vector" else 6
     fits = [(r, w) for w in (1, 2) for r in (1, 2, 3, 4, 5, 6, 7, 8, 12) if (r + 1) * w * per_word + spare <= isa.registers]
-    return [Schedule(r, w, u) for r, w in fits or [(1, 1)] for u in (1, 2, 4)]
+    pairs = [Schedule(r, 1, u, "carry_save") for r in (4, 5, 6, 7) for u in (2, 4)] if _in_pairs(spec, isa) else []
+    return [Schedule(r, w, u) for r, w in fits or [(1, 1)] for u in (1, 2, 4)] + pairs
+
+
+def _in_pairs(spec, isa):
+    """Whether words can be counted in pairs, and that is faster."""
+    plain = isinstance(spec, specs.BinaryDense) and not spec.unipolar and not spec.zeros
+    return plain and isa.popcount == "vector" and isa.lanes == 16 and specs.words(spec.in_features) % 2 == 0
 
 
 def blocks(spec, schedule):
@@ -74,11 +93,14 @@ def pack_weights(spec, schedule, isa, weights):
     Returns
     -------
     ndarray uint32[blocks, words(K), schedule.words * 32]
-        Word k of channel ``block * width + lane``; channels past N are 0.
+        Word k of channel ``block * width + lane``; channels past N are 0. ``carry_save``: the second word of each pair is xored with the
+        first.
     """
     width = schedule.words * specs.WORD_BITS
     padded = np.zeros((blocks(spec, schedule) * width, weights.shape[1]), np.uint32)
     padded[: spec.out_features] = weights
+    if schedule.adder == "carry_save":
+        padded[:, 1::2] ^= padded[:, ::2]
     return np.ascontiguousarray(padded.reshape(-1, width, weights.shape[1]).transpose(0, 2, 1))
 
 
@@ -100,7 +122,7 @@ def reference(spec, operands, epilogue_inputs):
 
 def build(spec, schedule, isa):
     """The kernel: parameters data ``uint32[m, words(K)]``, packed weights, the mask plane for ``zeros``, then the epilogue's."""
-    return _Kernel(spec, schedule, isa).function()
+    return (_Pairs if schedule.adder == "carry_save" else _Kernel)(spec, schedule, isa).function()
 
 
 class _Kernel:
@@ -120,9 +142,12 @@ class _Kernel:
 
     def function(self):
         params = [self.data, self.weights, *([self.mask] if self.mask is not None else [])]
-        body = [self.allocate, self._count_rows()] if self.base is not None else []
-        body.append(self._by_columns() if self.blocks >= 8 else self._by_rows())
+        body = [self._prepare(), self._by_columns() if self.blocks >= 8 else self._by_rows()]
         return tir.function("binary_dense", [*params, *self.emitter.inputs, *self.emitter.outputs], body)
+
+    def _prepare(self):
+        """Statements before all tiles."""
+        return [self.allocate, self._count_rows()] if self.base is not None else []
 
     # Loops over tiles
 
@@ -202,7 +227,7 @@ class _Kernel:
         for v in range(self.vectors):
             w, named = tir.bind("w", tir.load_vector(self.weights, [block, k, v * self.lanes], self.lanes))
             weights.append(w)
-            body.append(named)
+            body += [named, self._fetch(height, block, k, v)]
         for r in range(height):
             a, named = tir.bind("a", tir.broadcast(tir.load(self.data, first + r, k), self.lanes))
             body.append(named)
@@ -214,6 +239,10 @@ class _Kernel:
                 bits = a & w if self.spec.unipolar else a ^ w
                 body.append(add(r * self.vectors + v, bits if keep is None else bits & keep))
         return body
+
+    def _fetch(self, height, block, k, v):
+        """Ask for the weights of a later step."""
+        return [tir.prefetch(self.weights, block, k + AHEAD // (4 * self.width), v * self.lanes)] if height == 1 else []
 
     def _words(self, begin, end, step):
         """``step(k)`` for k in [begin, end), unrolled by the schedule's factor."""
@@ -273,6 +302,76 @@ class _Kernel:
             return [*body, tir.store(self.base, result, row)]
 
         return tir.for_("row", self.rows, count)
+
+
+class _Pairs(_Kernel):
+    """Two words of K at a time. A register tile holds the counters of one vector of channels; a word of channels takes two of them."""
+
+    def __init__(self, spec, schedule, isa):
+        super().__init__(spec, schedule, isa)
+        self.encoded, self.allocate = tir.scratch("encoded", (self.rows, self.depth), "uint32")
+
+    def _prepare(self):
+        """The data with the second word of each pair xored with the first."""
+        lanes = self.lanes
+        size = self.rows * self.depth
+        vectors = size // lanes
+
+        def pairs(at, count):
+            wide = tir.vector_type("uint64", count // 2)
+            loaded = tirx.reinterpret(wide, tir.load_vector(self.data, [0, at], count))
+            loaded = loaded ^ (loaded << tir.splat(32, "uint64", count // 2))
+            return tir.store_vector(self.encoded, [0, at], tirx.reinterpret(tir.vector_type("uint32", count), loaded))
+
+        return [self.allocate, tir.for_("i", vectors, lambda i: pairs(i * lanes, lanes)),
+                tir.for_("i", (size - vectors * lanes) // 2, lambda i: pairs(vectors * lanes + i * 2, 2))]  # fmt: skip
+
+    def _product(self, height, block, first, masked):
+        if height <= 2:  # registers for all vectors of a word, so that whole cache lines are read in order
+            counts = tir.Registers("count", height * self.vectors, "int32", self.lanes)
+            body = self._count(height, self.vectors, block, first, 0, lambda r, v, count: counts.set(r * self.vectors + v, count))
+            return [*counts.allocate, *body, *self._stores(counts, height, block, first, masked)]
+        # Counts wait in memory: in registers they would be in the way of the next vector's.
+        counts, allocate = tir.local("counts", height * self.width, "int32")
+        body = [allocate]
+        for begin in range(self.vectors):
+
+            def keep(r, v, count, begin=begin):
+                return tir.store_vector(counts, [r * self.width + (begin + v) * self.lanes], count)
+
+            body += self._count(height, 1, block, first, begin, keep)
+
+        def row(r):
+            values = [tir.load_vector(counts, [r * self.width + v * self.lanes], self.lanes) for v in range(self.vectors)]
+            return self.emitter.emit(values, (first + r,), block * self.width, {}, popcounts_of=self.spec.in_features)
+
+        return [*body, tir.for_("r", height, row)]
+
+    def _count(self, height, together, block, first, begin, keep):
+        """``keep(row, vector, count)`` for the popcounts of ``together`` vectors of channels from vector ``begin`` of the block on."""
+        sums = CarrySave(height, together, self.lanes)
+        zero = tir.splat(0, "int32", self.lanes)
+        body = [*sums.allocations, *sums.start(), *self._sum(sums, height, together, block, first, begin)]
+        return body + [keep(r, v, zero - sums.value(r, v)) for r in range(height) for v in range(together)]
+
+    def _sum(self, sums, height, together, block, first, begin):
+        unroll = max(1, self.schedule.unroll // 2)
+
+        def step(pair):
+            words = (pair * 2, pair * 2 + 1)
+            body, weights = [], []
+            for v in range(begin, begin + together):
+                loaded = [tir.bind("w", tir.load_vector(self.weights, [block, k, v * self.lanes], self.lanes)) for k in words]
+                weights.append([vector for vector, _ in loaded])
+                body += [[named, self._fetch(height, block, k, v)] for (_, named), k in zip(loaded, words)]
+            for r in range(height):
+                data = [tir.broadcast(tir.load(self.encoded, first + r, k), self.lanes) for k in words]
+                body += [sums.step(r, v, data, weights[v]) for v in range(together)]
+            return body
+
+        whole, rest = divmod(self.depth // 2, unroll)
+        loop = tir.for_("k", whole, lambda i: tir.unrolled(unroll, lambda u: step(i * unroll + u)))
+        return [loop, [step(tir.i64(whole * unroll + u)) for u in range(rest)]]
 
 
 def _heights(rows):

@@ -85,19 +85,25 @@ def test_thresholds_at_every_accumulator(isa):
 
 
 @pytest.mark.parametrize("isa", [p for p in ISAS if p.values[0].popcount == "vector"])
-def test_inner_loop_is_xor_popcount_add(isa):
-    """Nothing in the hot loop but the three operations, the loads of weights and data, and the loop itself; no register is spilled."""
+@pytest.mark.parametrize("adder", ["plain", "carry_save"])
+def test_inner_loop_counts_and_does_nothing_else(isa, adder):
+    """Nothing in the hot loop but three operations a word, or five a pair, the loads, and the loop itself; no register is spilled."""
     spec = specs.BinaryDense(1024, 1024, epilogue=thresholds("less"))
-    kernel = Kernel(binary_dense, spec, isa)
+    schedule = binary_dense.Schedule(7, 1, 2) if adder == "plain" else binary_dense.default_schedule(spec, isa)
+    kernel = Kernel(binary_dense, spec, isa, schedule)
     blocks = re.split(r"\n(?=\.L\w+:)", kernel.assembly)
-    vectors = kernel.schedule.rows * 2 * kernel.schedule.unroll
-    (hot,) = [b for b in blocks if b.count("vpopcntd") == vectors]
-    loop = re.findall(r"^\t([a-z]\w+)", hot.split("jne")[0], re.MULTILINE)
-    count = {name: loop.count(name) for name in set(loop)}
-    assert count.pop("vpxord") == count.pop("vpopcntd") == count.pop("vpaddd") == vectors
-    count.pop("vpbroadcastd", None), count.pop("vmovdqa64", None), count.pop("vmovdqu64", None)
-    assert sum(count.values()) <= 4, count
-    assert not re.search(r"zmm\d+, -?\d*\(%rsp", kernel.assembly), "a vector register is spilled"
+    pairs = adder == "carry_save"
+    counts = schedule.rows * schedule.unroll // 2 if pairs else schedule.rows * 2 * schedule.unroll
+    loops = [b.split("jne")[0] for b in blocks if b.split("jne")[0].count("vpopcntd") == counts]
+    hot = [re.findall(r"^\t([a-z]\w+)", loop, re.MULTILINE) for loop in loops if "jne" not in loop]
+    assert hot
+    for loop in hot:
+        count = {name: loop.count(name) for name in set(loop)}
+        assert count.pop("vpxord") == count.pop("vpopcntd") == count.pop("vpaddd", 0) + count.pop("vpsubd", 0) == counts
+        assert count.pop("vpternlogd", 0) == 2 * counts * pairs
+        count.pop("vpbroadcastd", None), count.pop("vmovdqa64", None), count.pop("vmovdqu64", None)
+        assert sum(count.values()) <= 4, count
+    assert not any(re.search(r"%zmm\d+, -?\d*\(%rsp", loop) for loop in loops), "a vector register is spilled"
 
 
 def test_unipolar_data_have_no_zeros_plane():
