@@ -18,8 +18,6 @@ ADDER = "bytes"
 def claims(spec, isa):
     """Whether the 8-bit kernel can do it."""
     scaled = not isinstance(spec, BinaryConv2d) and spec.planes.scaled
-    if any(output.kind == "planar" for output in spec.epilogue.outputs):
-        return False
     return bool(isa.products) and spec.groups == 1 and not scaled and _fits(as_bytes(spec))
 
 

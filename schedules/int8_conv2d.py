@@ -152,6 +152,11 @@ def convolve(window, values, weights):
     return total.astype(np.int32)
 
 
+def stores_planar(spec, _isa):
+    """Whether the kernel can store its one result in channel order (output kind ``planar``)."""
+    return [o.kind for o in spec.epilogue.outputs] == ["tensor"]
+
+
 def build(spec, schedule, isa):
     """The kernel.
 

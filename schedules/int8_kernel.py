@@ -14,6 +14,7 @@ from bnntvm.schedules import int8_engines
 from bnntvm.schedules import tir as T
 from bnntvm.schedules.epilogue import Emitter
 from bnntvm.schedules.int8_layout import BLOCK, QUAD, round_up
+from bnntvm.schedules.strips import Strips
 from bnntvm.spec import WORD_BITS, Digits, words
 
 
@@ -124,9 +125,10 @@ class Kernel:
         """
         number, bind = T.bind("block", block)
         self.results, results = T.memory("results", self.layout.cover * BLOCK, "int32")
+        self.strips = Strips.of_pixels(self.emitter, self.layout.cover)
         expand = self.engine.expand(number)
         each = T.for_("tile", tiles[1], lambda tile: self.tile(number, (tiles[0] + tile) * self.layout.cover, flat, place))
-        return [bind, *results, expand, each]
+        return [bind, *results, self.strips.allocation, expand, each]
 
     def tile(self, block, first, flat, place):
         """Sums and epilogue of the flat pixels from ``first`` on: stretches of pixels between which there are pixels of no use."""
@@ -134,8 +136,13 @@ class Kernel:
         first, bind_first = T.bind("first", first)
         end, bind_end = T.bind("end", tirx.min(first + layout.cover, T.i64(flat)))
         body = [bind_first, bind_end, self.engine.products(first)]
+        image = place(T.i64(0), T.i64(0))[0]
         if layout.pitch == layout.window.out_width or layout.rows == 1:
-            return [*body, T.for_("p", end - first, lambda p: self.pixel_out(block, p, place(T.i64(0), first + p)))]
+
+            def every():
+                return T.for_("p", end - first, lambda p: self.pixel_out(block, p, place(T.i64(0), first + p)))
+
+            return [*body, self.strips.collect(first, end - first, image, block, every)]
         top, bind_top = T.bind("top", first // layout.pitch)
         bottom, bind_bottom = T.bind("bottom", (end - 1) // layout.pitch)
 
@@ -147,12 +154,17 @@ class Kernel:
             each = T.for_("p", high - low, lambda p: self.pixel_out(block, low - first + p, place(y, low - start + p)))
             return [bind_y, bind_start, bind_low, bind_high, each]
 
-        return [*body, bind_top, bind_bottom, T.for_("stretch", bottom - top + 1, stretch)]
+        # The outputs of a tile are pixels of the image one after the other, whatever lies between them here.
+        width = layout.window.out_width
+        begin, bind_begin = T.bind("begin", top * width + tirx.min(first - top * layout.pitch, T.i64(width)))
+        count, bind_count = T.bind("count", bottom * width + tirx.min(end - bottom * layout.pitch, T.i64(width)) - begin)
+        rows = self.strips.collect(begin, count, image, block, lambda: T.for_("stretch", bottom - top + 1, stretch))
+        return [*body, bind_top, bind_bottom, bind_begin, bind_count, rows]
 
     def pixel_out(self, block, p, position):
         """The epilogue of pixel ``p`` of ``results``."""
         values = [T.load_vector(self.results, [p * BLOCK + v * self.lanes], self.lanes) for v in range(self.vectors)]
-        return self.emitter.emit(values, position, block * BLOCK, {})
+        return self.emitter.emit(values, position, block * BLOCK, {}, strip=self.strips.place(position[-1]))
 
     @property
     def mask_bytes(self):

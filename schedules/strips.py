@@ -51,6 +51,13 @@ class Strips:
         """Rows of the last strip of a task with ``rows`` rows: those that are left over belong to it."""
         return self.rows + rows % self.rows if rows >= self.rows else rows
 
+    @classmethod
+    def of_pixels(cls, emitter, most):
+        """Strips of any number of pixels up to ``most``."""
+        strips = cls(emitter, most, [1])
+        strips.short = True
+        return strips
+
     def place(self, pixel):
         """Where in the strips a pixel of the image begins."""
         return None if self.first is None else (pixel - self.first) * WORD_BITS
@@ -70,6 +77,11 @@ class Strips:
             return [named, named_count, named_first, walked, self._flush(image, block, count * self.width)]
 
         return tir.for_("strip", strips, strip)
+
+    def collect(self, first, count, image, block, body):
+        """Statements that ``body`` makes, which put the ``count`` pixels of the image from ``first`` on into the strips, and their way out."""
+        self.first = first
+        return [body(), self._flush(image, block, count)] if self.numbers else body()
 
     def _flush(self, image, block, count):
         """Bring the strips' ``count`` pixels into the planes."""

@@ -18,7 +18,8 @@ BYTES = Epilogue(
     (Step("cast", (0,)), Step("multiply", (1, 2.0**-7)), Step("round", (2,)), Step("clip", (3, -128.0, 127.0)), Step("cast", (4,), "int8")),
     (Output("tensor", 5, "int8"),),
 )
-TAILS = [store("int32", "int32"), store("float32", "int32"), thresholds("less"), BYTES]
+PLANAR = Epilogue((), (Step("cast", (0,)),), (Output("planar", 1),))
+TAILS = [store("int32", "int32"), store("float32", "int32"), thresholds("less"), BYTES, PLANAR]
 DATA = ["int8", "uint8", Digits(1, (-2,)), Digits(1, (-2, -1)), Digits(0, (1, 2)), Digits(0, (1, 2, 4, -8)), Digits(0, (64, 128))]
 WEIGHTS = ["int8", Digits(1, (-2,)), Digits(-1, (1, 2)), Digits(-3, (2, 4)), Digits(-8, (1, 2, 4, 8))]
 
@@ -82,6 +83,13 @@ def test_extreme_values_do_not_saturate(isa, data):
 def test_strides_and_large_images(isa):
     """Phases of a strided image, several tasks and tiles that are not full."""
     check(Int8Conv2d(Window(19, 23, (3, 3), (2, 2), (1, 1, 1, 1)), 32, 40, Digits(0, (1, 2)), Digits(-1, (1, 2)), TAILS[0]), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_channel_order(isa):
+    """Tiles begin and end in the middle of rows and between them; the last channels fill no vector."""
+    check(Int8Conv2d(Window(13, 11, (3, 3), (1, 1), (1, 1, 1, 1)), 32, 45, Digits(0, (1, 2)), Digits(1, (-2,)), PLANAR), isa)
+    check(Int8Conv2d(Window(5, 7, (1, 1)), 32, 20, "uint8", "int8", PLANAR), isa)
 
 
 def test_weights_are_stored_at_their_own_width():
