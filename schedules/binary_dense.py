@@ -242,7 +242,7 @@ class _Kernel:
 
     def _fetch(self, height, block, k, v):
         """Ask for the weights of a later step."""
-        return [tir.prefetch(self.weights, block, k + AHEAD // (4 * self.width), v * self.lanes)] if height == 1 else []
+        return [tir.prefetch(self.weights, [block, k + AHEAD // (4 * self.width), v * self.lanes])] if height == 1 else []
 
     def _words(self, begin, end, step):
         """``step(k)`` for k in [begin, end), unrolled by the schedule's factor."""

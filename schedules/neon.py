@@ -45,17 +45,17 @@ def mask_word(masks):
                  f"  %p{level} = add <16 x i8> %e{level}, %o{level}"]  # fmt: skip
         vectors = (f"%p{level}", f"%p{level}")
     text += ["  %w = bitcast <16 x i8> %p2 to <4 x i32>", "  %r = extractelement <4 x i32> %w, i32 0", "  ret i32 %r", "}"]
-    return T._extern("bnn_neon_mask_word", "\n".join(text), "uint32", *masks)
+    return T.extern("bnn_neon_mask_word", "\n".join(text), "uint32", *masks)
 
 
 def four_sums(counts):
     """``int32x4``: the sums of the bytes of four ``uint8x16`` vectors."""
-    return T._extern("bnn_neon_four_sums_8", _four_sums(16, 8), "int32x4", *counts)
+    return T.extern("bnn_neon_four_sums_8", _four_sums(16, 8), "int32x4", *counts)
 
 
 def four_wide_sums(counts):
     """``int32x4``: the sums of the lanes of four ``uint16x8`` vectors."""
-    return T._extern("bnn_neon_four_sums_16", _four_sums(8, 16), "int32x4", *counts)
+    return T.extern("bnn_neon_four_sums_16", _four_sums(8, 16), "int32x4", *counts)
 
 
 def _four_sums(lanes, bits):
@@ -101,7 +101,7 @@ def widen(total, counts):
         text += [f"  %{tag}n = shufflevector <16 x i8> %v, <16 x i8> poison, <8 x i32> <{order}>",
                  f"  %{tag} = zext <8 x i8> %{tag}n to <8 x i16>"]  # fmt: skip
     text += ["  %s = add <8 x i16> %x, %y", "  %r = add <8 x i16> %t, %s", "  ret <8 x i16> %r", "}"]
-    return T._extern("bnn_neon_widen", "\n".join(text), "uint16x8", total, counts)
+    return T.extern("bnn_neon_widen", "\n".join(text), "uint16x8", total, counts)
 
 
 def load_bytes(array, indices):
@@ -112,7 +112,7 @@ def load_bytes(array, indices):
 def rolled():
     """A statement without instructions that keeps LLVM from unrolling the loop it is in: the copies would be interleaved, and spill."""
     text = 'i32 @bnn_neon_rolled() alwaysinline nounwind {\n  call void asm sideeffect "", ""() noduplicate\n  ret i32 0\n}'
-    return tirx.Evaluate(T._extern("bnn_neon_rolled", text, "int32"))
+    return tirx.Evaluate(T.extern("bnn_neon_rolled", text, "int32"))
 
 
 def flushes(isa):

@@ -340,15 +340,6 @@ def load_masked(array, indices, mask):
     return extern(name, text, vector_type(dtype, lanes), *_address(array, indices), mask)
 
 
-def prefetch(array, *indices):
-    """Statement that asks for the cache line of an element; it may lie past the end of ``array``."""
-    text = ("i32 @bnn_prefetch(ptr %base, i64 %offset) alwaysinline nounwind {\n  %p = getelementptr i8, ptr %base, i64 %offset\n"
-            "  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 3, i32 1)\n  ret i32 0\n}\n"
-            "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")  # fmt: skip
-    base, offset = _address(array, indices)
-    return tirx.Evaluate(_extern("bnn_prefetch", text, "int32", base, offset * (_bits(element_of(str(array.dtype))) // 8)))
-
-
 def store_masked(array, indices, value, mask):
     """Store only the lanes set in ``mask``; ``array`` is a parameter of the kernel. Returns a statement."""
     name, text = _masked("store", element_of(dtype_of(value)), lanes_of(mask))
@@ -362,7 +353,7 @@ def prefetch(array, indices):
             f"  %p = getelementptr {_LLVM_TYPES[element_of(str(array.dtype))]}, ptr %base, i64 %offset\n"
             "  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 3, i32 1)\n  ret i32 0\n}\n"
             "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")  # fmt: skip
-    return tirx.Evaluate(_extern(name, text, "int32", *_address(array, indices)))
+    return tirx.Evaluate(extern(name, text, "int32", *_address(array, indices)))
 
 
 def fence(value):
