@@ -142,6 +142,36 @@ def fma() -> LimitKernel:
     return _build("fma", "float32", lanes, lambda s, a, b: s * a + b, lanes)
 
 
+def stream(array: np.ndarray) -> Callable[[], None]:
+    """Runs a kernel that reads all of an array (whole kilobytes of it), eight vectors at a time, and does nothing else with it."""
+    import tvm
+    from tvm import tirx
+
+    lanes, chains = vector_bits() // 64, 8
+    words = array.nbytes // 1024 * 128
+    data, output = tirx.decl_buffer((words,), "uint64", "data"), tirx.decl_buffer((chains * lanes,), "uint64", "output")
+    sums = tirx.decl_buffer((chains * lanes,), "uint64", "sums", scope="local")
+    i = tirx.Var("i", "int64")
+
+    def vector(buffer, start):
+        return tirx.BufferLoad(buffer, [tirx.Ramp(start, tirx.IntImm("int64", 1), lanes)])
+
+    def store(buffer, chain, value):
+        return tirx.BufferStore(buffer, value, [tirx.Ramp(tirx.IntImm("int64", chain * lanes), tirx.IntImm("int64", 1), lanes)])
+
+    places = [tirx.IntImm("int64", chain * lanes) for chain in range(chains)]
+    steps = [store(sums, c, vector(sums, place) ^ vector(data, i * (chains * lanes) + place)) for c, place in enumerate(places)]
+    loop = tirx.For(i, tirx.IntImm("int64", 0), tirx.IntImm("int64", words // (chains * lanes)), tirx.ForKind.SERIAL, tirx.SeqStmt(steps))
+    begin = [store(sums, c, tirx.Broadcast(tirx.IntImm("uint64", 0), lanes)) for c in range(chains)]
+    end = [store(output, c, vector(sums, place)) for c, place in enumerate(places)]
+    body = tirx.SeqStmt([tirx.AllocBuffer(sums), *begin, loop, *end])
+    function = tirx.PrimFunc([data, output], body).with_attr("global_symbol", "stream").with_attr("tirx.noalias", True)
+    entry = tvm.compile(tvm.IRModule({"stream": function}), target=host_target())["stream"]
+    values = np.frombuffer(array.tobytes(), np.uint64, words)
+    tensors = [tvm.runtime.tensor(values), tvm.runtime.tensor(np.zeros(chains * lanes, np.uint64))]
+    return lambda: entry(*tensors)
+
+
 def main() -> int:
     """Print both limits of this core."""
     for kernel in (xor_popcount(), fma()):

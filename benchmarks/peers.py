@@ -44,7 +44,9 @@ def prepare_bnntvm(model: onnx.ModelProto, feed: dict[str, np.ndarray], threads:
     module = bnntvm.build(model, target="x86", threads=threads)
     outputs = [np.asarray(y) for y in module.run(feed).values()]
     kinds = [layer.kind for layer in module.report.layers]
-    return Prepared(lambda: module.run(feed), outputs, note=f"{kinds.count('binary')} of {len(kinds)} layers on bits")
+    stored = 32 * sum(x.weight_bytes for x in module.report.layers) / max(1, sum(x.float_bytes for x in module.report.layers))
+    note = f"{kinds.count('binary')} of {len(kinds)} layers on bits, {stored:.2f} bits a weight"
+    return Prepared(lambda: module.run(feed), outputs, note=note)
 
 
 def _session(model: bytes | str, threads: int):
@@ -122,6 +124,14 @@ def prepare_limit(_model: onnx.ModelProto, _feed: dict[str, np.ndarray], _thread
     return Prepared(kernel.call, [], macs=kernel.macs, note=", ".join(f"{n} {op}" for op, n in kernel.inner_loop().most_common(3)))
 
 
+def prepare_stream(_model: onnx.ModelProto, feed: dict[str, np.ndarray], _threads: int) -> Prepared:
+    """Reading the bytes of the feed."""
+    from .limit import stream
+
+    (array,) = feed.values()
+    return Prepared(stream(array), [])
+
+
 @dataclass(frozen=True)
 class System:
     """One system under measurement.
@@ -147,4 +157,9 @@ SYSTEMS = {
     "ort-u8s8": System("ONNX Runtime u8s8", "onnxruntime", prepare_ort_u8s8),
     "openvino": System("OpenVINO binary", "openvino", prepare_openvino),
     "limit": System("limit", "apache-tvm", prepare_limit),
+}
+#: Measured in rows about packed weights only.
+FOR_WEIGHTS = {
+    "ort-2bit": System("MatMulNBits, 2 bits", "onnxruntime", prepare_ort),
+    "stream": System("reading the weights", "apache-tvm", prepare_stream),
 }

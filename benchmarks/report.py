@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .peers import SYSTEMS
+from .peers import FOR_WEIGHTS, SYSTEMS
 
 
 def median(cell: dict | None) -> float | None:
@@ -98,6 +98,21 @@ def _chains(rows: list[dict]) -> str:
     return table(header, lines)
 
 
+def _weights(rows: list[dict]) -> str:
+    """Packed weights against float weights, against ONNX Runtime's packed weights, and against the time to read them."""
+    systems = [s for s in ("bnntvm", "ort", *FOR_WEIGHTS) if any(s in r["cells"] for r in rows)]
+    peers = [s for s in ("ort", "ort-2bit") if s in systems]
+    header = ["layer", *[(SYSTEMS | FOR_WEIGHTS)[s].title for s in systems], *[f"bnntvm over {s}" for s in peers]]
+    header += ["bnntvm / reading", "stored"]
+    lines = []
+    for row in rows:
+        cells = row["cells"]
+        leads = [_times(ratio(cells, s, "bnntvm")) for s in peers] + [_times(ratio(cells, "bnntvm", "stream"))]
+        stored = cells["bnntvm"]["note"].rpartition(", ")[2] if median(cells.get("bnntvm")) else "-"
+        lines.append([row["name"], *[shown(cells.get(s), 1e-6, 0) for s in systems], *leads, stored])
+    return table(header, lines)
+
+
 def _threads(rows: list[dict]) -> str:
     """One thread and two, wall time."""
     lines = []
@@ -118,7 +133,7 @@ def _remarks(content: dict) -> list[str]:
         for name, cell in row["cells"].items():
             where = f"{row['kind']} {row['name']}, {name}"
             if missing(cell):
-                absent.add(f"{SYSTEMS[name.split('/')[0]].title} was left out: {cell['failure']}")
+                absent.add(f"{(SYSTEMS | FOR_WEIGHTS)[name.split('/')[0]].title} was left out: {cell['failure']}")
             elif cell["failure"]:
                 lines.append(f"{where}: {cell['failure']}")
             elif cell["difference"] is not None and cell["difference"] > 1e-4 and not name.startswith("ort"):
@@ -145,6 +160,8 @@ def markdown(content: dict) -> str:
         parts += [f"## Packed in, packed out, one thread{rate}\n", _chains(rows)]
     if rows := _of_kind(content, "network"):
         parts += ["## Whole networks, one image, one thread, ms\n", _compared(rows, 1e-3, 2, mean=True)]
+    if rows := _of_kind(content, "weights"):
+        parts += ["## Packed weights, one row, one thread, µs\n", _weights(rows)]
     if rows := _of_kind(content, "threads"):
         parts += ["## Two threads\n", _threads(rows)]
     if remarks := _remarks(content):

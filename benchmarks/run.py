@@ -10,6 +10,8 @@ CPU time (wall time in the rows about threads), so a busy machine disturbs all s
   difference of a long and a short chain. The limit is a register-resident xor+popcount+add kernel, measured in the same rounds; MACs
   are nominal, padded taps counted, so a kernel that skips padded taps can pass 100 %.
 * **networks**: the zoo at one image.
+* **weights**: dense layers of one row whose weights stay packed, beside ONNX Runtime in float32 and with weights of 2 bits, and beside the
+  time that reading the weights takes.
 * **threads**: one thread and two.
 """
 
@@ -34,6 +36,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from . import report, zoo
 from .layers import LAYERS, Layer
+from .packed_weights import LAYERS as PACKED
+from .packed_weights import PackedLayer
 from .peers import SYSTEMS
 from .worker import Worker, WorkerError
 
@@ -87,7 +91,7 @@ class Row:
     Attributes
     ----------
     kind : str
-        ``layer``, ``chain``, ``network`` or ``threads``.
+        ``layer``, ``chain``, ``network``, ``weights`` or ``threads``.
     name : str
         Layer or network.
     macs : int
@@ -234,6 +238,14 @@ class Bench:
             plan["limit"] = ("limit", 1, [Job(b"", {})])
         return self.measure(Row("chain", layer.name, layer.macs), plan)
 
+    def weights(self, layer: PackedLayer) -> Row:
+        feed = {"input": layer.input()}
+        jobs = {s: Job(layer.model().SerializeToString(), feed) for s in ("bnntvm", "ort") if s in self.systems}
+        if layer.bits == 2 and "ort" in self.systems:
+            jobs["ort-2bit"] = Job(layer.two_bits().SerializeToString(), feed)
+        jobs["stream"] = Job(b"", {"bytes": np.ones(layer.macs * layer.bits // 8, np.uint8)})
+        return self.measure(Row("weights", layer.name, layer.macs), {s: (s, 1, [job]) for s, job in jobs.items()})
+
     def network(self, name: str, model: onnx.ModelProto, threads: list[int] | None = None) -> Row:
         job = Job(model.SerializeToString(), {model.graph.input[0].name: network_input(model)})
         macs = zoo.size_of(model).binary_macs
@@ -285,6 +297,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--networks", default=None, help=f"comma-separated, or none; default all: {', '.join(zoo.NAMES)}")
     parser.add_argument("--model", type=Path, action="append", default=[], help="an ONNX file of your own with one input; repeatable")
     parser.add_argument("--layers", action="store_true", help="single layers and packed chains (default: everything, unless one is chosen)")
+    parser.add_argument("--weights", action="store_true", help="dense layers whose weights stay packed")
     parser.add_argument("--threads", action="store_true", help="the two-thread row")
     parser.add_argument("--only", default=None, help="layers to measure: comma-separated parts of their names, such as 14x14x256")
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="comma-separated; default %(default)s")
@@ -295,8 +308,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.systems = [s for s in options.systems.split(",") if s]
     unknown = [s for s in options.systems if s not in SYSTEMS]
-    everything = options.networks is None and not (options.layers or options.threads or options.model)
-    options.layers, options.threads = options.layers or everything, options.threads or everything
+    everything = options.networks is None and not (options.layers or options.weights or options.threads or options.model)
+    for part in ("layers", "weights", "threads"):
+        setattr(options, part, getattr(options, part) or everything)
     names = options.networks.split(",") if options.networks else list(zoo.NAMES) if everything else []
     options.networks = [n for n in names if n != "none"]
     unknown += [n for n in options.networks if n not in zoo.NAMES]
@@ -321,6 +335,10 @@ def measure_all(bench: Bench, options: argparse.Namespace, save) -> list[Row]:
     for measure in (bench.layer, bench.chain):
         for layer in layers:
             rows.append(measure(layer))
+            save(rows)
+    for layer in PACKED if options.weights else ():
+        if any(p in layer.name for p in parts):
+            rows.append(bench.weights(layer))
             save(rows)
     for name in options.networks:
         rows.append(bench.network(name, zoo.build(name)))

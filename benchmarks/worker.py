@@ -124,10 +124,10 @@ def _serve(pipe, system: str, cores: list[int]) -> None:
 def _prepare(prepared: dict, system: str, threads: int, key: str, model: bytes, feed: dict[str, np.ndarray]) -> Ready:
     import onnx
 
-    from .peers import SYSTEMS
+    from .peers import FOR_WEIGHTS, SYSTEMS
 
     start = time.perf_counter()
-    ready = prepared[key] = SYSTEMS[system].prepare(onnx.load_model_from_string(model) if model else None, feed, threads)
+    ready = prepared[key] = (SYSTEMS | FOR_WEIGHTS)[system].prepare(onnx.load_model_from_string(model) if model else None, feed, threads)
     return Ready(ready.outputs, ready.macs, ready.note, time.perf_counter() - start)
 
 

@@ -67,8 +67,8 @@ def space(spec, isa):
     for vectors in (4, 2) if isa.registers == 32 else (2,):
         vectors = max(least, min(most, vectors) // least * least)
         rows = max(1, (isa.registers - 6) // vectors - 1)
-        found += [Schedule(min(rows, limit), vectors, tiles, 2048) for limit, tiles in ((6, 4), (4, 8))]
-    return list(dict.fromkeys([*found, replace(found[0], ahead=8192)]))
+        found += [Schedule(min(rows, limit), vectors, tiles, 8192) for limit, tiles in ((6, 4), (4, 8))]
+    return list(dict.fromkeys([*found, replace(found[0], ahead=2048)]))
 
 
 def fields(coding):

@@ -3,11 +3,14 @@
 import json
 
 import numpy as np
+import onnx
 import onnxruntime  # noqa: F401
 import pytest
 
+import bnntvm
 from benchmarks import limit, report, run  # noqa: E402
 from benchmarks.layers import Layer  # noqa: E402
+from benchmarks.packed_weights import PackedLayer  # noqa: E402
 from benchmarks.peers import prepare_ort, prepare_ort_u8s8  # noqa: E402
 from benchmarks.worker import Worker, WorkerError  # noqa: E402
 
@@ -36,6 +39,24 @@ def test_chain_table_is_relative_to_the_limit():
     row = {"kind": "chain", "name": "layer", "macs": 2_000_000, "cells": {"bnntvm": cell(2.5e-3), "limit": cell(1e-3, macs=1_000_000)}}
     text = report.markdown(content(row))
     assert "| layer | 2500.0 ± 0.0 | 2000.0 | 80.0 % |" in text
+
+
+def test_weights_table_is_relative_to_reading_them():
+    cells = {"bnntvm": cell(3e-4) | {"note": "0 of 1 layers on bits, 2.00 bits a weight"}}
+    cells |= {"ort": cell(3e-3), "ort-2bit": cell(6e-4), "stream": cell(2e-4)}
+    text = report.markdown(content({"kind": "weights", "name": "layer", "macs": 1, "cells": cells}))
+    assert "| layer | 300 ± 0 | 3000 ± 0 | 600 ± 0 | 200 ± 0 | 10.00x | 2.00x | 1.50x | 2.00 bits a weight |" in text
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_packed_layers_are_what_they_say(bits):
+    layer = PackedLayer(bits, 128, 192)
+    module = bnntvm.build(layer.model())
+    (only,) = module.report.layers
+    assert only.kind == "weight-only" and only.weight_bytes == layer.macs * bits / 8
+    want = prepare_ort(layer.model(), {"input": layer.input()}, 1).outputs[0]
+    np.testing.assert_allclose(module.run({"input": layer.input()})["output"], want, rtol=0, atol=1e-4 * np.abs(want).max())
+    onnx.checker.check_model(layer.two_bits())
 
 
 def test_failures_and_missing_systems_are_remarks():
