@@ -51,7 +51,7 @@ def raised(stage, error):
 
 def interpreted(network):
     """Importer, every pass, numpy interpreter against ONNX Runtime. None or a Failure that names the pass."""
-    wanted = reference(network.model, network.feed)
+    wanted = reference(network.reference, network.feed)
     stage = "import"
     try:
         mod = import_model(network.model).mod
@@ -77,6 +77,10 @@ def unpacked(network, kinds):
         kind, reason = kinds.get(layer, ("float", "no decision"))
         if kind != "binary" and "always zero" not in reason:
             return Failure("stayed float", f"{layer}: {reason}")
+    for layer in sorted(network.low):
+        kind, reason = kinds.get(layer, ("float", "no decision"))
+        if kind not in ("binary", "bitserial", "int8") and "always zero" not in reason:
+            return Failure("low-bit layer", f"{layer} is {kind}: {reason}")
     return None
 
 
@@ -84,7 +88,7 @@ def compiled(network):
     """``bnntvm.build`` and ``run`` against ONNX Runtime."""
     import bnntvm
 
-    wanted = reference(network.model, network.feed)
+    wanted = reference(network.reference, network.feed)
     stage = "build"
     try:
         module = bnntvm.build(network.model, threads=1)

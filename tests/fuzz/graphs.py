@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +12,8 @@ from onnx import helper
 EXACT_BITS = 22
 #: Tensors larger than this many elements per image are pooled, not convolved further.
 MAX_ELEMENTS = 1 << 13
+
+QONNX = "qonnx.custom_op.general"
 
 LAYERS = {}
 
@@ -48,14 +51,25 @@ class Tensor:
         return self.bound <= 2.0 ** (self.grain + EXACT_BITS)
 
 
+class Custom:
+    """The result of a custom node."""
+
+    output = None
+
+
 @dataclass
 class Graph:
     """A network under construction.
 
     Attributes
     ----------
+    opset : int
+    plain : dict
+        Number of a node of a custom domain -> how many of the nodes behind it define it; those are for the reference only.
     binary : set of str
-        Outputs of the layers that have to be computed on bits.
+        Outputs of the layers that have to be binary: one plane times one plane.
+    low : set of str
+        Outputs of the layers that have to be computed on low bits in any way.
     log : list of str
         One line per layer, for people.
     """
@@ -67,18 +81,42 @@ class Graph:
     history: list = field(default_factory=list)
     outputs: list = field(default_factory=list)
     binary: set = field(default_factory=set)
+    low: set = field(default_factory=set)
+    opset: int = 17
+    plain: dict = field(default_factory=dict)
     log: list = field(default_factory=list)
 
     def op(self, kind, inputs, count=1, **attributes):
         """Add a node; inputs are Tensors, names or arrays. Returns its output's name (a list of names if ``count`` is not 1)."""
         names = [self.const(v) if isinstance(v, np.ndarray) else getattr(v, "name", v) for v in inputs]
+        if kind == "ReduceMean" and self.opset >= 18:  # axes became an input
+            names.append(self.const(np.array(attributes.pop("axes"), np.int64)))
+        if kind == "Split" and self.opset >= 18:
+            attributes["num_outputs"] = count
         outputs = [f"v{len(self.nodes)}" + (f"_{i}" if count > 1 else "") for i in range(count)]
         self.nodes.append(helper.make_node(kind, names, outputs, name=f"{kind}_{len(self.nodes)}", **attributes))
         return outputs[0] if count == 1 else outputs
 
+    @contextlib.contextmanager
+    def custom(self, kind, inputs, **attributes):
+        """A node of QONNX's domain; what is added inside defines it. Set ``.output`` of the value to the result of the definition."""
+        names = [self.const(v) if isinstance(v, np.ndarray) else getattr(v, "name", v) for v in inputs]
+        at, made = len(self.nodes), Custom()
+        self.nodes.append(None)
+        yield made
+        self.plain[at] = len(self.nodes) - at - 1
+        self.nodes[at] = helper.make_node(kind, names, [made.output], name=f"{kind}_{at}", domain=QONNX, **attributes)
+
+    def small_const(self, values, kind, shape):
+        """Name of a constant of a type that numpy lacks."""
+        name = f"c{len(self.constants)}"
+        self.constants[name] = helper.make_tensor(name, kind, shape, values)
+        return name
+
     def const(self, array):
         for name, known in self.constants.items():  # exporters share equal constants
-            if known.dtype == array.dtype and known.shape == array.shape and np.array_equal(known, array) and not np.signbit(array).any():
+            same = isinstance(known, np.ndarray) and known.dtype == array.dtype and known.shape == array.shape
+            if same and np.array_equal(known, array) and not np.signbit(array).any():
                 return name
         name = f"c{len(self.constants)}"
         self.constants[name] = array
@@ -108,5 +146,5 @@ class Graph:
         levels = None
         if x.levels is not None and function is not None:
             made = frozenset(float(v) + 0.0 for level in x.levels for v in np.atleast_1d(function(np.float32(level))))
-            levels = made if len(made) <= 4 else None
+            levels = made if len(made) <= 16 else None
         return Tensor(name, x.shape, bound, grain, levels)

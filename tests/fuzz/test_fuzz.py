@@ -11,7 +11,7 @@ import pytest
 
 from tests.fuzz.check import CHECKS, interpreted, minimise
 from tests.fuzz.graphs import LAYERS
-from tests.fuzz.networks import OPSET, generate
+from tests.fuzz.networks import OPSETS, generate
 from tests.fuzz.regressions import FOUND
 from tests.importer.helpers import reference
 
@@ -60,7 +60,7 @@ def test_any_subset_of_layers_is_a_network():
     layers = generate(11).layers
     for drop in layers:
         network = generate(11, [i for i in layers if i != drop])
-        assert reference(network.model, network.feed)[-1].dtype == np.float32
+        assert reference(network.reference, network.feed)[-1].dtype == np.float32
     assert generate(11, []).log == ()
 
 
@@ -70,7 +70,9 @@ def test_two_hundred_seeds_have_every_layer_and_many_binary_ones():
     assert set(kinds) == set(LAYERS)
     assert sum(len(network.binary) for network in networks) > 300
     assert {network.model.graph.input[0].type.tensor_type.shape.dim[0].dim_param for network in networks} == {"", "N"}
-    assert all(network.model.opset_import[0].version == OPSET for network in networks)
+    assert {network.model.opset_import[0].version for network in networks} == set(OPSETS)
+    assert sum(len(network.low) for network in networks) > 100
+    assert any(network.model.opset_import[1:] for network in networks), "no custom domain"
 
 
 @pytest.mark.parametrize("bug", ["threshold", "flip", "parity"])
