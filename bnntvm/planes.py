@@ -1,10 +1,10 @@
 """Decompositions of few-level tensors into bit planes: ``x = scale * sum_p coefficient[p] * plane[p]``.
 
 Activations become one bipolar plane (with a mask of zeros where zero is a level too), two's complement or unsigned planes of an evenly
-spaced grid that contains zero (DoReFa-Net, QNN, PACT, LSQ), or one plane per level. No decomposition has a constant term, so zero padding
-contributes zero. Weights become bipolar planes: one for {-c, c}, two for {-c, 0, c} (c/2 times the sum of two signs), k for an evenly
-spaced grid of 2**k levels, one per level otherwise; the constant term of the last two multiplies the sum of the activations under the
-window.
+spaced grid that contains zero (DoReFa-Net, QNN, PACT, LSQ), bipolar planes where they are sums of scaled signs (ABC-Net), or one plane per
+level. No decomposition has a constant term, so zero padding contributes zero. Weights become bipolar planes: one for {-c, c}, two for
+{-c, 0, c} (c/2 times the sum of two signs), k for an evenly spaced grid of 2**k levels, otherwise one per free scale (TTQ, ABC-Net); the
+constant term of the last two multiplies the sum of the activations under the window.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import numpy as np
 #: Grids are recognised up to this relative error: k/3 in float32 is no exact multiple of 1/3.
 GRID_ERROR = 2.0**-21
 MOST_LEVELS = 16
-#: Most levels that are not on a grid, one plane each.
+#: Most levels of an activation that are not on a grid, one plane each.
 MOST_SEPARATE = 4
+#: Most planes of weights that are not on a grid.
+MOST_BASES = 3
 
 
 @dataclass(frozen=True)
@@ -70,16 +72,36 @@ def activation_planes(levels, assume_nonzero=False):
     if len(levels) > MOST_LEVELS:
         return f"the activation holds {len(levels)} levels"
     nonzero = [v for v in levels if v]
+    ways = [_digits(nonzero), _signs(ordered), ActivationPlanes(1.0, tuple(ActivationPlane(v, (v,)) for v in nonzero))]
+    ways = [way for way in (ways if len(nonzero) <= MOST_SEPARATE else ways[:2]) if way is not None]
+    return min(ways, key=lambda way: way.count) if ways else f"the activation holds {len(levels)} levels that are not evenly spaced"
+
+
+def _digits(nonzero):
+    """Unipolar planes of levels on a grid that contains zero, or None."""
     grid = _grid(np.array(nonzero))
-    if grid is not None:
-        step, numbers = grid
-        signed = min(numbers) < 0
-        bits = max(max(numbers).bit_length() if max(numbers) > 0 else 0, (-min(numbers) - 1).bit_length() if signed else 0) + signed
-        if 2**bits <= 2 * MOST_LEVELS and bits <= max(len(nonzero), 1):
-            return ActivationPlanes(step, _binary_digits(nonzero, numbers, bits, signed))
-    if len(nonzero) <= MOST_SEPARATE:
-        return ActivationPlanes(1.0, tuple(ActivationPlane(v, (v,)) for v in nonzero))
-    return f"the activation holds {len(levels)} levels that are not evenly spaced"
+    if grid is None:
+        return None
+    step, numbers = grid
+    signed = min(numbers) < 0
+    bits = max(max(numbers).bit_length() if max(numbers) > 0 else 0, (-min(numbers) - 1).bit_length() if signed else 0) + signed
+    if 2**bits > 2 * MOST_LEVELS or bits > max(len(nonzero), 1):
+        return None
+    return ActivationPlanes(step, _binary_digits(nonzero, numbers, bits, signed))
+
+
+def _signs(levels):
+    """Bipolar planes of sums of scaled signs (ABC-Net, Lin et al. 2017, eq. 8; also {-3, -1, 1, 3}), or None. Their mean is zero."""
+    found = _generators(np.array(levels, np.float64))
+    if found is None or abs(levels[0] + sum(found[0]) / 2) > GRID_ERROR * abs(levels[0]):
+        return None
+    rises, codes = found
+    planes = [tuple(level for level, code in zip(levels, codes) if not (int(code) >> j) & 1) for j in range(len(rises))]
+    ratios = np.rint(np.array(rises) / min(rises))
+    even = np.all(np.abs(ratios * min(rises) - rises) <= GRID_ERROR * max(rises)) and max(ratios) < 2 * MOST_LEVELS
+    scale = float(np.float32(max(rises) / max(ratios) / 2)) if even else 1.0
+    coefficients = [int(q) for q in ratios] if even else [rise / 2 for rise in rises]
+    return ActivationPlanes(scale, tuple(ActivationPlane(c, ones, unipolar=False) for c, ones in zip(coefficients, planes)))
 
 
 def _binary_digits(levels, numbers, bits, signed):
@@ -130,7 +152,10 @@ def weight_planes(weight, tolerance=0.0):
     most = max(len(np.unique(row)) for row in flat * np.sign(weight.reshape(flat.shape)))
     if most > MOST_LEVELS:
         return "the weights are real-valued"
-    return _weight_grid(weight) or _weight_levels(weight) or f"the weights hold {most} levels that are not evenly spaced"
+    grid, bases = _weight_grid(weight), _weight_bases(weight)
+    if grid is not None and (bases is None or len(grid.planes) <= len(bases.planes)):
+        return grid
+    return bases or f"the weights hold {most} levels that are not evenly spaced"
 
 
 def _weight_grid(weight):
@@ -155,18 +180,42 @@ def _weight_grid(weight):
     return WeightPlanes((steps / 2).astype(np.float32), planes, offset.astype(np.float32) if offset.any() else None)
 
 
-def _weight_levels(weight):
-    """One plane per level but the lowest: w = l0 + sum((l - l0) * (1 - sign) / 2), the levels of each output channel its own (TTQ)."""
+def _weight_bases(weight):
+    """Planes with a free scale each, by output channel: w = l0 + sum(rise_j where plane j) = l0 + sum(rise_j * (1 - sign_j) / 2).
+
+    The levels of a channel are sums of few rises above its lowest one: two for TTQ's three levels, m for ABC-Net's m bases, whose folded
+    weights hold 2**m levels.
+    """
     rows = weight.reshape(weight.shape[0], -1)
-    levels = [np.unique(row) for row in rows]
-    most = max(len(one) for one in levels)
-    if most > MOST_SEPARATE:
-        return None
-    table = np.stack([np.concatenate([one, np.full(most - len(one), one[-1])]) for one in levels]).astype(np.float64)
-    rises = table - table[:, :1]
-    rises[:, 1:][table[:, 1:] == table[:, :-1]] = 0  # a channel with fewer levels repeats its last: counted once
-    planes = []
-    for j in range(1, most):
-        here = rows == table[:, j : j + 1].astype(np.float32)
-        planes.append(((-rises[:, j] / 2).astype(np.float32), here.reshape(weight.shape)))
-    return WeightPlanes(np.ones(len(rows), np.float32), planes, (table[:, 0] + rises.sum(1) / 2).astype(np.float32))
+    rises, members = [], []
+    for row in rows:
+        levels, where = np.unique(row, return_inverse=True)
+        found = _generators(levels.astype(np.float64))
+        if found is None:
+            return None
+        rises.append(found[0])
+        members.append(found[1][where.reshape(-1)])
+    count = max(len(one) for one in rises)
+    table = np.array([one + [0.0] * (count - len(one)) for one in rises])
+    codes = np.stack(members)
+    planes = [((-table[:, j] / 2).astype(np.float32), ((codes >> j) & 1).astype(bool).reshape(weight.shape)) for j in range(count)]
+    offset = rows.min(1).astype(np.float64) + table.sum(1) / 2
+    offset = np.where(np.abs(offset) <= GRID_ERROR * np.abs(rows).max(1), 0, offset)
+    return WeightPlanes(np.ones(len(rows), np.float32), planes, offset.astype(np.float32) if offset.any() else None)
+
+
+def _generators(levels):
+    """(numbers, codes): every level is the lowest plus the sum of the numbers whose bit is set in its code; None if that takes too many."""
+    error, sums, numbers, codes = GRID_ERROR * np.abs(levels).max(), {0: 0.0}, [], []
+    for rise in levels - levels[0]:
+        code = next((c for c, total in sums.items() if abs(total - rise) <= error), None)
+        if code is None:
+            if len(numbers) == MOST_BASES:
+                return None
+            code = 1 << len(numbers)
+            numbers.append(float(rise))
+            sums |= {c | code: total + rise for c, total in sums.items()}
+        codes.append(code)
+    if len(numbers) == len(levels) - 1:  # nothing is shared: steps from level to level, so that symmetric levels have no constant term
+        return np.diff(levels).tolist(), (1 << np.arange(len(levels))) - 1
+    return numbers, np.array(codes, np.int64)

@@ -204,12 +204,13 @@ def test_what_stays_float_and_why(network, reason):
     assert "bnn.conv" in calls(after)
 
 
-def test_products_of_two_activations_stay_float():
+@pytest.mark.parametrize("quantise, kind", [(r.sign, "binary"), (r.tanh, "float")])
+def test_products_of_two_activations(quantise, kind):
     def network(emit, x, y):
-        return emit(ops.call(ops.MATMUL, [emit(r.sign(x)), emit(r.sign(y))], layer="m"))
+        return emit(ops.call(ops.MATMUL, [emit(r.sign(x)), emit(quantise(y))], layer="m"))
 
     _, decisions = binarised(module(network, (4, 6), (6, 5)))
-    assert decisions["m"].kind == "float" and "activations" in decisions["m"].reason
+    assert decisions["m"].kind == kind and "both operands" in decisions["m"].reason
 
 
 def test_assume_nonzero_drops_the_mask_of_zeros():
