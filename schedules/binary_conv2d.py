@@ -19,7 +19,6 @@ from bnntvm.schedules.binary_conv2d_kernel import Kernel
 from bnntvm.schedules.binary_conv2d_tiles import Geometry
 from bnntvm.spec import WORD_BITS, words
 
-
 #: Fields of a schedule that cut the work into parallel tasks.
 GRAIN = ("task_rows", "task_blocks")
 

@@ -14,7 +14,6 @@ from bnntvm import spec as specs
 from bnntvm.schedules import epilogue as tail
 from bnntvm.schedules import tir
 
-
 #: Fields of a schedule that cut the work into parallel tasks.
 GRAIN = ("blocks",)
 

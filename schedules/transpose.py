@@ -10,7 +10,6 @@ from tvm import tirx
 
 from bnntvm.schedules import tir
 
-
 #: Fields of a schedule that cut the work into parallel tasks.
 GRAIN = ("bands",)
 

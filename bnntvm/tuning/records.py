@@ -310,14 +310,16 @@ class Tuned:
     def __init__(self, folders):
         self.groups = [_ranked(pathlib.Path(folder), _stamp(folder)) for folder in folders]
 
-    def schedule(self, task, isa, threads, valid, default):
+    def schedule(self, task, levels, threads, valid, default):
         """The schedule to use.
 
         Parameters
         ----------
         task : str
             See :func:`task_id`.
-        isa : str
+        levels : list of str
+            The instruction-set level, then others with the same registers, whose records serve where it has none of its own and where they
+            agree about the default.
         threads : int
             Records for as many threads are preferred; else those for one are used.
         valid : callable
@@ -329,17 +331,19 @@ class Tuned:
         Schedule
         """
         for groups in self.groups:
-            for key in dict.fromkeys([(task, isa, threads), (task, isa, 1)]):
-                if key in groups:
-                    return _choose(groups[key], valid, default)
+            for level in levels:
+                for key in dict.fromkeys([(task, level, threads), (task, level, 1)]):
+                    if key in groups:
+                        return _choose(groups[key], valid, default, level == levels[0])
         return default
 
 
-def _choose(ranked, valid, default):
-    """The fastest valid schedule, if it is sufficiently faster than the default was, where the default was measured."""
+def _choose(ranked, valid, default, own):
+    """The fastest valid schedule, if it is sufficiently faster than the default was, where the default was measured (as it must have been
+    where the records are not the level's ``own``)."""
     made = [(seconds, valid(dict(fields))) for seconds, fields in ranked]
     limit = next((seconds for seconds, schedule in made if schedule == default), None)
-    for seconds, schedule in made:
+    for seconds, schedule in made if own or limit is not None else []:
         if schedule is not None:
             return schedule if limit is None or seconds * LEAST_GAIN < limit else default
     return default

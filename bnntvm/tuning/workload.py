@@ -14,6 +14,7 @@ import os
 from tvm import tirx
 
 from bnntvm import spec as specs
+from bnntvm.targets import x86
 from bnntvm.tuning import records
 from bnntvm.tuning.records import FORMAT, task_id
 
@@ -109,4 +110,13 @@ def tuned_schedule(tuned, threads, family, spec, isa, rows):
             return None
         return schedule if schedule == default or schedule in space else None
 
-    return tuned.schedule(task_id(key_of(family, spec, rows)), isa.name, threads, valid, default)
+    return tuned.schedule(task_id(key_of(family, spec, rows)), levels(isa), threads, valid, default)
+
+
+def levels(isa):
+    """Names of a level and of those that differ from it in other instructions than a schedule is about."""
+
+    def shape(level):
+        return level.machine, level.lanes, level.registers, level.popcount
+
+    return [isa.name, *(one.name for one in x86.LEVELS if shape(one) == shape(isa) and one is not isa)]

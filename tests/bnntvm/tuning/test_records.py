@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,6 +134,19 @@ def test_the_fastest_is_used_and_never_a_slower_one(tmp_path):
     commit(tmp_path, (first, [2e-3]))
     assert chosen(tmp_path, CONV) == second, "the last measurement counts"
     assert chosen(tmp_path, DENSE) == float_dense.default_schedule(DENSE.spec, ISA)
+
+
+def test_records_of_a_similar_level_serve(tmp_path):
+    """Records of one level of AVX-512 serve another with as many registers that counts bits in the same way; those of AVX2 do not."""
+    like = [level for level in x86.LEVELS if (level.lanes, level.popcount) == (ISA.lanes, ISA.popcount)]
+    other = next(level for level in x86.LEVELS if level.lanes == 8)
+    space = Space(replace(CONV, isa=like[-1]), 1)
+    store = Store(tmp_path)
+    store.commit(space, space.default, [1e-3])
+    store.commit(space, space.schedules[1], [5e-4])
+    store.close()
+    for level, expected in [*((one, space.schedules[1]) for one in like), (other, binary_conv2d.default_schedule(CONV.spec, other))]:
+        assert chooser(str(tmp_path), 1)(CONV.module, CONV.spec, level, (1, 8, 8, 2)) == expected
 
 
 def test_foreign_schedules_are_not_trusted(tmp_path):

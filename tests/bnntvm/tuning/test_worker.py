@@ -65,7 +65,7 @@ def test_bad_candidates_are_recorded_and_never_chosen(tmp_path, monkeypatch, fau
     assert reasons["compiler dies"] == reasons["crashes"] == "crashed: SIGSEGV"
     assert reasons["hangs"] == "time out after 3 s"
     tuned = records.Tuned([tmp_path])
-    chosen = tuned.schedule(faulty_task.id, faulty_task.isa.name, 1, lambda fields: Schedule(**fields), Schedule("good"))
+    chosen = tuned.schedule(faulty_task.id, [faulty_task.isa.name], 1, lambda fields: Schedule(**fields), Schedule("good"))
     assert chosen == Schedule("better")
 
 
