@@ -31,7 +31,10 @@ class _Split(Rewriter):
     def begin(self):
         self.producer = {binding.var: binding.value for binding in bindings(self.func)}
         self.uses = uses(self.func)
-        self.done = {}
+        self.done, self.known = {}, {}
+        for var in self.producer:  # in order, so that no question goes deep
+            self.sizes(var)
+            self.sizes(var, alone=True)
 
     def rewrite(self, var, value):
         name = op_name(value)
@@ -70,6 +73,13 @@ class _Split(Rewriter):
 
         ``alone``: nothing but that function reads what lies on the way.
         """
+        if (var, alone) not in self.known:
+            self.known[var, alone] = self.find_sizes(var, alone)
+        return self.known[var, alone]
+
+    def find_sizes(self, var, alone):
+        if not isinstance(var.ty, relax.TensorType):
+            return None
         value, rank = self.producer.get(var), len(dims(var))
         name = op_name(value)
         if alone and self.uses.get(var, 0) > 1 or rank < 2 or not isinstance(dims(var)[-1], int):
@@ -79,12 +89,9 @@ class _Split(Rewriter):
             return tuple(dims(f)[-1] for f in fields) if len(fields) > 1 and all(isinstance(f, relax.Var) for f in fields) else None
         if name not in ELEMENTWISE:
             return None
-        found = set()
-        for arg in value.args:
-            if isinstance(arg, relax.Var):
-                found.add(self.sizes(arg, alone))
-            elif constant(arg) is not None and not _per_channel(constant(arg), dims(var)[-1]):
-                return None
+        if any(constant(arg) is not None and not _per_channel(constant(arg), dims(var)[-1]) for arg in value.args):
+            return None
+        found = {self.sizes(arg, alone) for arg in value.args if isinstance(arg, relax.Var)}
         return found.pop() if len(found) == 1 else None
 
     def parts(self, var, sizes):

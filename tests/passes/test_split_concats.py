@@ -117,3 +117,13 @@ def test_two_concatenations_with_equal_parts_are_combined_part_by_part():
     after = SplitConcats()(before)
     same(before, after, *(quarters(2, 6, 6, 32, seed=i) for i in range(4)))
     assert calls(after).count("nn.max_pool2d") == 2
+
+
+def test_long_chains_of_sums_are_looked_through_once():
+    def network(emit, x):
+        for _ in range(300):
+            x = emit(r.add(x, emit(r.nn.relu(x))))
+        return emit(POOLS["max"](x))
+
+    before = module(network, (1, 4, 4, 32))
+    assert calls(SplitConcats()(before)) == calls(before)
