@@ -65,6 +65,12 @@ def _joined_rows(height, width):
     return rows, height // rows * width
 
 
+def always_inside(geometry):
+    """Whether no tap ever falls outside the image."""
+    sizes = (geometry.out_height, geometry.out_width)
+    return all(geometry.taps(axis, p) == (0, geometry.kernel[axis]) for axis in (0, 1) for p in (0, sizes[axis] - 1))
+
+
 @dataclass(frozen=True)
 class Segment:
     """Kernel columns ``first`` <= s < ``last`` for the tile's pixels ``pixels``."""

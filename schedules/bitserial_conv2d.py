@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bnntvm.schedules import bitserial_adders as adders
+from bnntvm.schedules import bitserial_lookup as lookup
 from bnntvm.schedules import by_bytes, epilogue
 from bnntvm.schedules.binary_conv2d import _convolve, _tasks, _tile_width
-from bnntvm.schedules.binary_conv2d_tiles import Geometry
-from bnntvm.schedules.bitserial_conv2d_kernel import PlanesKernel, always_inside, short_corrections
+from bnntvm.schedules.binary_conv2d_tiles import Geometry, always_inside
+from bnntvm.schedules.bitserial_conv2d_kernel import PlanesKernel, short_corrections
+from bnntvm.schedules.bitserial_conv2d_lookup import LookupKernel
 from bnntvm.spec import WORD_BITS, words
 
 
@@ -28,7 +30,8 @@ class Schedule:
     vectors : int
         Vectors of output channels in the register tile; times the lanes, a divisor of 32.
     adder : str
-        ``plain`` or ``pairs``, see :mod:`.bitserial_adders`; ``bytes``, see :mod:`.by_bytes`.
+        ``plain`` or ``pairs``, see :mod:`.bitserial_adders`; ``lookup``, see :mod:`.bitserial_lookup`: then ``vectors`` counts registers
+        of one byte for each output channel, and tasks have all blocks; ``bytes``, see :mod:`.by_bytes`.
     task_rows, task_blocks : int
         Output rows and blocks of 32 output channels of one parallel task.
     """
@@ -42,14 +45,16 @@ class Schedule:
 
 def default_schedule(spec, isa):
     """A schedule that is fast without tuning."""
-    if by_bytes.wins(spec, isa):
+    rate = isa.bit_macs * lookup.counting_one(isa) / min(lookup.counting(spec, isa), lookup.looking_up(spec, isa))
+    if by_bytes.wins(spec, isa) and isa.int8_macs > rate:
         pixels, rows, blocks = by_bytes.numbers(spec, isa)
         return Schedule(pixels, 1, by_bytes.ADDER, rows, blocks)
-    return _counting_schedule(spec, isa)
+    found = lookup_schedule(spec, isa)
+    return found if found is not None and lookup.looking_up(spec, isa) < lookup.counting(spec, isa) else _counting_schedule(spec, isa)
 
 
 def _counting_schedule(spec, isa):
-    geometry, adder = Geometry.of(spec), "pairs" if _pairs_fit(spec) else "plain"
+    geometry, adder = Geometry.of(spec), "pairs" if lookup.pairs_fit(spec) else "plain"
     if isa.popcount != "vector":  # table look-ups need the registers
         vectors, most = (1, 7) if isa.registers == 32 else (1, 2)
     else:
@@ -57,17 +62,26 @@ def _counting_schedule(spec, isa):
     return Schedule(_tile_width(geometry, most), vectors, adder, *_tasks(geometry, words(spec.out_channels)))
 
 
-def _pairs_fit(spec):
-    """Whether two words at a time pay: not with ternary weights, whose logic leaves no operand free, nor with a single word a run."""
-    geometry = Geometry.of(spec)
-    return spec.planes.weight_kind != "ternary" and (geometry.group_words > 1 or geometry.contiguous and geometry.kernel[1] > 1)
+def lookup_schedule(spec, isa):
+    """A schedule for sums that are looked up, or None where that is not possible."""
+    if not lookup.claims(spec, isa):
+        return None
+    geometry, count = Geometry.of(spec), -(-spec.out_channels // (4 * isa.lanes))
+    vectors = 2 if count % 2 == 0 else 1
+    return Schedule(_lookup_tile(geometry, isa, vectors), vectors, "lookup", _tasks(geometry, 1, 4)[0], 1)
+
+
+def _lookup_tile(geometry, isa, vectors):
+    """The tile width that computes the fewest pixels twice; of those the largest."""
+    width, most = geometry.out_width, isa.registers * 3 // 4 // vectors
+    return min(range(min(width, 6, most), min(width, most) + 1), key=lambda p: (-(-width // p) * p, -p))
 
 
 def space(spec, isa):
     """Schedules worth trying, the default first."""
     first = _counting_schedule(spec, isa)
     found, width = [default_schedule(spec, isa), first], Geometry.of(spec).out_width
-    for adder in ("plain", "pairs") if _pairs_fit(spec) else ("plain",):
+    for adder in ("plain", "pairs") if lookup.pairs_fit(spec) else ("plain",):
         for vectors in (1, 2, 4):
             weights = vectors * max(spec.planes.words_per_weight, 2 if adder == "pairs" else 1)
             cells = (isa.registers - weights - 1) // (2 if adder == "pairs" else 1)
@@ -76,6 +90,10 @@ def space(spec, isa):
             for pixels in range(1, min(width, 14, cells // vectors) + 1):
                 found.append(replace(first, pixels=pixels, vectors=vectors, adder=adder))
     found += [Schedule(pixels, 1, by_bytes.ADDER, rows, blocks) for pixels, rows, blocks in by_bytes.space(spec, isa)]
+    looked_up, count = lookup_schedule(spec, isa), -(-spec.out_channels // (4 * isa.lanes))
+    for vectors in [v for v in (1, 2, 4) if looked_up and count % v == 0]:
+        for pixels in range(1, min(width, isa.registers * 3 // 4 // vectors) + 1):
+            found.append(replace(looked_up, pixels=pixels, vectors=vectors))
     return list(dict.fromkeys(found))
 
 
@@ -96,6 +114,8 @@ def pack_weights(spec, schedule, isa, weights):
     """
     if schedule.adder == by_bytes.ADDER:
         return by_bytes.pack_weights(spec, schedule, isa, weights)
+    if schedule.adder == "lookup":
+        return _pack_lookup(spec, isa, weights)
     planes, blocks, channels = spec.planes, words(spec.out_channels), schedule.vectors * isa.lanes
     halves, taps = planes.words_per_weight, weights.shape[2:4]
     flat = np.zeros((len(weights), blocks * WORD_BITS, int(np.prod(weights.shape[2:]))), "uint32")
@@ -120,11 +140,30 @@ def _corrections(spec, weights):
         constants = (constants * coefficients).sum(0, keepdims=True)
     if always_inside(Geometry.of(spec)):
         constants = constants.sum((2, 3), keepdims=True)
+    return _stored(constants, short_corrections(spec))
+
+
+def _stored(constants, short):
+    """The same of int64[planes or 1, O, kh, kw], O a multiple of 32."""
     constants = constants.reshape(len(constants), -1, WORD_BITS, constants.shape[2] * constants.shape[3]).transpose(1, 0, 3, 2)
-    if not short_corrections(spec):
+    if not short:
         return np.ascontiguousarray(constants.astype(np.int32)).view(np.uint32)
     even = np.concatenate([constants, np.zeros_like(constants[:, :, : constants.shape[2] % 2])], axis=2) & 0xFFFF
     return (even[:, :, 0::2] | even[:, :, 1::2] << 16).astype(np.uint32)
+
+
+def _pack_lookup(spec, isa, weights):
+    """uint32[vectors, elements]: see :func:`.bitserial_lookup.pack`; behind the planes of a vector its blocks' corrections."""
+    plane = lookup.weight_bits(spec.planes, weights, spec.in_channels)
+    indices = lookup.pack(plane, isa)
+    packed = indices.reshape(len(indices), -1)
+    if lookup.uncorrected(spec.planes):
+        return packed
+    constants = np.zeros((1, len(indices) * 4 * isa.lanes, *weights.shape[2:4]), np.int64)
+    constants[0, : spec.out_channels] = lookup.constants(spec.planes, plane, lookup.shape(isa)[0]).reshape(spec.out_channels, *weights.shape[2:4])
+    if always_inside(Geometry.of(spec)):
+        constants = constants.sum((2, 3), keepdims=True)
+    return np.concatenate([packed, _stored(constants, lookup.short_corrections(spec)).reshape(len(packed), -1)], axis=1)
 
 
 def reference(spec, operands, epilogue_inputs):
@@ -201,4 +240,7 @@ def build(spec, schedule, isa):
         Parameters: data planes, weights (see :func:`pack_weights`), the zeros' mask if ``spec.zeros``, scales if ``spec.planes.scaled``,
         epilogue inputs, epilogue outputs. The leading dimension is symbolic.
     """
-    return by_bytes.build(spec, schedule, isa) if schedule.adder == by_bytes.ADDER else PlanesKernel(spec, schedule, isa).build()
+    if schedule.adder == by_bytes.ADDER:
+        return by_bytes.build(spec, schedule, isa)
+    kernel = LookupKernel if schedule.adder == "lookup" else PlanesKernel
+    return kernel(spec, schedule, isa).build()

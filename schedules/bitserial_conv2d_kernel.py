@@ -14,15 +14,9 @@ from bnntvm.schedules import bitserial_adders as adders
 from bnntvm.schedules import tir as T
 from bnntvm.schedules.binary_conv2d_adders import memory
 from bnntvm.schedules.binary_conv2d_kernel import BLOCK, Kernel
-from bnntvm.schedules.binary_conv2d_tiles import Geometry, segments
+from bnntvm.schedules.binary_conv2d_tiles import Geometry, always_inside, segments
 from bnntvm.schedules.epilogue import Emitter
 from bnntvm.spec import words
-
-
-def always_inside(geometry):
-    """Whether no tap ever falls outside the image."""
-    sizes = (geometry.out_height, geometry.out_width)
-    return all(geometry.taps(axis, p) == (0, geometry.kernel[axis]) for axis in (0, 1) for p in (0, sizes[axis] - 1))
 
 
 def short_corrections(spec):
@@ -51,7 +45,9 @@ class PlanesKernel(Kernel):
         self.words_per_weight = spec.planes.words_per_weight
         self.word_step = self.step * self.words_per_weight
         self.kind = adders.logic(spec.planes)
-        self.corrections = Corrections(self)
+        uncorrected = spec.planes.data_kind == spec.planes.weight_kind == "unipolar"
+        count = len(spec.planes.weights) if spec.planes.scaled else 1
+        self.corrections = Corrections(self, uncorrected, short_corrections(spec), count)
         # Words of one weight plane of a block, and where the corrections begin.
         self.plane_step = self.kernel_words * BLOCK * self.words_per_weight
         self.corrections_at = len(spec.planes.weights) * self.plane_step
@@ -134,6 +130,10 @@ class PlanesKernel(Kernel):
 
     def correct_point(self, first_row, last_row, first, last):
         return self.corrections.point(self.block_number, first_row, last_row, first, last)
+
+    def correction_index(self, block, element):
+        """Where an element of a block's corrections is stored."""
+        return [block, self.corrections_at + element]
 
     def halves(self, adder):
         return False
@@ -249,21 +249,28 @@ class PlanesKernel(Kernel):
 class Corrections:
     """What the weights alone contribute, int32 for the 32 channels of a block, for taps and for sums of taps.
 
-    Stored behind a block's weights for every tap, in one sum if no tap is ever outside the image, or not at all if it is 0. Scaled planes
-    have one for each weight plane.
+    Stored behind a block's weights for every tap, in one sum if no tap is ever outside the image, or not at all if it is 0.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        With a method ``correction_index(block, element)``.
+    zero, short : bool
+        Nothing to correct; stored in 16 bits.
+    count : int
+        Separate ones, one for each weight plane (scaled planes).
+    blocks : int
+        Blocks that are prepared at a time.
     """
 
-    def __init__(self, kernel):
-        self.kernel, g = kernel, kernel.geometry
-        planes = kernel.spec.planes
-        self.zero = planes.data_kind == planes.weight_kind == "unipolar"
+    def __init__(self, kernel, zero, short, count=1, blocks=1):
+        self.kernel, self.zero, self.short, self.count, self.blocks = kernel, zero, short, count, blocks
+        g = kernel.geometry
         self.summed = always_inside(g)
         self.height, self.width = (1, 1) if self.summed else g.kernel
-        self.count = len(planes.weights) if planes.scaled else 1
-        self.short = short_corrections(kernel.spec)
         # Words of 32 lanes that one weight plane's taps take.
-        self.words = -(-self.height * self.width // 2) if self.short else self.height * self.width
-        self.stored = 0 if self.zero else self.count * self.words * BLOCK
+        self.words = -(-self.height * self.width // 2) if short else self.height * self.width
+        self.stored = 0 if zero else count * self.words * BLOCK
         intervals = {interval for pattern in kernel.plan.patterns for interval in pattern}
         self.slots = {interval: i for i, interval in enumerate(sorted(intervals))}
         self.size = len(self.slots) + 1
@@ -271,7 +278,7 @@ class Corrections:
     def allocation(self):
         if self.zero:
             return []
-        self.array, statements = memory("corrections", self.count * self.size * BLOCK, "int32")
+        self.array, statements = memory("corrections", self.blocks * self.count * self.size * BLOCK, "int32")
         return statements
 
     def row(self, block, first_row, last_row):
@@ -282,45 +289,44 @@ class Corrections:
         """The same for a pixel whose columns are known at run time only."""
         return [] if self.zero else self._sum(block, self.size - 1, first_row, last_row, first, last)
 
+    def _at(self, slot, lane, q, block):
+        return [((block * self.count + q) * self.size + slot) * BLOCK + lane]
+
     def _sum(self, block, slot, first_row, last_row, first, last):
         if self.summed:
             first_row, last_row, first, last = 0, 1, 0, 1
         size = self.kernel.lanes
         lanes = range(0, BLOCK, size)
 
-        def one(q):
+        def one(b, q):
             counts, allocation = T.local("sum", BLOCK, "int32")
 
             def add(r, s):
                 tap, bind = T.bind("tap", (first_row + r) * self.width + first + s)
-                values = [self._tap(block, q, tap, lane) for lane in lanes]
+                values = [self._tap(block + b, q, tap, lane) for lane in lanes]
                 return [bind, [T.store_vector(counts, [lane], T.load_vector(counts, [lane], size) + v) for lane, v in zip(lanes, values)]]
 
             return [
                 allocation,
                 [T.store_vector(counts, [lane], T.splat(0, "int32", size)) for lane in lanes],
                 T.for_("r", last_row - first_row, lambda r: T.for_("s", last - first, lambda s: add(r, s))),
-                [
-                    T.store_vector(self.array, [(q * self.size + slot) * BLOCK + lane], T.load_vector(counts, [lane], size))
-                    for lane in lanes
-                ],
+                [T.store_vector(self.array, self._at(slot, lane, q, b), T.load_vector(counts, [lane], size)) for lane in lanes],
             ]
 
-        return T.for_("q", self.count, one)
+        return T.for_("b", self.blocks, lambda b: T.for_("q", self.count, lambda q: one(b, q)))
 
     def _tap(self, block, q, tap, lane):
         """What the weights of one tap contribute."""
         size = self.kernel.lanes
         row = q * self.words + (tap // 2 if self.short else tap)
-        word = T.load_vector(self.kernel.weights, [block, self.kernel.corrections_at + row * BLOCK + lane], size)
+        word = T.load_vector(self.kernel.weights, self.kernel.correction_index(block, row * BLOCK + lane), size)
         if not self.short:
             return T.reinterpret("int32", word)
         low = T.broadcast(tirx.Cast("uint32", (1 - tap % 2) * 16), size)
         return T.reinterpret("int32", word << low) >> T.splat(16, "int32", size)
 
-    def load(self, interval, lane, q=0):
-        """The sum for a pixel with the columns ``interval``, for the lanes from ``lane`` on."""
+    def load(self, interval, lane, q=0, block=0):
+        """The sum for a pixel with the columns ``interval``, for the lanes from ``lane`` of a block on."""
         if self.zero:
             return T.splat(0, "int32", self.kernel.lanes)
-        slot = self.slots.get(interval, self.size - 1)
-        return T.load_vector(self.array, [(q * self.size + slot) * BLOCK + lane], self.kernel.lanes)
+        return T.load_vector(self.array, self._at(self.slots.get(interval, self.size - 1), lane, q, block), self.kernel.lanes)
