@@ -159,8 +159,9 @@ def _pack_lookup(spec, isa, weights):
     packed = indices.reshape(len(indices), -1)
     if lookup.uncorrected(spec.planes):
         return packed
+    width, _ = lookup.shape(isa)
     constants = np.zeros((1, len(indices) * 4 * isa.lanes, *weights.shape[2:4]), np.int64)
-    constants[0, : spec.out_channels] = lookup.constants(spec.planes, plane, lookup.shape(isa)[0]).reshape(spec.out_channels, *weights.shape[2:4])
+    constants[0, : spec.out_channels] = lookup.constants(spec.planes, plane, width).reshape(spec.out_channels, *weights.shape[2:4])
     if always_inside(Geometry.of(spec)):
         constants = constants.sum((2, 3), keepdims=True)
     return np.concatenate([packed, _stored(constants, lookup.short_corrections(spec)).reshape(len(packed), -1)], axis=1)

@@ -1,8 +1,8 @@
 """The kernel of a convolution on several planes that looks sums up, see :mod:`.bitserial_lookup`.
 
-Loop order, outermost first: tasks (image, rows; parallel), rows, blocks of ``vectors`` registers of output channels, tiles of pixels, pairs of
-a part of the data planes and a weight plane, taps and groups of input channels. A task unpacks all weights to one index per byte, and keeps
-the tables of as many input rows as the kernel reaches over.
+Loop order, outermost first: tasks (image, rows; parallel), rows, blocks of ``vectors`` registers of output channels, tiles of pixels, pairs
+of a part of the data planes and a weight plane, taps and groups of input channels. A task unpacks all weights to one index per byte, and
+keeps the tables of as many input rows as the kernel reaches over.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class LookupKernel(Kernel):
         self.results, results = memory("results", tile * self.channels, "int32")
         self.totals, totals = memory("totals", tile * self.vectors * self.bytes, "uint16")
         self.tables, tables = memory("tables", len(self.sources_parts) * self.table_rows * self.entries, "uint8")
-        self.indices, indices = memory("indices", self.vector_blocks * len(self.coefficients) * self.padded_steps * self.bytes, "uint8")
+        steps = self.vector_blocks * len(self.coefficients) * self.padded_steps
+        self.indices, indices = memory("indices", steps * self.bytes, "uint8")
         self.sums, sums = memory("sums", len(self.planes.data) * 2**self.bits * self.entries, "uint8")
 
         def line(i):
@@ -118,7 +119,8 @@ class LookupKernel(Kernel):
             at = (v * (rows * len(self.coefficients)) + i) * (together * octets)
             stores = []
             for number, value in enumerate(self._indices(loaded)):
-                stores.append(T.store_vector(self.indices, [at + number * octets], T.tirx.reinterpret(T.vector_type("uint8", octets), value)))
+                value = T.tirx.reinterpret(T.vector_type("uint8", octets), value)
+                stores.append(T.store_vector(self.indices, [at + number * octets], value))
             return [binds, stores]
 
         whole = rows * len(self.coefficients)
@@ -342,7 +344,8 @@ class Sums:
 
         def cell(number):
             odd, bind_odd = T.bind("odd", T.load_vector(totals, self._at(number, 1), self.half))
-            even, bind_even = T.bind("even", T.load_vector(totals, self._at(number, 0), self.half) - (odd << T.splat(8, "uint16", self.half)))
+            both = T.load_vector(totals, self._at(number, 0), self.half)
+            even, bind_even = T.bind("even", both - (odd << T.splat(8, "uint16", self.half)))
             pairs = [T.tirx.reinterpret(wide, even), T.tirx.reinterpret(wide, odd)]
             values = [pairs[j % 2] >> T.splat(16, "uint32", lanes) if j >= 2 else pairs[j % 2] & low for j in range(4)]
             statements = [bind_odd, bind_even]

@@ -12,7 +12,7 @@ _V2 = frozenset({"ssse3", "sse4_1", "sse4_2", "popcnt"})
 _V3 = _V2 | {"avx", "avx2", "bmi1", "bmi2", "fma", "f16c"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
-_POPCNT = _V4 | {"avx512_vpopcntdq", "avx512_bitalg", "avx512_vnni"}
+_POPCNT = _V4 | {"avx512_vpopcntdq", "avx512_bitalg", "avx512_vnni", "avx512vbmi"}
 _AMX = _POPCNT | {"amx_tile", "amx_int8", "avx512_fp16", "avx_vnni"}
 
 #: Best first. Rates are those of this project's kernels: 512-bit units issue xor, popcount and addition 1.5 times per cycle, vpdpbusd once

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bnntvm.schedules import bitserial_conv2d, epilogue
+from bnntvm.schedules import bitserial_conv2d, bitserial_lookup, epilogue
 from bnntvm.spec import Epilogue, EpilogueInput, Output, PlanesConv2d, PlaneSum, Step, Window, store
 from bnntvm.targets.x86 import LEVELS
 from tests.schedules.kernels import Kernel, assert_same, epilogue_inputs, epilogue_outputs, thresholds
@@ -108,3 +108,52 @@ def test_ternary_weights_take_two_bits():
         weights = np.zeros((2, 256, 3, 3, 8), "uint32")
         stored = bitserial_conv2d.pack_weights(spec, bitserial_conv2d.default_schedule(spec, isa), isa, weights)
         assert weights.nbytes <= stored.nbytes <= 1.05 * weights.nbytes
+
+
+WIDE = [isa for isa in ISAS if bitserial_lookup.shape(isa)]
+
+
+@pytest.mark.parametrize("isa", WIDE, ids=lambda isa: isa.name)
+@pytest.mark.parametrize(
+    "planes, window, channels, outputs",
+    [
+        (PlaneSum((1, 2), (1,), "unipolar", "bipolar"), Window(7, 9, (3, 3), (1, 1), (1, 1, 1, 1)), 70, 100),
+        (PlaneSum((1, 2, -4), (1, -2), "unipolar", "unipolar"), Window(9, 8, (2, 5), (2, 3), (0, 2, 3, 1), (3, 1)), 96, 64),
+        (PlaneSum((1, -2), (2,), "bipolar", "bipolar"), Window(9, 8, (2, 5), (2, 3), (0, 2, 3, 1), (3, 1)), 37, 130),
+        (PlaneSum((1, 2, 4, 8), (1,), "unipolar", "ternary"), Window(7, 9, (1, 1)), 70, 100),
+    ],
+    ids=["two_bits", "twos_complement", "turned", "parts"],
+)
+def test_look_ups(isa, planes, window, channels, outputs):
+    """Sums that are looked up: groups of channels across words, padding, strides, several tasks, channels that fill no register."""
+    spec = PlanesConv2d(window, channels, outputs, planes, epilogue=TAILS[0])
+    check(spec, isa, replace(bitserial_conv2d.lookup_schedule(spec, isa), task_rows=3))
+
+
+@pytest.mark.parametrize("isa", WIDE, ids=lambda isa: isa.name)
+def test_look_ups_do_not_overflow(isa):
+    """Byte counters are emptied in time, totals have room."""
+    spec = PlanesConv2d(Window(5, 5, (5, 5)), 330, 64, PlaneSum((1, 2, 4), (1, 4), "unipolar", "unipolar"), epilogue=TAILS[0])
+    schedule, ones = bitserial_conv2d.lookup_schedule(spec, isa), epilogue.pack(np.ones((1, 5, 5, 330), bool))
+    kernel = Kernel(bitserial_conv2d, spec, isa, schedule)
+    weights = bitserial_conv2d.pack_weights(spec, schedule, isa, epilogue.pack(np.ones((2, 64, 5, 5, 330), bool)))
+    (actual,) = kernel.run([ones, ones, ones, weights], [((1, 1, 1, 64), "int32")])
+    assert np.all(actual == 25 * 330 * 7 * 5)
+
+
+def test_long_sums_are_not_looked_up():
+    """Totals of 16 bits would wrap."""
+    planes = PlaneSum((1, 2), (1,), "unipolar", "bipolar")
+    assert bitserial_conv2d.lookup_schedule(PlanesConv2d(Window(9, 9, (3, 3)), 2400, 64, planes), WIDE[0])
+    assert not bitserial_conv2d.lookup_schedule(PlanesConv2d(Window(9, 9, (3, 3)), 2432, 64, planes), WIDE[0])
+
+
+def test_the_cheaper_way():
+    """Two-bit data are looked up where tables serve enough output channels; one bit is counted."""
+    level = next(isa for isa in LEVELS if isa.name == "x86-64-v4-vpopcnt")
+    two, ternary = PlaneSum((1, 2), (1,), "unipolar", "bipolar"), PlaneSum((1,), (1,), "bipolar", "ternary")
+    chosen = {
+        (planes, outputs): bitserial_conv2d.default_schedule(PlanesConv2d(Window(14, 14, (3, 3)), 256, outputs, planes), level).adder
+        for planes in (two, ternary) for outputs in (32, 256)
+    }  # fmt: skip
+    assert chosen == {(two, 32): "pairs", (two, 256): "lookup", (ternary, 32): "plain", (ternary, 256): "plain"}
