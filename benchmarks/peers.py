@@ -37,16 +37,21 @@ class Prepared:
     note: str = ""
 
 
-def prepare_bnntvm(model: onnx.ModelProto, feed: dict[str, np.ndarray], threads: int) -> Prepared:
-    """This project, default schedules, through its public interface."""
+def prepare_bnntvm(model: onnx.ModelProto, feed: dict[str, np.ndarray], threads: int, tuning: bool | None = None) -> Prepared:
+    """This project through its public interface, with the tuning records that are part of it, or (``tuning=False``) without."""
     import bnntvm
 
-    module = bnntvm.build(model, target="x86", threads=threads)
+    module = bnntvm.build(model, target="x86", threads=threads, tuning=tuning)
     outputs = [np.asarray(y) for y in module.run(feed).values()]
     kinds = [layer.kind for layer in module.report.layers]
     stored = 32 * sum(x.weight_bytes for x in module.report.layers) / max(1, sum(x.float_bytes for x in module.report.layers))
     note = f"{kinds.count('binary')} of {len(kinds)} layers on bits, {stored:.2f} bits a weight"
     return Prepared(lambda: module.run(feed), outputs, note=note)
+
+
+def prepare_default(model: onnx.ModelProto, feed: dict[str, np.ndarray], threads: int) -> Prepared:
+    """This project with default schedules everywhere."""
+    return prepare_bnntvm(model, feed, threads, tuning=False)
 
 
 def _session(model: bytes | str, threads: int):
@@ -153,6 +158,7 @@ class System:
 
 SYSTEMS = {
     "bnntvm": System("bnntvm", "bnntvm", prepare_bnntvm),
+    "default": System("bnntvm, default schedules", "bnntvm", prepare_default),
     "ort": System("ONNX Runtime fp32", "onnxruntime", prepare_ort),
     "ort-u8s8": System("ONNX Runtime u8s8", "onnxruntime", prepare_ort_u8s8),
     "openvino": System("OpenVINO binary", "openvino", prepare_openvino),

@@ -57,6 +57,12 @@ def missing(cell: dict) -> bool:
     return cell["failure"].startswith(("ModuleNotFoundError", "ImportError"))
 
 
+def _limit(row: dict) -> float | None:
+    """Seconds that the binary multiply-accumulates of a row take at the limit of the core."""
+    kernel = median(row["cells"].get("limit"))
+    return kernel * row["macs"] / row["cells"]["limit"]["macs"] if kernel else None
+
+
 def _times(x: float | None) -> str:
     return "-" if x is None else f"{x:.2f}x"
 
@@ -64,19 +70,23 @@ def _times(x: float | None) -> str:
 def _compared(rows: list[dict], unit: float, digits: int, mean: bool) -> str:
     """Table of times with this project's lead over OpenVINO, and both leads over ONNX Runtime."""
     systems = _systems(rows)
-    pairs = [(a, b) for a, b in (("openvino", "bnntvm"), ("ort", "bnntvm"), ("ort", "openvino")) if a in systems and b in systems]
-    header = [rows[0]["kind"], *[SYSTEMS[s].title for s in systems], *[f"{b} over {a}" for a, b in pairs]]
+    wanted = ("openvino", "bnntvm"), ("ort", "bnntvm"), ("ort", "openvino"), ("default", "bnntvm")
+    pairs = [(a, b) for a, b in wanted if a in systems and b in systems]
+    limits = any("limit" in r["cells"] for r in rows)
+    header = [rows[0]["kind"], *[SYSTEMS[s].title for s in systems], *["limit of the binary layers"] * limits]
+    header += [f"{b} over {a}" for a, b in pairs]
     lines = []
     for row in rows:
         cells = row["cells"]
         times = [shown(cells.get(s), unit, digits) for s in systems]
+        times += [f"{limit / unit:.{digits}f}" if (limit := _limit(row)) else "-"] * limits
         lines.append([row["name"], *times, *[_times(ratio(cells, a, b)) for a, b in pairs]])
     if mean and len(rows) > 1:
         means = []
         for a, b in pairs:
             known = [x for r in rows if (x := ratio(r["cells"], a, b))]
             means.append(_times(geometric_mean(known)) if known else "-")
-        lines.append(["**geometric mean**", *[""] * len(systems), *means])
+        lines.append(["**geometric mean**", *[""] * (len(systems) + limits), *means])
     return table(header, lines)
 
 

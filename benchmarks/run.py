@@ -233,7 +233,7 @@ class Bench:
         weight = 1 / (long - short)
         feed = {"input": layer.input()}
         jobs = [Job(layer.chain(n).SerializeToString(), feed, w) for n, w in ((short, -weight), (long, weight))]
-        plan = {s: (s, 1, jobs) for s in self.systems if s in ("bnntvm", "openvino")}
+        plan = {s: (s, 1, jobs) for s in self.systems if s in ("bnntvm", "default", "openvino")}
         if "limit" in self.systems:
             plan["limit"] = ("limit", 1, [Job(b"", {})])
         return self.measure(Row("chain", layer.name, layer.macs), plan)
@@ -251,8 +251,11 @@ class Bench:
         macs = zoo.size_of(model).binary_macs
         systems = [s for s in self.systems if s != "limit"]
         if threads is None:
-            return self.measure(Row("network", name, macs), {s: (s, 1, [job]) for s in systems})
-        plan = {f"{s}/{n}": (s, n, [job]) for s in systems if s != "ort-u8s8" for n in threads}
+            plan = {s: (s, 1, [job]) for s in systems}
+            if "limit" in self.systems:
+                plan["limit"] = ("limit", 1, [Job(b"", {})])
+            return self.measure(Row("network", name, macs), plan)
+        plan = {f"{s}/{n}": (s, n, [job]) for s in systems if s not in ("ort-u8s8", "default") for n in threads}
         return self.measure(Row("threads", name, macs), plan)
 
 
