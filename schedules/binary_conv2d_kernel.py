@@ -291,7 +291,8 @@ class Kernel:
             place = (y, x + p) if g.out_width == self.spec.window.out_width else (T.i64(0), y * g.out_width + (x + p))
             scope = self._half_thresholds(block * BLOCK) if self.halves(adder) else {}
             strip = self.strips.place(y * g.out_width + (x + p))
-            return self.emitter.emit(values, (self.image, *place), block * BLOCK, scope, strip=strip)
+            fetch = self.strips.fetch(self.image, block, y * g.out_width + (x + p))
+            return [fetch, self.emitter.emit(values, (self.image, *place), block * BLOCK, scope, strip=strip)]
 
         return T.for_("p", pixels, pixel)
 

@@ -62,6 +62,20 @@ class Strips:
         """Where in the strips a pixel of the image begins."""
         return None if self.first is None else (pixel - self.first) * WORD_BITS
 
+    def fetch(self, image, block, pixel):
+        """Statements for each pixel that ask for its share of the lines that will be written.
+
+        A strip is written at once, faster than lines come from the second-level cache; asked for while it is computed they are there.
+        """
+        statements, each = [], WORD_BITS // self.lanes
+        for number in self.numbers:
+            within = pixel - self.first
+            channel = block * WORD_BITS + tirx.floormod(within, tir.i64(self.lanes)) * each
+            first = pixel - tirx.floormod(within, tir.i64(self.lanes))
+            target = self.emitter.outputs[number]
+            statements += [tir.prefetch(target, [image, channel + i, 0, first], write=True) for i in range(each)]
+        return statements
+
     def walk(self, rows, row, image, block, first_row):
         """Loops over the rows of a task, ``row(number)``, for a block of 32 channels, strip by strip."""
         if not self.numbers:
@@ -87,16 +101,18 @@ class Strips:
         """Bring the strips' ``count`` pixels into the planes."""
         groups = tirx.floordiv(count + (self.lanes - 1), tir.i64(self.lanes))
 
-        def group(number):
+        def group(number, output, part):
             at = number * self.lanes
             at, named = tir.bind("at", at if self.short else tirx.min(at, count - self.lanes))
             mask = tir.prefix_mask(count - at, self.lanes) if self.short else None
-            return [
-                named,
-                [self._square(i, image, block, at, part, mask) for i in self.numbers for part in range(0, WORD_BITS, self.lanes)],
-            ]
+            return [named, self._square(output, image, block, at, part, mask)]
 
-        return tir.for_("group", groups, group)
+        # Planes lie in pages of their own, and processors know few pages to write to at a time: one part of the channels after the other.
+        return [
+            tir.for_("group", groups, lambda number, output=output, part=part: group(number, output, part))
+            for output in self.numbers
+            for part in range(0, WORD_BITS, self.lanes)
+        ]
 
     def _square(self, number, image, block, at, part, mask):
         """Transpose ``lanes`` pixels from pixel ``at`` of a strip on, channels ``part`` ... ``part + lanes - 1`` of the block."""

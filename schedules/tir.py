@@ -346,12 +346,12 @@ def store_masked(array, indices, value, mask):
     return tirx.Evaluate(extern(name, text, "int32", *_address(array, indices), value, mask))
 
 
-def prefetch(array, indices):
-    """Statement that asks for the cache line of an element, which need not exist: nothing is read."""
-    name = "bnn_prefetch_" + _LLVM_TYPES[element_of(str(array.dtype))]
+def prefetch(array, indices, write=False):
+    """Statement that asks for the cache line of an element, to read or to ``write``; it need not exist: nothing is read."""
+    name = f"bnn_prefetch_{'write_' * write}" + _LLVM_TYPES[element_of(str(array.dtype))]
     text = (f"i32 @{name}(ptr %base, i64 %offset) alwaysinline nounwind {{\n"
             f"  %p = getelementptr {_LLVM_TYPES[element_of(str(array.dtype))]}, ptr %base, i64 %offset\n"
-            "  call void @llvm.prefetch.p0(ptr %p, i32 0, i32 3, i32 1)\n  ret i32 0\n}\n"
+            f"  call void @llvm.prefetch.p0(ptr %p, i32 {int(write)}, i32 3, i32 1)\n  ret i32 0\n}}\n"
             "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")  # fmt: skip
     return tirx.Evaluate(extern(name, text, "int32", *_address(array, indices)))
 
