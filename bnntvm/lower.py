@@ -305,7 +305,17 @@ class Lower(Rewriter):
             return self.permute(self.substitute(value), var.ty)
         if name == "relax.topk" and int(value.attrs["axis"]) in (-1, len(dims(value.args[0])) - 1):
             return self.top_k(self.substitute(value))
+        if name in ("relax.max", "relax.min") and _reduces_rows(value):
+            return self.row_extreme(self.substitute(value), name.removeprefix("relax."))
         return super().rewrite(var, value)
+
+    def row_extreme(self, call, op):
+        """The largest or least value along the last axis."""
+        *lead, size = dims(call.args[0])
+        data = self.flat(call.args[0], "tensor")
+        out = self.call(sp.RowExtreme(op, size), [data], [relax.TensorType([dims(data)[0], 1], "float32")], None)
+        shape = [*lead, 1] if bool(call.attrs["keepdims"]) else lead
+        return out if len(shape) == 2 else self.emit(relax.op.reshape(out, shape))
 
     def top_k(self, call):
         """Values and indices along the last axis."""
@@ -450,6 +460,13 @@ def _planar(spec):
     """``spec`` with its one tensor stored in channel order."""
     (output,) = spec.epilogue.outputs
     return replace(spec, epilogue=replace(spec.epilogue, outputs=(replace(output, kind="planar"),)))
+
+
+def _reduces_rows(call):
+    """Whether a reduction runs along the last axis of a float32 tensor of at least two axes, the last of a known size."""
+    shape, axes = dims(call.args[0]), call.attrs["axis"]
+    last = axes is not None and [int(a) % len(shape) for a in axes] == [len(shape) - 1]
+    return last and len(shape) > 1 and isinstance(shape[-1], int) and dtype(call.args[0]) == "float32"
 
 
 def packs_only(epilogue):

@@ -453,6 +453,14 @@ class Transpose:
 
 
 @dataclass(frozen=True)
+class RowExtreme:
+    """The largest (``op`` "max") or least ("min") value of each row of float32 ``[M, C]``: float32 ``[M, 1]``."""
+
+    op: str
+    channels: int
+
+
+@dataclass(frozen=True)
 class TopK:
     """The ``count`` largest (or smallest) elements of each row of ``dtype[M, size]``, in order, and their int64 indices."""
 

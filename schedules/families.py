@@ -25,6 +25,7 @@ FAMILIES = {
     sp.GlobalPool: "reduce",
     sp.Softmax: "reduce",
     sp.Concat: "concat",
+    sp.RowExtreme: "row_extreme",
     sp.TopK: "top_k",
 }
 
