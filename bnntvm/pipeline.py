@@ -28,7 +28,7 @@ def passes(decisions, *, assume_nonzero=False, weight_tolerance=0.0):
         # which layers compute on bits
         Binarise(decisions, assume_nonzero, weight_tolerance),
         # which of the others keep their weights packed
-        WeightOnly(decisions),
+        WeightOnly(decisions, weight_tolerance),
         # where the bits are made
         PropagateBits(),
         FoldThresholds(),
@@ -45,5 +45,6 @@ def optimise(mod, decisions, verifier=None, **options):
         mod = one(mod)
         if verifier is not None:
             # Weights within a tolerance are changed on purpose: the network is another one from there on.
-            verifier.passed(type(one).__name__, mod, rebase=isinstance(one, Binarise) and options.get("weight_tolerance", 0) > 0)
+            changes = isinstance(one, (Binarise, WeightOnly)) and options.get("weight_tolerance", 0) > 0
+            verifier.passed(type(one).__name__, mod, rebase=changes)
     return mod

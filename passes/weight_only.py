@@ -33,6 +33,23 @@ from bnntvm.levels import Mono, Step, ends, quiet
 from .binarise import Decision
 from .infer_levels import infer_levels
 
+#: Relative deviations from one magnitude below this are worth a remark.
+NEARLY = 1e-4
+
+
+def deviation(weight):
+    """How far the magnitudes of an output channel's weights that are not zero are from one: the largest (most - least) / most."""
+    rows = np.abs(weight.reshape(len(weight), -1))
+    most, least = rows.max(1), np.where(rows > 0, rows, np.inf).min(1)
+    return float(np.max(np.where(most > 0, (most - least) / np.where(most > 0, most, 1), 0), initial=0))
+
+
+def levelled(weight):
+    """Weights with the magnitudes of an output channel replaced by their mean; zeros stay."""
+    rows = np.abs(weight.reshape(len(weight), -1)).astype(np.float64)
+    mean = rows.sum(1) / np.maximum((rows > 0).sum(1), 1)
+    return np.sign(weight) * mean.astype(np.float32).reshape(-1, *(1 for _ in weight.shape[1:]))
+
 
 def decompose(weight):
     """Weights as planes, or None if some output channel has more than three levels.
@@ -58,7 +75,9 @@ def decompose(weight):
     if np.any(middle & (rows != inner[:, None])):
         return None
     if np.all((rows == 0) | (np.abs(rows) == top[:, None])):
-        return "ternary", np.stack([weight > 0, weight < 0]), top
+        if np.any((low < 0) & (high > 0)):
+            return "ternary", np.stack([weight > 0, weight < 0]), top
+        return "levels", (weight != 0)[None], np.stack([np.zeros_like(top), np.where(low < 0, -top, top)])
     # level 0 is the one of least magnitude; a channel of fewer levels repeats it
     table = np.stack([low, np.where(middle.any(1), inner, low), high])
     table = np.take_along_axis(table, np.argsort(np.abs(table), axis=0, kind="stable"), 0)
@@ -83,8 +102,8 @@ class Integers:
 
 
 class _WeightOnly(Rewriter):
-    def __init__(self, decisions):
-        self.decisions = decisions
+    def __init__(self, decisions, tolerance):
+        self.decisions, self.tolerance = decisions, tolerance
 
     def begin(self):
         self.producer, self.facts = {binding.var: binding.value for binding in bindings(self.func)}, None
@@ -121,16 +140,32 @@ class _WeightOnly(Rewriter):
         dense = name == "bnn.matmul"
         if dense and (weight.ndim != 2 or len(dims(data)) != 2) or not dense and str(call.attrs["layout"]) != "NHWC":
             return None
-        found = decompose(weight.T if dense else weight)
+        layer, weight = str(call.attrs["layer"]), weight.T if dense else weight
+        found = decompose(weight)
+        if found is None or found[0] == "levels":
+            found = self.nearly(layer, weight, found)
         if found is None or not dense and found[0] == "levels" and dims(data)[-1] == int(call.attrs["groups"]) > 1:
             return None  # the few weights of a depthwise convolution are not worth sums of their own
         integers = self.integers(source) if dense and found[0] != "levels" else None
-        layer = str(call.attrs["layer"])
         before = self.decisions.get(layer, Decision("float"))
         self.decisions[layer] = replace(before, kind="weight-only", planes=f"{'int8' if integers else 'float'} x {len(found[1])}")
         if integers:
             return self.integer_dense(call, integers, *found)
         return self.dense(call, *found) if dense else self.convolution(call, *found)
+
+    def nearly(self, layer, weight, found):
+        """``found`` unless the weights were meant to have one magnitude: then planes of that if the tolerance allows it, else none."""
+        spread = deviation(weight)
+        if spread <= self.tolerance:
+            return decompose(levelled(weight))
+        if spread >= NEARLY:
+            return found
+        before = self.decisions.get(layer, Decision("float"))
+        if "weight_tolerance" not in before.reason:
+            remark = f"its weights have one magnitude but for a relative deviation of {spread:.1e}"
+            remark += f"; weight_tolerance={2 * spread:.0e} would pack them"
+            self.decisions[layer] = replace(before, reason="; ".join(part for part in (before.reason, remark) if part))
+        return None
 
     def convolution(self, call, coding, planes, numbers):
         attrs = {key: [int(v) for v in call.attrs[key]] for key in ("strides", "pads", "dilations")}
@@ -220,10 +255,12 @@ class WeightOnly:
     ----------
     decisions : dict
         Layer name -> Decision; those of the layers that are packed become "weight-only".
+    weight_tolerance : float
+        Relative spread of the magnitudes of an output channel's weights that is still taken for one magnitude, their mean.
     """
 
-    def __init__(self, decisions):
-        self.decisions = decisions
+    def __init__(self, decisions, weight_tolerance=0.0):
+        self.decisions, self.weight_tolerance = decisions, weight_tolerance
 
     def transform_module(self, mod, _context):
-        return _WeightOnly(self.decisions).run(mod)
+        return _WeightOnly(self.decisions, self.weight_tolerance).run(mod)

@@ -39,6 +39,8 @@ def test_codings():
     coding, planes, levels = decompose(np.float32([[0.5, 0, -2, 0], [3, 3, 1, 1]]))
     assert coding == "levels" and levels.tolist() == [[0, 1], [0.5, 3], [-2, 3]]
     assert not planes[1][1].any()
+    coding, planes, levels = decompose(np.float32([[0, 1], [-2, 0]]))
+    assert coding == "levels" and levels.tolist() == [[0, 0], [1, -2]] and len(planes) == 1
     assert decompose(np.float32([[1, 2, 3, 4]])) is None
 
 
@@ -68,6 +70,20 @@ def test_what_stays_float():
     blur = np.tile(np.float32([1, 2, 1]), 24).reshape(4, 3, 6, 1)[:, :, :3]
     assert calls(optimised(lambda emit, x: emit(conv(x, real)), ("n", 5, 5, 4))[1]) == ["bnn.conv"]
     assert calls(optimised(lambda emit, x: emit(conv(x, blur, groups=4)), ("n", 5, 5, 4))[1]) == ["bnn.conv"]
+
+
+@pytest.mark.parametrize("levels", [(-0.5, 0.5), (-0.5, 0.0, 0.5)])
+def test_nearly_one_magnitude(levels):
+    weight = np.random.default_rng(0).choice(np.float32(levels), (40, 8))
+    weight[3, 2] = np.nextafter(np.float32(0.5), np.float32(1))
+    net = module(lambda emit, x: emit(dense(x, weight)), ("n", 40))
+    decisions = {}
+    assert calls(WeightOnly(decisions)(net)) == ["bnn.matmul"]
+    assert "deviation of 1.2e-07" in decisions["dense"].reason and decisions["dense"].kind == "float"
+    after = WeightOnly(decisions, 1e-6)(net)
+    assert calls(after)[0] == "bnn.dense_weight" and decisions["dense"].kind == "weight-only"
+    x = np.random.default_rng(1).normal(size=(2, 40)).astype(np.float32)
+    np.testing.assert_allclose(run(after, [x])[0], run(net, [x])[0], rtol=1e-5, atol=1e-5)
 
 
 def test_a_quotient_that_means_sign_stays_float_and_says_so():

@@ -9,7 +9,7 @@ from tests.schedules.kernels import ISAS, Kernel, assert_same
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("channels", [1, 7, 16, 131, 512])
+@pytest.mark.parametrize("channels", [7, 131, 256])
 @pytest.mark.parametrize("op", ["max", "min"])
 def test_rows(isa, channels, op):
     kernel = Kernel(row_extreme, specs.RowExtreme(op, channels), isa)
