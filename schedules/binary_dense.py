@@ -24,7 +24,7 @@ from tvm import tirx
 
 from bnntvm import spec as specs
 from bnntvm.schedules import epilogue as tail
-from bnntvm.schedules import tir
+from bnntvm.schedules import neon, tir
 from bnntvm.schedules.binary_conv2d_adders import CarrySave
 
 #: How far ahead of their use weights are fetched for a single row, in bytes.
@@ -57,6 +57,8 @@ class Schedule:
 
 def default_schedule(spec, isa):
     """The tile that fills the registers: accumulators, one row's broadcast, the weights, and the tables of the popcount."""
+    if _on_neon(spec, isa):
+        return _neon().default_schedule(spec, isa)
     if _in_pairs(spec, isa):
         return Schedule(6, 1, 4, "carry_save")
     rows = {16: 7, 8: 2, 4: 1}[isa.lanes]
@@ -65,6 +67,8 @@ def default_schedule(spec, isa):
 
 def space(spec, isa):
     """Tiles whose accumulators fit into the registers."""
+    if _on_neon(spec, isa):
+        return _neon().space(spec, isa)
     per_word, spare = specs.WORD_BITS // isa.lanes, 4 if isa.popcount == "vector" else 6
     fits = [(r, w) for w in (1, 2) for r in (1, 2, 3, 4, 5, 6, 7, 8, 12) if (r + 1) * w * per_word + spare <= isa.registers]
     pairs = [Schedule(r, 1, u, "carry_save") for r in (4, 5, 6, 7) for u in (2, 4)] if _in_pairs(spec, isa) else []
@@ -96,6 +100,8 @@ def pack_weights(spec, schedule, isa, weights):
         Word k of channel ``block * width + lane``; channels past N are 0. ``carry_save``: the second word of each pair is xored with the
         first.
     """
+    if _on_neon(spec, isa):
+        return _neon().pack_weights(weights)
     width = schedule.words * specs.WORD_BITS
     padded = np.zeros((blocks(spec, schedule) * width, weights.shape[1]), np.uint32)
     padded[: spec.out_features] = weights
@@ -122,7 +128,19 @@ def reference(spec, operands, epilogue_inputs):
 
 def build(spec, schedule, isa):
     """The kernel: parameters data ``uint32[m, words(K)]``, packed weights, the mask plane for ``zeros``, then the epilogue's."""
-    return (_Pairs if schedule.adder == "carry_save" else _Kernel)(spec, schedule, isa).function()
+    kernel = _neon().Kernel if _on_neon(spec, isa) else _Pairs if schedule.adder == "carry_save" else _Kernel
+    return kernel(spec, schedule, isa).function()
+
+
+def _on_neon(spec, isa):
+    return neon.is_neon(isa) and isinstance(spec, specs.BinaryDense)
+
+
+def _neon():
+    """The kernel for NEON, which builds on this one."""
+    from bnntvm.schedules import binary_dense_neon
+
+    return binary_dense_neon
 
 
 class _Kernel:

@@ -136,3 +136,9 @@ def compare(node, a, b, bind):
     (size_a, key_a), (size_b, key_b) = key(a), key(b)
     result, nan = node(key_a, key_b), bind("nan", tirx.GT(tirx.Max(size_a, size_b), largest))
     return tirx.Or(result, nan) if node is tirx.NE else tirx.And(result, tirx.Not(nan))
+
+
+def hidden(number):
+    """``int64``: the number, which LLVM does not know: it counts steps of a loop down then, instead of comparing an address with its end."""
+    text = 'i64 @bnn_neon_hidden(i64 %n) alwaysinline nounwind {\n  %r = call i64 asm "", "=r,0"(i64 %n)\n  ret i64 %r\n}'
+    return T._extern("bnn_neon_hidden", text, "int64", T.i64(number))

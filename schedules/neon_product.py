@@ -91,8 +91,11 @@ class Product:
 
     def _count(self, begin, length):
         """Count ``length`` steps; the first one sets the counters."""
-        rest = T.for_("k", length - 1, lambda k: [neon.rolled(), self._step(begin + 1 + k, False)]) if length > 1 else []
-        return [self._step(begin, True), rest]
+        first = self._step(begin, True)
+        if length == 1:
+            return first
+        count, bind = T.bind("steps", neon.hidden(length - 1))
+        return [first, bind, T.for_("k", count, lambda k: [neon.rolled(), self._step(begin + 1 + k, False)])]
 
     def _step(self, k, first):
         body = []

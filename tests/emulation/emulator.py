@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+from collections import Counter
 
 import numpy as np
 import tvm
@@ -87,12 +88,25 @@ class Program:
         return _split(done.stdout, arrays)
 
     def instructions(self, arrays, name=None):
-        """Instructions of one run of the kernel: those of three runs less those of one, halved."""
-        counts = []
+        """Instructions that one run of the kernel executes."""
+        return sum(instructions * times for (_, instructions), times in self.blocks(arrays, name).items())
+
+    def blocks(self, arrays, name=None):
+        """What one run of the kernel executes: (address, instructions) of a block -> how often. Three runs less one run, halved."""
+        found = []
         for repeat in (1, 3):
             self.run(arrays, repeat, ["-plugin", str(counter())], name)
-            counts.append(int(re.search(r"instructions: (\d+)", self.messages)[1]))
-        return (counts[1] - counts[0]) // 2
+            found.append(Counter())
+            for address, instructions, times in re.findall(r"block (\w+) (\d+) (\d+)", self.messages):
+                found[-1][int(address, 16), int(instructions)] += int(times)
+        return {block: (times - found[0][block]) // 2 for block, times in found[1].items() if times > found[0][block] + 1}
+
+    @functools.cached_property
+    def disassembly(self):
+        """Address -> instruction."""
+        tool = compiler_for(self.isa).replace("g++", "objdump").replace("gcc", "objdump")
+        text = subprocess.run([tool, "-d", "--no-show-raw-insn", str(self.path)], capture_output=True, text=True, check=True).stdout
+        return {int(address, 16): line for address, line in re.findall(r"^ +(\w+):\t(.*?)(?:\t?//.*)?$", text, re.MULTILINE)}
 
 
 @functools.cache
