@@ -30,7 +30,7 @@ from bnntvm.schedules import tir as T
 from bnntvm.schedules.binary_conv2d_adders import memory
 from bnntvm.schedules.binary_conv2d_tiles import Geometry
 from bnntvm.schedules.epilogue import Emitter
-from bnntvm.spec import WORD_BITS, words
+from bnntvm.spec import WORD_BITS, BinaryConv2d, words
 
 BLOCK = WORD_BITS
 #: The table's entries are 16 bits wide.
@@ -41,37 +41,43 @@ _COPY_BYTES = 16384
 
 def claims(spec, isa):
     """Whether this kernel takes a convolution: not where groups split a block of channels, nor where 16 bits do not hold corrections."""
+    if not neon.is_neon(isa) or not isinstance(spec, BinaryConv2d):
+        return False
     bits = spec.window.kernel[0] * spec.window.kernel[1] * spec.in_channels // spec.groups
     whole_groups = spec.groups == 1 or (spec.out_channels // spec.groups % BLOCK == 0 and not spec.dense_groups)
-    return neon.is_neon(isa) and whole_groups and bits <= _LARGEST
+    return whole_groups and bits <= _LARGEST
 
 
 def schedule_numbers(spec, isa):
     """``(pixels, rows, blocks)``: pixels of the register tile, times four channels, and rows and blocks of a task.
 
-    A step of a tile of p pixels takes 12 p operations, p + 2 loads and 3 instructions for the loop; tiles that overlap compute pixels
+    A step of a tile of p pixels takes 12 p operations, p + 2 loads and 3 or 4 instructions for the loop; tiles that overlap compute pixels
     twice. 32 registers hold 24 counters, 4 weights and what is in flight; in-order processors have more in flight.
     """
-    rows, blocks = tasks(spec)
-    pixels = min(rows, spec.window.out_height) * spec.window.out_width
+    plan = Plan(spec)
     most = (6 if isa.mcpu not in IN_ORDER else 5) if isa.registers == 32 else 2
-    fits = range(1, min(most, pixels) + 1)
-    return min(fits, key=lambda p: -(-pixels // p) * (13 * p + 5)), rows, blocks
+
+    def cost(choice):
+        pixels, rows = choice
+        tasks = [rows] * (plan.height // rows) + ([plan.height % rows] if plan.height % rows else [])
+        copies = 40 * len(tasks)  # weights are read anew for every task
+        return sum(-(-task * plan.width // pixels) * (13 * pixels + 6) + copies for task in tasks)
+
+    fits = max(1, min(_COPY_BYTES // (plan.depth * 16 * plan.width), plan.height))
+    choices = [(p, r) for r in range(fits, 0, -1) for p in range(most, 0, -1) if p <= (plan.height % r or r) * plan.width]
+    pixels, rows = min([choice for choice in choices if choice[0] >= min(most, 5)] or choices, key=cost)
+    return pixels, rows, _task_blocks(spec, -(-plan.height // rows))
+
+
+def _task_blocks(spec, row_tasks):
+    """Blocks of channels of a task: all, or fewer where there would be less than four tasks."""
+    blocks = words(spec.out_channels // spec.groups)
+    wanted = max(1, 4 // row_tasks)
+    return blocks // max(d for d in range(1, wanted + 1) if blocks % d == 0)
 
 
 #: Processors that execute in order: LLVM places more independent work between an instruction and its use.
 IN_ORDER = ("cortex-a53", "cortex-a55")
-
-
-def tasks(spec):
-    """Rows and blocks of a task."""
-    plan = Plan(spec)
-    rows = max(1, min(_COPY_BYTES // (plan.depth * 16 * plan.width), plan.height))
-    row_tasks = -(-plan.height // rows)
-    rows = -(-plan.height // row_tasks)
-    blocks = words(spec.out_channels // spec.groups)
-    wanted = max(1, 4 // row_tasks)
-    return rows, blocks // max(d for d in range(1, wanted + 1) if blocks % d == 0)
 
 
 def space(spec, isa, first):
@@ -151,7 +157,7 @@ def pack_weights(spec, weights):
     Returns
     -------
     uint32[words(O), steps * 128 + classes * 16]
-        For each block of 32 channels its weights (see :func:`.neon_product.pack_rows`), then ``int16[classes, 32]`` if counts are corrected.
+        For each block of 32 channels its weights (:func:`.neon_product.pack_rows`), then ``int16[classes, 32]`` if counts are corrected.
     """
     plan = Plan(spec)
     packed = neon_product.pack_rows(weights.reshape(len(weights), -1), BLOCK)
@@ -398,7 +404,7 @@ class Kernel:
     def product(self, rows, first, block, part, keep=None):
         """One quad of channels of a tile, into ``results``."""
         base, bind = T.bind("rows", T.i64(0) + first)
-        product = neon_product.Product(rows, 1, self.plan.depth, self.row(base), self.weight(block, part), keep)
+        product = neon_product.Product(self.isa, rows, 1, self.plan.depth, self.row(base), self.weight(block, part), keep)
         stores = [T.store_vector(self.results, [part * 4 + r * BLOCK], product.sums(r, 0)) for r in range(rows)]
         return [bind, product.statements(), stores]
 

@@ -99,7 +99,9 @@ class Kernel(binary_dense._Kernel):
             def weight(quad, c, k):
                 return neon.load_bytes(self.weights, [block, base + (k * 16 + c * 4)])
 
-            product = neon_product.Product(height, 1, self.steps, read(self.data), weight, keep if masked else None, self.spec.unipolar)
+            product = neon_product.Product(
+                self.isa, height, 1, self.steps, read(self.data), weight, keep if masked else None, self.spec.unipolar
+            )
             stores = [tir.store_vector(results, [number * 4 + r * self.width], product.sums(r, 0)) for r in range(height)]
             return [bind, product.statements(), stores]
 

@@ -48,60 +48,73 @@ def mask_word(masks):
     return T.extern("bnn_neon_mask_word", "\n".join(text), "uint32", *masks)
 
 
-def four_sums(counts):
-    """``int32x4``: the sums of the bytes of four ``uint8x16`` vectors."""
-    return T.extern("bnn_neon_four_sums_8", _four_sums(16, 8), "int32x4", *counts)
+def four_sums(counts, most, isa):
+    """The sums of the lanes of each of four vectors, as ``int32x4``.
+
+    Parameters
+    ----------
+    counts : list of four expressions
+        ``uint8x16`` or ``uint16x8``.
+    most : int
+        Largest value of a lane: as long as sums fit into lanes, neighbours are added without widening (addp), for two vectors at a time.
+    isa : Isa
+    """
+    bits = 128 // T.lanes_of(counts[0])
+    pairs = 0
+    while pairs < 2 and most * 2 ** (pairs + 1) < 1 << bits:
+        pairs += 1
+    text = _Text(isa.machine)
+    vectors, lanes, left = [f"%v{i}" for i in range(4)], 128 // bits, bits
+    while len(vectors) > 1 or left < 32:
+        if len(vectors) > 1 and (pairs > 0 or left > 8 and most * 2 < 1 << left):
+            vectors = [text.pairwise(a, b, lanes, left) for a, b in zip(vectors[::2], vectors[1::2])]
+            pairs, most = pairs - 1, most * 2
+        else:
+            vectors = [text.widened(v, lanes, left) for v in vectors]
+            lanes, left, most = lanes // 2, left * 2, most * 2
+    name = f"bnn_neon_four_sums_{bits}_{len(text.lines)}"
+    params = ", ".join(f"<{128 // bits} x i{bits}> %v{i}" for i in range(4))
+    body = "\n".join([f"<4 x i32> @{name}({params}) alwaysinline nounwind {{", *text.lines, f"  ret <4 x i32> {vectors[0]}", "}"])
+    return T.extern(name, "\n".join([body, *sorted(text.declared)]), "int32x4", *counts)
 
 
-def four_wide_sums(counts):
-    """``int32x4``: the sums of the lanes of four ``uint16x8`` vectors."""
-    return T.extern("bnn_neon_four_sums_16", _four_sums(8, 16), "int32x4", *counts)
+class _Text:
+    """Lines of an LLVM function that adds neighbours."""
 
+    def __init__(self, machine):
+        self.wide = {"aarch64": "llvm.aarch64.neon.uaddlp", "arm": "llvm.arm.neon.vpaddlu"}[machine]
+        self.lines, self.declared = [], set()
 
-def _four_sums(lanes, bits):
-    """LLVM text: neighbours are added into wider lanes, then the vectors' neighbours into one vector, until four sums are left."""
-    text = [f"<4 x i32> @bnn_neon_four_sums_{bits}({', '.join(f'<{lanes} x i{bits}> %v{i}' for i in range(4))}) alwaysinline nounwind {{"]
-    kind = f"<{lanes // 2} x i{2 * bits}>"
-    even, odd = (", ".join(f"i32 {2 * k + j}" for k in range(lanes // 2)) for j in (0, 1))
-    vectors = []
-    for i in range(4):
-        for tag, order in (("e", even), ("o", odd)):
-            half = f"%{tag}{i}"
-            text += [f"  {half}n = shufflevector <{lanes} x i{bits}> %v{i}, <{lanes} x i{bits}> poison, <{lanes // 2} x i32> <{order}>",
-                     f"  {half} = zext <{lanes // 2} x i{bits}> {half}n to {kind}"]  # fmt: skip
-        text.append(f"  %l{i} = add {kind} %e{i}, %o{i}")
-        vectors.append(f"%l{i}")
-    lanes, bits = lanes // 2, 2 * bits
+    def _name(self):
+        return f"%t{len(self.lines)}"
 
-    def pairwise(a, b, name):
-        even, odd = (", ".join(f"i32 {2 * k + j}" for k in range(lanes)) for j in (0, 1))
-        kind = f"<{lanes} x i{bits}>"
-        text.extend([f"  {name}e = shufflevector {kind} {a}, {kind} {b}, <{lanes} x i32> <{even}>",
-                     f"  {name}o = shufflevector {kind} {a}, {kind} {b}, <{lanes} x i32> <{odd}>",
-                     f"  {name} = add {kind} {name}e, {name}o"])  # fmt: skip
+    def pairwise(self, a, b, lanes, bits):
+        """Sums of neighbours of a, then of b (addp)."""
+        kind, halves = f"<{lanes} x i{bits}>", []
+        for odd in (0, 1):
+            order = ", ".join(f"i32 {2 * k + odd}" for k in range(lanes))
+            halves.append(self._name())
+            self.lines.append(f"  {halves[-1]} = shufflevector {kind} {a}, {kind} {b}, <{lanes} x i32> <{order}>")
+        name = self._name()
+        self.lines.append(f"  {name} = add {kind} {halves[0]}, {halves[1]}")
         return name
 
-    joined = pairwise(pairwise(*vectors[:2], "%a"), pairwise(*vectors[2:], "%b"), "%c")
-    if bits == 16:
-        even, odd = (", ".join(f"i32 {2 * k + j}" for k in range(4)) for j in (0, 1))
-        for tag, order in (("x", even), ("y", odd)):
-            text += [f"  %{tag}n = shufflevector <8 x i16> {joined}, <8 x i16> poison, <4 x i32> <{order}>",
-                     f"  %{tag} = zext <4 x i16> %{tag}n to <4 x i32>"]  # fmt: skip
-        text.append("  %r = add <4 x i32> %x, %y")
-        joined = "%r"
-    text += [f"  ret <4 x i32> {joined}", "}"]
-    return "\n".join(text)
+    def widened(self, a, lanes, bits):
+        """Sums of neighbours in lanes of twice the width (uaddlp)."""
+        source, target = f"v{lanes}i{bits}", f"v{lanes // 2}i{2 * bits}"
+        name, kind = self._name(), f"<{lanes // 2} x i{2 * bits}>"
+        self.lines.append(f"  {name} = call {kind} @{self.wide}.{target}.{source}(<{lanes} x i{bits}> {a})")
+        self.declared.add(f"declare {kind} @{self.wide}.{target}.{source}(<{lanes} x i{bits}>)")
+        return name
 
 
-def widen(total, counts):
+def widen(total, counts, isa):
     """``total + `` neighbours of ``counts`` added: ``uint16x8`` and ``uint8x16`` (uadalp)."""
-    even, odd = (", ".join(f"i32 {2 * k + j}" for k in range(8)) for j in (0, 1))
-    text = ["<8 x i16> @bnn_neon_widen(<8 x i16> %t, <16 x i8> %v) alwaysinline nounwind {"]
-    for tag, order in (("x", even), ("y", odd)):
-        text += [f"  %{tag}n = shufflevector <16 x i8> %v, <16 x i8> poison, <8 x i32> <{order}>",
-                 f"  %{tag} = zext <8 x i8> %{tag}n to <8 x i16>"]  # fmt: skip
-    text += ["  %s = add <8 x i16> %x, %y", "  %r = add <8 x i16> %t, %s", "  ret <8 x i16> %r", "}"]
-    return T.extern("bnn_neon_widen", "\n".join(text), "uint16x8", total, counts)
+    text = _Text(isa.machine)
+    text.widened("%v", 16, 8)
+    lines = ["<8 x i16> @bnn_neon_widen(<8 x i16> %t, <16 x i8> %v) alwaysinline nounwind {", *text.lines,
+             "  %r = add <8 x i16> %t, %t0", "  ret <8 x i16> %r", "}", *text.declared]  # fmt: skip
+    return T.extern("bnn_neon_widen", "\n".join(lines), "uint16x8", total, counts)
 
 
 def load_bytes(array, indices):
@@ -139,6 +152,6 @@ def compare(node, a, b, bind):
 
 
 def hidden(number):
-    """``int64``: the number, which LLVM does not know: it counts steps of a loop down then, instead of comparing an address with its end."""
+    """``int64``: the number, which LLVM does not know: it counts a loop's steps down then, instead of comparing addresses with an end."""
     text = 'i64 @bnn_neon_hidden(i64 %n) alwaysinline nounwind {\n  %r = call i64 asm "", "=r,0"(i64 %n)\n  ret i64 %r\n}'
-    return T._extern("bnn_neon_hidden", text, "int64", T.i64(number))
+    return T.extern("bnn_neon_hidden", text, "int64", T.i64(number))

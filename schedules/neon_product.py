@@ -50,6 +50,7 @@ class Product:
 
     Parameters
     ----------
+    isa : Isa
     rows, quads : int
         Size of the tile; ``rows * quads * 4`` counters.
     depth : int
@@ -64,7 +65,8 @@ class Product:
         AND instead of XOR.
     """
 
-    def __init__(self, rows, quads, depth, row, weight, keep=None, unipolar=False):
+    def __init__(self, isa, rows, quads, depth, row, weight, keep=None, unipolar=False):
+        self.isa = isa
         self.rows, self.quads, self.depth = rows, quads, depth
         self.row, self.weight, self.keep, self.unipolar = row, weight, keep, unipolar
         self.counts = T.Registers("counts", rows * quads * QUAD, "uint8", 16)
@@ -118,11 +120,10 @@ class Product:
         return body
 
     def _flush(self):
-        return [self.totals.set(i, neon.widen(self.totals.get(i), self.counts.get(i))) for i in range(len(self.counts.arrays))]
+        return [self.totals.set(i, neon.widen(self.totals.get(i), self.counts.get(i), self.isa)) for i in range(len(self.counts.arrays))]
 
     def sums(self, r, quad):
         """``int32x4``: counts of row r and the channels of a quad."""
         first = self._index(r, quad, 0)
-        if self.long:
-            return neon.four_wide_sums([self.totals.get(first + c) for c in range(QUAD)])
-        return neon.four_sums([self.counts.get(first + c) for c in range(QUAD)])
+        counts, most = (self.totals, 8 * 2 * self.depth) if self.long else (self.counts, 8 * self.depth)
+        return neon.four_sums([counts.get(first + c) for c in range(QUAD)], most, self.isa)
