@@ -366,7 +366,7 @@ _COMPARISONS = {
 _NODES = {
     **_COMPARISONS,
     "add": tirx.Add, "subtract": tirx.Sub, "divide": tirx.Div, "maximum": tirx.Max, "minimum": tirx.Min,
-    "logical_and": tirx.And, "logical_or": tirx.Or, "logical_not": tirx.Not, "where": tirx.Select,
+    "logical_and": tirx.And, "logical_or": tirx.Or, "logical_not": tirx.Not, "where": tir.select,
     "logical_xor": tir.xor_masks,
 }  # fmt: skip
 #: Operations on floats that are one intrinsic of LLVM.
@@ -377,10 +377,10 @@ _COMPOSED = {
     "multiply": lambda c, a, b: _product(a, b),
     "negative": lambda c, a: c(-0.0) - a,
     "abs": lambda c, a: tirx.Max(a, c(0) - a),
-    "sign": lambda c, a: tirx.Select(a > c(0), c(1), tirx.Select(a < c(0), c(-1), c(0))),
+    "sign": lambda c, a: tir.select(a > c(0), c(1), tir.select(a < c(0), c(-1), c(0))),
     "rsqrt": lambda c, a: tirx.Div(c(1), tir.intrinsic("llvm.sqrt", a)),
     "relu": lambda c, a: tirx.Max(c(0), a),
-    "prelu": lambda c, a, slope: tirx.Select(a < c(0), _product(a, slope), a),
+    "prelu": lambda c, a, slope: tir.select(a < c(0), _product(a, slope), a),
     "clip": lambda c, a, low, high: tirx.Min(high, tirx.Max(low, a)),
 }
 

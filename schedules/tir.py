@@ -292,6 +292,21 @@ def xor_masks(a, b):
     return extern(name, text, vector_type("bool", lanes), a, b)
 
 
+def select(condition, yes, no):
+    """``yes`` where ``condition`` holds, else ``no``; all vectors, or scalars.
+
+    TVM's simplifier assumes the condition of its own Select in both branches, which takes exponential time where selections are nested.
+    """
+    lanes = lanes_of(yes)
+    if lanes == 1:
+        return tirx.Select(condition, yes, no)
+    dtype = element_of(dtype_of(yes))
+    name, kind = f"bnn_select_{_LLVM_TYPES[dtype]}x{lanes}", _llvm_vector(dtype, lanes)
+    text = (f"{kind} @{name}(<{lanes} x i1> %c, {kind} %a, {kind} %b) alwaysinline nounwind {{\n"
+            f"  %r = select <{lanes} x i1> %c, {kind} %a, {kind} %b\n  ret {kind} %r\n}}")  # fmt: skip
+    return _extern(name, text, dtype_of(yes), condition, yes, no)
+
+
 def prefix_mask(count, lanes, first=0):
     """Bool vector: lane i is set where ``first + i < count``. ``count`` is an int or an integer expression."""
     limit = tirx.Broadcast(tirx.Cast("int32", i64(count)) if static(count) is None else constant(static(count), "int32"), lanes)
@@ -428,11 +443,20 @@ def seq(*statements):
 
 
 def bind(name, value):
-    """``(variable, statement)``: a name for a value, visible in the statements that follow in the same block."""
-    if lanes_of(value) > 1 and (dtype_of(value).startswith("bool") or isinstance(value, tirx.Cast)):
+    """``(variable, statement)``: a name for a value, visible in the statements that follow in the same block.
+
+    Vectors other than of integers are hidden from TVM's simplifier: it fails on some, and puts the values of names into expressions that
+    use these, which takes exponential time in a chain of steps that use the step before several times.
+    """
+    if lanes_of(value) > 1 and _analysed_in_vain(value):
         value = opaque(value)
     variable = tirx.Var(f"{name}_{next(_fresh)}", dtype_of(value))
     return variable, tirx.Bind(variable, value)
+
+
+def _analysed_in_vain(value):
+    kind = dtype_of(value)
+    return kind.startswith("bool") or isinstance(value, tirx.Cast) or kind.startswith("float") and not isinstance(value, tvm.ir.expr.TensorLoad)
 
 
 def for_(name, extent, body, kind=tirx.ForKind.SERIAL):

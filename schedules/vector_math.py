@@ -57,23 +57,23 @@ def log(x, bind):
     """Natural logarithm: x = 2 ** e * m with m in [sqrt(1/2), sqrt(2)), and log m = 2 artanh s by its series, s = (m - 1) / (m + 1)."""
     x = bind("x", x)
     tiny = x < _splat(2.0**-126, x)
-    normal = bind("n", tirx.Select(tiny, x * _splat(2.0**23, x), x))
+    normal = bind("n", tir.select(tiny, x * _splat(2.0**23, x), x))
     bits = bind("b", tir.reinterpret("int32", normal))
     e = bind("e", (bits - _int_splat(_SQRT_HALF_BITS, x)) >> _int_splat(23, x))
     m = tir.reinterpret("float32", bits - (e << _int_splat(23, x)))
-    exponent = bind("k", tirx.Cast(f"float32x{tir.lanes_of(x)}", e) - tirx.Select(tiny, _splat(23.0, x), _splat(0.0, x)))
+    exponent = bind("k", tirx.Cast(f"float32x{tir.lanes_of(x)}", e) - tir.select(tiny, _splat(23.0, x), _splat(0.0, x)))
     f = bind("f", m - _splat(1.0, x))
     s = bind("s", f / (f + _splat(2.0, x)))
     z = bind("z", s * s)
     series = z * _horner(z, [2 / 3, 2 / 5, 2 / 7, 2 / 9])
     result = exponent * _splat(LN2_HIGH, x) + (f - (s * (f - series) - exponent * _splat(LN2_LOW, x)))
-    result = tirx.Select(x > _splat(0.0, x), result, tirx.Select(tirx.EQ(x, _splat(0.0, x)), _splat(-np.inf, x), _splat(np.nan, x)))
-    return tirx.Select(tirx.EQ(x, _splat(np.inf, x)), x, result)
+    result = tir.select(x > _splat(0.0, x), result, tir.select(tirx.EQ(x, _splat(0.0, x)), _splat(-np.inf, x), _splat(np.nan, x)))
+    return tir.select(tirx.EQ(x, _splat(np.inf, x)), x, result)
 
 
 def _with_sign(magnitude, x):
     """``magnitude`` with the sign of ``x``."""
-    return tirx.Select(x < _splat(0.0, x), _splat(0.0, x) - magnitude, magnitude)
+    return tir.select(x < _splat(0.0, x), _splat(0.0, x) - magnitude, magnitude)
 
 
 def tanh(x, bind):
@@ -82,7 +82,7 @@ def tanh(x, bind):
     size, z = bind("m", tir.intrinsic("llvm.fabs", x)), bind("z", x * x)
     small = x + x * (z * _horner(z, _TANH))
     large = _splat(1.0, x) - _splat(2.0, x) / (exp(size + size, bind) + _splat(1.0, x))
-    return tirx.Select(size < _splat(0.625, x), small, _with_sign(large, x))
+    return tir.select(size < _splat(0.625, x), small, _with_sign(large, x))
 
 
 def sigmoid(x, bind):
@@ -95,7 +95,7 @@ def erf(x, bind):
     x = bind("x", x)
     size, z = bind("m", tirx.Min(_splat(4.0, x), tir.intrinsic("llvm.fabs", x))), bind("z", x * x)
     large = _splat(1.0, x) - exp(_splat(0.0, x) - _horner(size, _MINUS_LOG_ERFC), bind)
-    return tirx.Select(size < _splat(1.0, x), x * _horner(z, _ERF), _with_sign(large, x))
+    return tir.select(size < _splat(1.0, x), x * _horner(z, _ERF), _with_sign(large, x))
 
 
 _SQRT_HALF_BITS = int(np.float32(np.sqrt(0.5)).view(np.int32))

@@ -102,3 +102,18 @@ def test_padding_beyond_the_range_of_the_tensor():
     ]
     constants = {"v": signs(32, 5, 1, 1), "low": -0.5, "pads": np.array([0, 0, 1, 1, 0, 0, 0, 1]), "one": 1, "zero": 0, "minus": -1}
     assert compiled_equals_runtime(nodes, quarters(2, 5, 4, 4), {**constants, "w": signs(6, 32, 3, 3)})["y"] == "binary"
+
+
+def test_selections_that_are_nested_compile_in_linear_time():
+    """Each step reads the step before several times; TVM's simplifier must not unfold them."""
+    nodes = [node("LeakyRelu", ["x"], ["t0"], alpha=0.5)]
+    for i in range(8):
+        nodes += [
+            node("Sign", [f"t{i}"], [f"s{i}"]),
+            node("Sub", [f"t{i}", f"s{i}"], [f"d{i}"]),
+            node("PRelu", [f"d{i}", "slope"], [f"p{i}"]),
+            node("LessOrEqual", [f"p{i}", f"s{i}"], [f"c{i}"]),
+            node("Where", [f"c{i}", f"p{i}", f"d{i}"], [f"t{i + 1}"]),
+        ]
+    nodes.append(node("Identity", ["t8"], ["y"]))
+    assert compiled_equals_runtime(nodes, quarters(2, 40), {"slope": quarters(40)}) == {}
