@@ -304,7 +304,7 @@ def select(condition, yes, no):
     name, kind = f"bnn_select_{_LLVM_TYPES[dtype]}x{lanes}", _llvm_vector(dtype, lanes)
     text = (f"{kind} @{name}(<{lanes} x i1> %c, {kind} %a, {kind} %b) alwaysinline nounwind {{\n"
             f"  %r = select <{lanes} x i1> %c, {kind} %a, {kind} %b\n  ret {kind} %r\n}}")  # fmt: skip
-    return _extern(name, text, dtype_of(yes), condition, yes, no)
+    return extern(name, text, dtype_of(yes), condition, yes, no)
 
 
 def prefix_mask(count, lanes, first=0):
