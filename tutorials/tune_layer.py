@@ -2,10 +2,10 @@
 
     pip install '.[tune]' && python tutorials/tune_layer.py
 
-The layer is a 3x3 convolution of 256 channels on a 14x14 image, as in the third stage of a ResNet-18. bnntvm compiles it with a
-schedule that is chosen by rule: how many pixels and output channels a register tile has, which instructions count the bits, in what pieces the work is
-done. A tuner tries others on this very processor. It measures the default first, asks a cost model (XGBoost) which candidates look
-promising, builds and checks those, measures, and learns; two minutes are enough for a layer.
+The layer is a 3x3 convolution of 256 channels on a 14x14 image, as in the third stage of a ResNet-18. bnntvm compiles it with a schedule
+that is chosen by rule: how many pixels and output channels a register tile has, which instructions count the bits, in what pieces the
+work is done. A tuner tries others on this very processor. It measures the default first, asks a cost model (XGBoost) which candidates
+look promising, builds and checks those, measures, and learns; two minutes are enough for a layer.
 
 The records end up in a folder, which a build can use for every network that has such a layer::
 
