@@ -94,12 +94,12 @@ def _summary(key, own, name):
     times = records.times(by_schedule)
     # The default is measured first.
     default = times.get(own[0].schedule)
-    schedule = min(times, key=times.get, default=())
-    if default is not None and schedule and times[schedule] * records.LEAST_GAIN >= default:
+    schedule = min(times, key=times.get, default=None)
+    if default is not None and times[schedule] * records.LEAST_GAIN >= default:
         schedule = own[0].schedule
     return TaskSummary(
         *key, name, len(own), sum(r.failed for r in own), default and default * 1e6,
-        times[schedule] * 1e6 if schedule else None, dict(schedule), curve,
+        None if schedule is None else times[schedule] * 1e6, dict(schedule or ()), curve,
     )  # fmt: skip
 
 
