@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
+import os
 import signal
 import threading
 import time
@@ -120,6 +122,19 @@ class Tuner:
         self.stop.set()
 
     @contextlib.contextmanager
+    def _aside(self):
+        """Keep the search and the cost model off the cores that measure."""
+        if not hasattr(os, "sched_setaffinity"):
+            yield
+            return
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, self.device.build_cores)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
+
+    @contextlib.contextmanager
     def _ctrl_c(self):
         """The first Ctrl-C ends the session in good order, a second one raises KeyboardInterrupt."""
         if threading.current_thread() is not threading.main_thread():
@@ -146,7 +161,7 @@ class Tuner:
     def run(self, trials):
         """Tune with at most ``trials`` measured candidates, those of earlier sessions counted."""
         start = time.monotonic()
-        with self._ctrl_c():
+        with self._ctrl_c(), self._aside():
             self.defaults()
             left = trials - sum(len(p.measured) for p in self.progress.values())
             if left > 0 and not self.stop.is_set():
@@ -287,6 +302,7 @@ def tune(
     """
     from bnntvm.tuning.bar import bar
 
+    _check_installed(["cloudpickle", "psutil", *(["tornado"] if rpc else [])])
     isa = _resolve(target)
     if trials < 0 or threads < 1:
         raise BnnError("trials must not be negative, threads at least 1")
@@ -304,6 +320,13 @@ def tune(
                 tuner.close()
     finally:
         store.close()
+
+
+def _check_installed(names):
+    """TVM imports these where it needs them, deep inside."""
+    absent = [name for name in names if importlib.util.find_spec(name) is None]
+    if absent:
+        raise BnnError("tuning needs packages that are not installed", where=", ".join(absent), hint="pip install 'bnntvm[tune]'")
 
 
 def _chosen(tasks, layers):

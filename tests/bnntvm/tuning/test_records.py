@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm.s_tir import meta_schedule as ms
 
 import bnntvm
+from bnntvm import cli
 from bnntvm import spec as specs
 from bnntvm.schedules import binary_conv2d, float_dense, transpose
 from bnntvm.targets import x86
@@ -202,3 +204,17 @@ def test_damaged_workloads_are_restored_for_lookups(tmp_path):
     Store(tmp_path / "b").close()
     assert all(json.loads(line) for line in (tmp_path / "b" / records.WORKLOADS).read_text().splitlines())
     assert chosen(tmp_path / "b", CONV) == wanted
+
+
+def test_commands(tmp_path):
+    """`bnntvm tune show` and `merge`, and what is said where there are no records."""
+    a, b = fill(tmp_path / "a", (CONV,), seed=1), fill(tmp_path / "b", (TURN,), seed=2)
+    runner = CliRunner()
+    merged = runner.invoke(cli.main, ["tune", "merge", str(a), str(b), "--output", str(tmp_path / "c")])
+    assert (merged.exit_code, merged.output) == (0, f"{tmp_path / 'c'}: {len(records.read(a)[0]) + len(records.read(b)[0])} records\n")
+    shown = runner.invoke(cli.main, ["tune", "show", str(tmp_path / "c")])
+    assert shown.exit_code == 0 and "binary_conv2d 3x3 8x8 64-64" in shown.output and "2.00x" in shown.output
+    nothing = runner.invoke(cli.main, ["tune", "merge", str(tmp_path)])
+    assert nothing.exit_code == 1 and "no tuning records here" in nothing.output
+    with pytest.raises(bnntvm.BnnError, match="no tuning records here"):
+        chooser(str(tmp_path / "missing"), 1)
