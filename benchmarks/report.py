@@ -108,6 +108,18 @@ def _chains(rows: list[dict]) -> str:
     return table(header, lines)
 
 
+def _few_bits(rows: list[dict]) -> str:
+    """Few-bit convolutions against ONNX Runtime in 8 bits, and against one bit each within a chain."""
+    header = ["layer", "bnntvm", "ONNX Runtime fp32", "ONNX Runtime u8s8", "bnntvm over ort", "bnntvm over ort-u8s8", "one more in a chain", "on one bit each", "ratio"]
+    lines = []
+    for row in rows:
+        cells = row["cells"]
+        times = [shown(cells.get(name), 1e-6, 0) for name in ("bnntvm", "ort", "ort-u8s8", "bnntvm/chain", "bnntvm/binary")]
+        leads = [_times(ratio(cells, peer, "bnntvm")) for peer in ("ort", "ort-u8s8")]
+        lines.append([row["name"], *times[:3], *leads, *times[3:], _times(ratio(cells, "bnntvm/chain", "bnntvm/binary"))])
+    return table(header, lines)
+
+
 def _weights(rows: list[dict]) -> str:
     """Packed weights against float weights, against ONNX Runtime's packed weights, and against the time to read them."""
     systems = [s for s in ("bnntvm", "ort", *FOR_WEIGHTS) if any(s in r["cells"] for r in rows)]
@@ -170,6 +182,8 @@ def markdown(content: dict) -> str:
         parts += [f"## Packed in, packed out, one thread{rate}\n", _chains(rows)]
     if rows := _of_kind(content, "network"):
         parts += ["## Whole networks, one image, one thread, ms\n", _compared(rows, 1e-3, 2, mean=True)]
+    if rows := _of_kind(content, "bits"):
+        parts += ["## Few bits, one thread, µs\n", _few_bits(rows)]
     if rows := _of_kind(content, "weights"):
         parts += ["## Packed weights, one row, one thread, µs\n", _weights(rows)]
     if rows := _of_kind(content, "threads"):

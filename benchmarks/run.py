@@ -10,6 +10,7 @@ CPU time (wall time in the rows about threads), so a busy machine disturbs all s
   difference of a long and a short chain. The limit is a register-resident xor+popcount+add kernel, measured in the same rounds; MACs
   are nominal, padded taps counted, so a kernel that skips padded taps can pass 100 %.
 * **networks**: the zoo at one image.
+* **bits**: convolutions of two-bit activations and of ternary weights, beside ONNX Runtime in 8 bits and the same layer on one bit each.
 * **weights**: dense layers of one row whose weights stay packed, beside ONNX Runtime in float32 and with weights of 2 bits, and beside the
   time that reading the weights takes.
 * **threads**: one thread and two.
@@ -35,6 +36,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import report, zoo
+from .few_bits import LAYERS as FEW_BITS
+from .few_bits import FewBits
 from .layers import LAYERS, Layer
 from .packed_weights import LAYERS as PACKED
 from .packed_weights import PackedLayer
@@ -91,7 +94,7 @@ class Row:
     Attributes
     ----------
     kind : str
-        ``layer``, ``chain``, ``network``, ``weights`` or ``threads``.
+        ``layer``, ``chain``, ``network``, ``bits``, ``weights`` or ``threads``.
     name : str
         Layer or network.
     macs : int
@@ -238,6 +241,22 @@ class Bench:
             plan["limit"] = ("limit", 1, [Job(b"", {})])
         return self.measure(Row("chain", layer.name, layer.macs), plan)
 
+    def few_bits(self, layer: FewBits) -> Row:
+        short, long = 1, 5
+        weight = 1 / (long - short)
+        plan = {}
+        if "bnntvm" in self.systems:
+            plan["bnntvm"] = ("bnntvm", 1, [Job(layer.chain(1).SerializeToString(), {"input": layer.input()})])
+            for name, chained in (("bnntvm/chain", layer), ("bnntvm/binary", layer.binary)):
+                feed = {"input": chained.input()}
+                jobs = [Job(chained.chain(n).SerializeToString(), feed, w) for n, w in ((short, -weight), (long, weight))]
+                plan[name] = ("bnntvm", 1, jobs)
+        if "ort" in self.systems:
+            plan["ort"] = ("ort", 1, [Job(layer.chain(1).SerializeToString(), {"input": layer.input()})])
+        if "ort-u8s8" in self.systems:
+            plan["ort-u8s8"] = ("ort-u8s8", 1, [Job(layer.plain().SerializeToString(), {"input": layer.input(quantised=True)})])
+        return self.measure(Row("bits", layer.name, layer.macs), plan)
+
     def weights(self, layer: PackedLayer) -> Row:
         feed = {"input": layer.input()}
         jobs = {s: Job(layer.model().SerializeToString(), feed) for s in ("bnntvm", "ort") if s in self.systems}
@@ -300,6 +319,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--networks", default=None, help=f"comma-separated, or none; default all: {', '.join(zoo.NAMES)}")
     parser.add_argument("--model", type=Path, action="append", default=[], help="an ONNX file of your own with one input; repeatable")
     parser.add_argument("--layers", action="store_true", help="single layers and packed chains (default: everything, unless one is chosen)")
+    parser.add_argument("--bits", action="store_true", help="convolutions of few-bit activations and weights")
     parser.add_argument("--weights", action="store_true", help="dense layers whose weights stay packed")
     parser.add_argument("--threads", action="store_true", help="the two-thread row")
     parser.add_argument("--only", default=None, help="layers to measure: comma-separated parts of their names, such as 14x14x256")
@@ -311,8 +331,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.systems = [s for s in options.systems.split(",") if s]
     unknown = [s for s in options.systems if s not in SYSTEMS]
-    everything = options.networks is None and not (options.layers or options.weights or options.threads or options.model)
-    for part in ("layers", "weights", "threads"):
+    everything = options.networks is None and not (options.layers or options.bits or options.weights or options.threads or options.model)
+    for part in ("layers", "bits", "weights", "threads"):
         setattr(options, part, getattr(options, part) or everything)
     names = options.networks.split(",") if options.networks else list(zoo.NAMES) if everything else []
     options.networks = [n for n in names if n != "none"]
@@ -338,6 +358,10 @@ def measure_all(bench: Bench, options: argparse.Namespace, save) -> list[Row]:
     for measure in (bench.layer, bench.chain):
         for layer in layers:
             rows.append(measure(layer))
+            save(rows)
+    for layer in FEW_BITS if options.bits else ():
+        if any(p in layer.name for p in parts):
+            rows.append(bench.few_bits(layer))
             save(rows)
     for layer in PACKED if options.weights else ():
         if any(p in layer.name for p in parts):

@@ -159,7 +159,7 @@ def short_corrections(spec):
 
 
 def pack(plane, isa):
-    """Indices of all steps, packed: ``uint32[vectors, Q, words]``.
+    """Indices of all steps, packed: uint32[vectors, Q, words].
 
     Parameters
     ----------
