@@ -18,6 +18,7 @@ from bnntvm.schedules.binary_conv2d_kernel import BLOCK, Kernel
 from bnntvm.schedules.binary_conv2d_tiles import segments
 from bnntvm.schedules.bitserial_conv2d_kernel import Corrections, choose
 from bnntvm.schedules.epilogue import Emitter
+from bnntvm.schedules.strips import Strips
 
 
 class LookupKernel(Kernel):
@@ -79,6 +80,7 @@ class LookupKernel(Kernel):
         self.image = image
         self.table_rows = self.reach * g.width * self.groups  # of a part of the data planes
         self.results, results = memory("results", tile * self.channels, "int32")
+        self.strips = Strips.of_pixels(self.emitter, tile)
         self.totals, totals = memory("totals", tile * self.vectors * self.bytes, "uint16")
         self.tables, tables = memory("tables", len(self.sources_parts) * self.table_rows * self.entries, "uint8")
         steps = self.vector_blocks * len(self.coefficients) * self.padded_steps
@@ -94,7 +96,8 @@ class LookupKernel(Kernel):
             write = T.for_("fill", bottom + self.reach - first, lambda j: self.write_tables(first + j))
             return [bind, bind_first, write, T.for_("block", self.blocks, lambda b: self.block_of_row(b, y))]
 
-        return [results, totals, tables, indices, sums, self.unpack(), self.sums_of_indices(), T.for_("line", rows, line)]
+        prepared = [results, totals, tables, indices, sums, self.strips.allocation, self.unpack(), self.sums_of_indices()]
+        return [*prepared, T.for_("line", rows, line)]
 
     def block_of_row(self, block, y):
         block, bind = T.bind("block", block)
@@ -214,17 +217,23 @@ class LookupKernel(Kernel):
     def epilogue(self, adder, place, x, pixels):
         block, y = place[:2]
         g = self.geometry
+        begin, bind_begin = T.bind("pixel", y * g.out_width + x)
 
-        def word(p, b):
-            at = p * self.channels + b * BLOCK
+        def pixel(p, number, channel):
+            at = p * self.channels + number * BLOCK
             values = [T.load_vector(self.results, [at + lane], self.lanes) for lane in range(0, BLOCK, self.lanes)]
-            where = (y, x + p) if g.out_width == self.spec.window.out_width else (T.i64(0), y * g.out_width + (x + p))
-            first, bind = T.bind("channel", block * self.channels + b * BLOCK)
-            stored = self.emitter.emit(values, (self.image, *where), first)
-            whole = self.spec.out_channels % self.channels == 0
-            return [bind, stored if whole else T.when(tirx.LT(first, T.i64(self.spec.out_channels)), stored)]
+            where = (y, x + p) if g.out_width == self.spec.window.out_width else (T.i64(0), begin + p)
+            return self.emitter.emit(values, (self.image, *where), channel, strip=self.strips.place(begin + p))
 
-        return T.for_("b", self.blocks_at_once, lambda b: T.for_("p", pixels, lambda p: word(p, b)))
+        def words(number):
+            first, bind = T.bind("block", block * self.blocks_at_once + number)
+            each = self.strips.collect(
+                begin, T.i64(pixels), self.image, first, lambda: T.for_("p", pixels, lambda p: pixel(p, number, first * BLOCK))
+            )
+            whole = self.spec.out_channels % self.channels == 0
+            return [bind, each if whole else T.when(tirx.LT(first * BLOCK, T.i64(self.spec.out_channels)), each)]
+
+        return [bind_begin, T.for_("b", self.blocks_at_once, words)]
 
     # Sums ------------------------------------------------------------------------------------------------------------------------------
 

@@ -169,7 +169,7 @@ def pack(plane, isa):
     -------
     ndarray
         A vector holds as many output channels as a register bytes (V): byte 4 i + j is channel j * V / 4 + i. Steps run over taps, then
-        groups of input channels. Four steps of 6 bits are three bytes, the fourth step in their upper two bits; two steps of 4 bits are one.
+        groups of input channels. Four steps of 6 bits are three bytes, the fourth step in their upper two bits; two of 4 bits are one.
     """
     width, _ = shape(isa)
     lanes = 4 * isa.lanes
