@@ -99,7 +99,8 @@ def _tasks(geometry, blocks, wanted=8):
     A task reads all weights of its blocks from the second-level cache: with fewer than about a hundred pixels that shows.
     """
     rows, width = geometry.out_height, geometry.out_width
-    fair = [d for d in (1, 2, 4, 8) if d <= wanted and rows >= d and -(-rows // d) * d <= rows * 1.15]
+    heights = {d: -(-rows // d) for d in (1, 2, 4, 8) if d <= min(wanted, rows)}
+    fair = [d for d, height in heights.items() if -(-rows // height) == d and height * d <= rows * 1.15]
     row_tasks = max([d for d in fair if rows * width >= 96 * d], default=1)
     task_rows = -(-rows // row_tasks)
     block_tasks = max(d for d in range(1, wanted // row_tasks + 1) if blocks % d == 0)

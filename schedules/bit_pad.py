@@ -59,7 +59,8 @@ def build(spec, schedule, isa):
             return inside
         return tir.when(tirx.all(y >= tir.i64(top), y < tir.i64(top + height)), inside, fill(n, y, 0, columns))
 
-    return tir.function("bit_pad", [data, out], tir.parallel("row", batch * rows, row))
+    size = 4 * spec.words * (height * width + rows * columns)
+    return tir.function("bit_pad", [data, out], tir.parallel_if_large("row", rows, batch, size, row))
 
 
 def _runs(count, lanes, body):

@@ -82,7 +82,7 @@ class _Kernel:
             image, y = tirx.floordiv(number, height), tirx.floormod(number, height)
             return tir.for_("x", width, lambda x: pixel((image, y, x)))
 
-        return tir.parallel("row", self.leading * height, task)
+        return tir.parallel_if_large("row", height, self.leading, 8 * height * width * self.total, task)
 
     def _copy_pixel(self, position):
         output = self.emitter.outputs[0]

@@ -102,7 +102,7 @@ def _load(array, where, block, v, lanes, outside=0.0):
 
 
 class _GlobalPool:
-    """One parallel task for each image and block of channels."""
+    """One task for each image and block of channels."""
 
     def __init__(self, spec, schedule, isa):
         self.spec, self.lanes = spec, isa.lanes
@@ -118,7 +118,8 @@ class _GlobalPool:
             image = tirx.floordiv(number, count)
             return self.blocks.one(tirx.floormod(number, count), lambda block: self._block(image, block))
 
-        body = tir.parallel("task", self.batch * count, task)
+        size = 4 * self.spec.channels * self.spec.spatial[0] * self.spec.spatial[1]
+        body = tir.parallel_if_large("task", count, self.batch, size, task)
         return tir.function("global_pool", [self.data, *self.emitter.inputs, *self.emitter.outputs], body)
 
     def _combine(self, a, b):

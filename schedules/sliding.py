@@ -121,9 +121,14 @@ class Kernel:
     # Loops
 
     def function(self):
-        """The kernel, with one parallel task for each output row."""
-        height = self.window.out_height
-        body = tir.parallel("row", self.batch * height, lambda t: self._row(tirx.floordiv(t, height), tirx.floormod(t, height)))
+        """The kernel, with one task for each output row."""
+        window, height = self.window, self.window.out_height
+        size = 4 * self.channels * (window.in_height * window.in_width + height * window.out_width)
+
+        def row(number):
+            return self._row(tirx.floordiv(number, height), tirx.floormod(number, height))
+
+        body = tir.parallel_if_large("row", height, self.batch, size, row)
         return tir.function(self.name, [*self.operands, *self.emitter.inputs, *self.emitter.outputs], body)
 
     def _row(self, image, y):

@@ -472,6 +472,29 @@ def parallel(name, extent, body):
     return for_(name, extent, body, tirx.ForKind.PARALLEL)
 
 
+#: Bytes that a thread moves in the time in which a pool's threads are woken and waited for, with the caches that they then miss.
+SERIAL_BYTES = 1 << 19
+
+
+def parallel_if_large(name, per_image, images, bytes_per_image, body):
+    """As :func:`parallel` over ``per_image * images`` steps, but one after the other where they touch little memory altogether.
+
+    Parameters
+    ----------
+    per_image : int
+        Steps for one image.
+    images : int64 expression
+    bytes_per_image : int
+        Memory that the steps of one image read and write.
+    body : function
+        Called twice; arrays that its statements allocate must be made there.
+    """
+    shared = parallel(name, images * per_image, body)
+    if bytes_per_image >= SERIAL_BYTES:
+        return shared
+    return when(images * bytes_per_image < SERIAL_BYTES, for_(name, images * per_image, body), shared)
+
+
 def unrolled(extent, body):
     """The statements ``body(0)``, ``body(1)``, ... as a list; unrolled here, not by the compiler."""
     return [body(i) for i in range(extent)]

@@ -59,3 +59,8 @@ def test_schedules_of_the_space_are_correct():
     isa, window = RUNNABLE[0], specs.Window(5, 30, (3, 3), (1, 1), (1, 1, 1, 1))
     for schedule in sample(pool2d.space(specs.Pool2d(window, 40, "avg"), isa)):
         run(isa, window, 40, "avg", "bias_relu", 1, 4, schedule)
+
+
+@pytest.mark.parametrize("images", [1, 4])
+def test_few_images_are_pooled_in_turn_and_many_side_by_side(images):
+    run(RUNNABLE[0], specs.Window(40, 40, (2, 2), (2, 2)), 32, "max", "plain", images, seed=3)
