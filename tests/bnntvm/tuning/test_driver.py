@@ -43,7 +43,7 @@ SCRIPT = "import sys, bnntvm; bnntvm.tune(sys.argv[1], trials=400, database=sys.
 
 def wait_for(folder, count, process=None):
     """Wait until there are ``count`` records."""
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 300
     while len(lines(folder)) < count and (process is None or process.poll() is None) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(lines(folder)) >= count
