@@ -63,7 +63,7 @@ def title(key):
         parts.append(f"{rows} rows")
     if channels is not None:
         parts.append(("+".join(map(str, channels)) if isinstance(channels, list) else str(channels)) + (f"-{out}" if out else ""))
-    if window and window["strides"] != [1, 1]:
+    if window and window.get("strides", [1, 1]) != [1, 1]:
         parts.append(f"/{window['strides'][0]}")
     return " ".join(parts)
 

@@ -46,15 +46,23 @@ def key_of(family, spec, rows):
 
 
 def plain(value):
-    """A specification as nested lists and dicts; floats, which are constants of a step, become "c"."""
+    """A specification as nested lists and dicts; floats, which are constants of a step, become "c".
+
+    Fields that have their default value are left out: a specification that gets a new field keeps the keys of everything that does not use it.
+    """
     if isinstance(value, specs.Step):
         return [value.op, [arg if isinstance(arg, int) else "c" for arg in value.args], value.dtype]
     if dataclasses.is_dataclass(value):
-        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"type": type(value).__name__, **fields}
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if getattr(value, f.name) != _default(f)}
+        return {"type": type(value).__name__, **{name: plain(own) for name, own in fields.items()}}
     if isinstance(value, (tuple, list)):
         return [plain(v) for v in value]
     return value
+
+
+def _default(field):
+    """A field's default value; MISSING if it has none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def rows_of(shape):

@@ -3,7 +3,8 @@
 import json
 import random
 import shutil
-from dataclasses import replace
+from dataclasses import field, make_dataclass, replace
+from dataclasses import fields as dataclass_fields
 
 import numpy as np
 import pytest
@@ -170,6 +171,14 @@ def test_keys_leave_constants_out():
 
     assert key(scale=0.25) == key(scale=0.5)
     assert len({key(), key(out=33), key(rows=2)}) == 3
+
+
+def test_keys_survive_new_fields():
+    """A field with a default, added to a specification, changes no key of a layer that does not use it."""
+    fields_ = [(f.name, f.type, f) for f in dataclass_fields(specs.FloatDense)]
+    longer = make_dataclass("FloatDense", [*fields_, ("planar", bool, field(default=False))], frozen=True)
+    old, new = specs.FloatDense(64, 32), longer(64, 32)
+    assert key_of(float_dense, new, 1) == key_of(float_dense, old, 1) != key_of(float_dense, longer(64, 32, planar=True), 1)
 
 
 def test_two_tuners_do_not_share_a_folder(tmp_path):
