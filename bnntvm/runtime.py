@@ -211,10 +211,11 @@ class Library:
         except AttributeError:  # a library without it
             self._is_finite = None
         self._clear_pool = ffi().get_global_func("vm.builtin.memory_manager.clear")
+        self._item = ffi().get_global_func("ffi.ArrayGetItem")  # without the checks of Array.__getitem__
 
     def machine(self):
         """A new virtual machine: it has registers of its own, constants and code are shared."""
-        return Machine(self._open(), self._clear_pool, self._is_finite)
+        return Machine(self._open(), self._clear_pool, self._item, self._is_finite)
 
 
 class Machine:
@@ -223,14 +224,14 @@ class Machine:
     #: Workspaces are pooled by size. When the shapes change this often, the pool is emptied, so that it cannot grow without end.
     MAX_SHAPES = 8
 
-    def __init__(self, vm, clear_pool, is_finite=None):
+    def __init__(self, vm, clear_pool, item, is_finite=None):
         vm["vm_initialization"](_CPU, 0, _POOLED)
         self._main = vm["main"]
         try:
             self._main_1 = vm["main_1"]
         except AttributeError:  # this is how a VM says that it has no such function
             self._main_1 = self._main
-        self._clear_pool, self._is_finite = clear_pool, is_finite
+        self._clear_pool, self._item, self._is_finite = clear_pool, item, is_finite
         self._shapes = set()
         self._buffers = {}
 
@@ -261,7 +262,7 @@ class Machine:
         list of numpy.ndarray
             Some may be an input, a constant, or one and the same.
         """
-        shapes = tuple([array.shape for array in arrays])
+        shapes = arrays[0].shape if len(arrays) == 1 else tuple([array.shape for array in arrays])
         if shapes not in self._shapes:
             if len(self._shapes) >= self.MAX_SHAPES:
                 self._shapes.clear()
@@ -269,4 +270,5 @@ class Machine:
             self._shapes.add(shapes)
         tensors = [_ffi.from_dlpack(array) for array in arrays]
         results = call_with_threads(self._main_1 if single else self._main, tensors, threads)
-        return [np.from_dlpack(results[i]) for i in range(len(results))]
+        item = self._item
+        return [np.from_dlpack(item(results, i)) for i in range(len(results))]

@@ -31,21 +31,24 @@ def build(isa):
     def join(i, vector):
         return found.set(i, found.get(i) | tir.reinterpret("uint32", tir.zero_if_finite(vector)))
 
-    def vector(at):
-        return join(0, tir.load_masked(data, [at], tir.prefix_mask(tirx.min(size - at, tir.i64(lanes)), lanes)))
+    def vector(at, count):
+        return join(0, tir.load_masked(data, [at], tir.prefix_mask(tirx.min(count, tir.i64(lanes)), lanes)))
 
-    whole, named = tir.bind("whole", tirx.floordiv(size, tir.i64(step)))
-    rest = tirx.floordiv(size - whole * step + (lanes - 1), tir.i64(lanes))
+    # Loads that straddle two cache lines take twice as long: up to the first line that is whole comes a vector of its own.
+    head = tirx.bitwise_and(lanes - tir.misaligned_by(data, lanes), tir.i64(lanes - 1))
+    head, named_head = tir.bind("head", tirx.min(head, size))
+    whole, named = tir.bind("whole", tirx.floordiv(size - head, tir.i64(step)))
+    done, named_done = tir.bind("done", head + whole * step)
+    rest = tirx.floordiv(size - done + (lanes - 1), tir.i64(lanes))
     total = found.get(0)
     for i in range(1, _CHAINS):
         total = total | found.get(i)
     bits = tir.mask_word([tirx.NE(total, tir.splat(0, "uint32", lanes))] * max(1, 8 // lanes))
     body = [
-        named,
-        *found.allocate,
-        *found.fill(tir.splat(0, "uint32", lanes)),
-        tir.for_("i", whole, lambda i: [join(c, tir.load_vector(data, [i * step + c * lanes], lanes)) for c in range(_CHAINS)]),
-        tir.for_("i", rest, lambda i: vector(whole * step + i * lanes)),
+        [named_head, named, named_done, *found.allocate, *found.fill(tir.splat(0, "uint32", lanes))],
+        vector(tir.i64(0), head),
+        tir.for_("i", whole, lambda i: [join(c, tir.load_vector(data, [head + i * step + c * lanes], lanes)) for c in range(_CHAINS)]),
+        tir.for_("i", rest, lambda i: vector(done + i * lanes, size - done - i * lanes)),
         tirx.Return(tirx.Cast("int64", tirx.EQ(tirx.Cast("int32", bits), tir.constant(0, "int32")))),
     ]
     return tir.function(NAME, [data], body)

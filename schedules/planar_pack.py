@@ -68,17 +68,25 @@ class _Kernel:
 
     def function(self):
         size = self.schedule.vectors * self.lanes
-        blocks = -(-self.pixels // size)
+        aligned = self._aligns()
+        blocks = -(-(self.pixels + aligned * (self.lanes - 1)) // size)
         tasks = -(-blocks // self.schedule.blocks)
 
         def task(number):
             image, part = tirx.floordiv(number, tir.i64(tasks)), tirx.floormod(number, tir.i64(tasks))
             first = part * self.schedule.blocks
             count = tirx.min(tir.i64(self.schedule.blocks), blocks - first)
-            return tir.for_("block", count, lambda b: self._block(image, (first + b) * size))
+            if not aligned:
+                return tir.for_("block", count, lambda b: self._block(image, (first + b) * size))
+            shift, named = tir.bind("shift", tir.misaligned_by(self.data, self.lanes))
+            return [named, tir.for_("block", count, lambda b: self._block(image, tirx.max(tir.i64(0), (first + b) * size - shift)))]
 
         params = [self.data, *self.emitter.inputs, *self.emitter.outputs]
         return tir.function("planar_pack", params, tir.parallel("task", self.batch * tasks, task))
+
+    def _aligns(self):
+        """Whether blocks are shifted to begin where cache lines do: a load across two takes twice as long. Planes are whole lines."""
+        return self.pixels % self.lanes == 0 and self.pixels >= 8 * self.schedule.vectors * self.lanes
 
     def _block(self, image, begin):
         """All words of ``vectors * lanes`` pixels from ``begin`` on; the last block of an image starts earlier instead of being shorter."""

@@ -355,6 +355,13 @@ def load_masked(array, indices, mask):
     return extern(name, text, vector_type(dtype, lanes), *_address(array, indices), mask)
 
 
+def misaligned_by(array, lanes):
+    """int64: how many elements of four bytes the array begins past a multiple of a vector, in memory."""
+    text = "i64 @bnn_address(ptr %base) alwaysinline nounwind {\n  %r = ptrtoint ptr %base to i64\n  ret i64 %r\n}"
+    address = extern("bnn_address", text, "int64", tirx.buffer_data(array))
+    return tirx.bitwise_and(tirx.shift_right(address, i64(2)), i64(lanes - 1))
+
+
 def store_masked(array, indices, value, mask):
     """Store only the lanes set in ``mask``; ``array`` is a parameter of the kernel. Returns a statement."""
     name, text = _masked("store", element_of(dtype_of(value)), lanes_of(mask))
