@@ -13,7 +13,7 @@ from tvm import relax
 
 from bnntvm import spec as sp
 from bnntvm.bits import dense_groups
-from bnntvm.graph import Rewriter, bindings, const, constant, dims, dtype, op_name, uses
+from bnntvm.graph import Rewriter, bindings, const, constant, dims, dtype, op_name, same_dim, uses
 from bnntvm.passes.fuse_epilogues import operand_kind
 from bnntvm.schedules import families
 
@@ -347,7 +347,7 @@ class Lower(Rewriter):
     def matmul_bits(self, call, ty):
         attrs, batch = call.attrs, dims(call.args[-1])[0]
         _, rows, columns = dims(ty)
-        shared = batch == 1 and dims(ty)[0] != 1
+        shared = isinstance(batch, int) and batch == 1 and not same_dim(dims(ty)[0], 1)
         words = dims(call.args[0])[-1]
         spec = sp.BinaryMatmul(rows, columns, int(attrs["features"]), words, str(attrs["left"]), str(attrs["right"]), shared)
         out = self.call(spec, list(call.args), [ty], None)

@@ -400,12 +400,14 @@ class Analysis:
         else:
             return None
         function = BINARY[name]
+        if name == "multiply" and np.any(other == 0):
+            function = _product_with_zero
         if isinstance(fact, Pieces):
-            return self.settled(simplest(_arithmetic_parts(name, fact, other, swapped)))
+            return self.settled(simplest(_arithmetic_parts(name, fact, other, swapped, function)))
         direction = fact.direction * turn
         integral = fact.integral and name in ("add", "subtract", "maximum", "minimum") and bool(np.all(other == np.rint(other)))
         made = (lambda x: function(other, fact.function(x))) if swapped else (lambda x: function(fact.function(x), other))
-        parts = lambda: _arithmetic_parts(name, fact, other, swapped)  # noqa: E731
+        parts = lambda: _arithmetic_parts(name, fact, other, swapped, function)  # noqa: E731
         out = Mono(fact.source, fact.domain, made, direction, integral, parts, fact.stepped)
         return self.settled(out) if integral or name in ("maximum", "minimum") else out
 
@@ -518,11 +520,16 @@ def _source(var, domain):
     return fact
 
 
-def _arithmetic_parts(name, fact, other, swapped):
+def _product_with_zero(a, b):
+    """The product, 0 where one factor is: an overflow elsewhere in a dead channel is no level (the network itself gives NaN there)."""
+    return np.where((a == 0) | (b == 0), _f32(0), np.multiply(a, b))
+
+
+def _arithmetic_parts(name, fact, other, swapped, function):
     """Pieces of ``fact`` (operator) constant."""
     if name in ("maximum", "minimum"):
-        return limited(fact, other, name == "minimum", BINARY[name])
-    return shifted(fact, name, other, swapped, BINARY[name])
+        return limited(fact, other, name == "minimum", function)
+    return shifted(fact, name, other, swapped, function)
 
 
 def _ends(fact):

@@ -9,8 +9,8 @@ About two minutes on one core. The networks classify scikit-learn's handwritten 
 * ``ternary``: signs of activations, weights -a, 0 or +a (Li et al., Ternary Weight Networks, 2016).
 
 Quantisers are written the usual way, ``x + (q(x) - x).detach()``, and the export is ``torch.onnx.export(..., dynamo=True)``: nothing is
-prepared for bnntvm. What training leaves behind, latent float weights, quantisers in the graph, straight-through residues, is the compiler's
-to see through; the report says what it made of every layer.
+prepared for bnntvm. Training leaves latent float weights, quantisers in the graph and straight-through residues behind; to see through
+them is for the compiler, and the report says what it made of every layer.
 """
 
 import argparse

@@ -7,7 +7,7 @@ from tests.importer.helpers import reference
 
 
 def built(proto, feed, exact=True, **options):
-    """Kinds of the layers by output name, after the results have been compared with ONNX Runtime's: bit for bit, or to 1e-5 of the largest."""
+    """Kinds of the layers by output name, and the module; the results equal ONNX Runtime's bit for bit, or to 1e-5 of the largest."""
     module = bnntvm.build(proto, threads=1, **options)
     for got, want in zip(module.run(feed).values(), reference(proto, feed)):
         if exact:

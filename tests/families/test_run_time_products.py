@@ -72,3 +72,13 @@ def test_one_real_factor_keeps_a_product_in_float():
     feed = {"a": eighths(rng, 4, 33), "b": eighths(rng, 33, 5)}
     kinds, module = built(model([node("Sign", ["a"], ["s"]), node("MatMul", ["s", "b"], ["y"])], feed, ["y"], {}), feed)
     assert kinds == {"y": "float"} and "real-valued" in module.report.layers[0].reason
+
+
+def test_attention_of_any_batch():
+    nodes = [node("Sign", ["q"], ["qs"]), node("Transpose", ["qs"], ["t"], perm=[0, 2, 1]), node("MatMul", ["qs", "t"], ["y"])]
+    feed = {"q": eighths(np.random.default_rng(5), 3, 6, 40)}
+    proto = model(nodes, {"q": (["N", 6, 40], np.float32)}, ["y"], {})
+    kinds, module = built(proto, feed)
+    assert kinds == {"y": "binary"}
+    one = module.run({"q": feed["q"][:1]})["y"]
+    np.testing.assert_array_equal(one, module.run(feed)["y"][:1])
