@@ -236,6 +236,31 @@ def tune_board(tracker, key, **options):
     board.serve(rpc.parse_address(tracker), key, **options).proc.join()
 
 
+@main.command(
+    short_help="A folder to run a network from C or C++.",
+    epilog="\b\nExample:\n  bnntvm package quicknet.onnx --target aarch64 -o bundle",
+)
+@click.argument("model", type=_MODEL)
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=pathlib.Path), required=True, help="Folder to make.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Size of dynamic dimensions.")
+@_build_options
+def package(model, output, batch, **options):
+    """Put MODEL, an artefact or an ONNX file, into a folder with TVM's runtime, a C interface and examples."""
+    import tempfile
+
+    from bnntvm import artefact
+    from bnntvm.package import package as make
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if not artefact.is_artefact(model):
+            module = _build(model, options)
+            model = pathlib.Path(scratch, "network.bnn")
+            module.export(model)
+        make(model, output, batch)
+    files = [p for p in output.rglob("*") if p.is_file()]
+    click.echo(f"{output}: {len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB")
+
+
 @main.command(short_help="Instruction-set levels.")
 def targets():
     """List the instruction-set levels, and which of them this machine can run."""

@@ -89,9 +89,8 @@ def _compiler_setting():
 def _run_linker(compiler, out, objects):
     """Link ``objects``; the compiler's own words where it fails. It may be a command with options, as ``make`` takes it."""
     objects = [objects] if isinstance(objects, str) else objects
-    done = subprocess.run(
-        [*shlex.split(compiler), "-shared", "-fPIC", "-s", "-o", str(out), *objects, "-lm"], capture_output=True, text=True, errors="replace"
-    )
+    command = [*shlex.split(compiler), "-shared", "-fPIC", "-s", "-o", str(out), *objects, "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         words = (done.stderr or done.stdout).strip().splitlines()
         raise RuntimeError("\n    ".join(words[:8]) or f"exit status {done.returncode}")

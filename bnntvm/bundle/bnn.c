@@ -1,0 +1,398 @@
+/* The implementation of bnn.h on the C interface of TVM's runtime, whose libraries are loaded from the bundle. */
+#define _GNU_SOURCE
+#include "bnn.h"
+
+#include <dlfcn.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <tvm/ffi/c_api.h>
+
+#define MOST 64
+#define ALIGNMENT 64
+
+typedef struct {
+  DLManagedTensor managed;
+  int64_t shape[8], strides[8];
+  size_t bytes;
+} Tensor;
+
+struct bnn {
+  char message[1024];
+  atomic_flag busy;
+  int inputs, outputs;
+  Tensor in[MOST], out[MOST];
+  TVMFFIObjectHandle tensors[MOST], module, machine, entry;
+  TVMFFIAny result;
+  int has_result;
+};
+
+static int (*function_global)(const TVMFFIByteArray *, TVMFFIObjectHandle *);
+static int (*function_call)(TVMFFIObjectHandle, TVMFFIAny *, int32_t, TVMFFIAny *);
+static int (*object_release)(TVMFFIObjectHandle);
+static int (*tensor_from)(DLManagedTensor *, int32_t, int32_t, TVMFFIObjectHandle *);
+static void (*error_take)(TVMFFIObjectHandle *);
+
+static int fail(bnn *net, int code, const char *format, ...) {
+  va_list values;
+  va_start(values, format);
+  vsnprintf(net->message, sizeof net->message, format, values);
+  va_end(values);
+  return code;
+}
+
+/* SHA-256 (FIPS 180-4) ------------------------------------------------------------------------------------------------------------- */
+
+static const uint32_t constants[64] = {
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be,
+    0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa,
+    0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967, 0x27b70a85,
+    0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3,
+    0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f,
+    0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+
+static uint32_t turned(uint32_t x, int n) { return x >> n | x << (32 - n); }
+
+static void digest_block(uint32_t state[8], const unsigned char *block) {
+  uint32_t w[64], v[8];
+  for (int i = 0; i < 16; ++i)
+    w[i] = (uint32_t)block[4 * i] << 24 | (uint32_t)block[4 * i + 1] << 16 | (uint32_t)block[4 * i + 2] << 8 | block[4 * i + 3];
+  for (int i = 16; i < 64; ++i) {
+    uint32_t a = w[i - 15], b = w[i - 2];
+    w[i] = w[i - 16] + (turned(a, 7) ^ turned(a, 18) ^ a >> 3) + w[i - 7] + (turned(b, 17) ^ turned(b, 19) ^ b >> 10);
+  }
+  memcpy(v, state, sizeof v);
+  for (int i = 0; i < 64; ++i) {
+    uint32_t e = v[4], a = v[0];
+    uint32_t first = v[7] + (turned(e, 6) ^ turned(e, 11) ^ turned(e, 25)) + ((e & v[5]) ^ (~e & v[6])) + constants[i] + w[i];
+    uint32_t second = (turned(a, 2) ^ turned(a, 13) ^ turned(a, 22)) + ((a & v[1]) ^ (a & v[2]) ^ (v[1] & v[2]));
+    memmove(v + 1, v, 7 * sizeof *v);
+    v[4] += first;
+    v[0] = first + second;
+  }
+  for (int i = 0; i < 8; ++i) state[i] += v[i];
+}
+
+static int digest_file(const char *path, char text[65]) {
+  uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+  unsigned char block[64];
+  uint64_t length = 0;
+  FILE *file = fopen(path, "rb");
+  if (!file) return -1;
+  size_t got;
+  while ((got = fread(block, 1, 64, file)) == 64) digest_block(state, block), length += 64;
+  int bad = ferror(file);
+  fclose(file);
+  if (bad) return -1;
+  length = (length + got) * 8;
+  block[got++] = 0x80;
+  if (got > 56) {
+    memset(block + got, 0, 64 - got);
+    digest_block(state, block);
+    got = 0;
+  }
+  memset(block + got, 0, 56 - got);
+  for (int i = 0; i < 8; ++i) block[56 + i] = (unsigned char)(length >> (56 - 8 * i));
+  digest_block(state, block);
+  for (int i = 0; i < 8; ++i) snprintf(text + 8 * i, 9, "%08x", (unsigned)state[i]);
+  return 0;
+}
+
+/* The processor -------------------------------------------------------------------------------------------------------------------- */
+
+#if defined(__aarch64__)
+static const char *const this_machine = "aarch64";
+static const struct {
+  const char *name;
+  int bit;
+} capabilities[] = {{"asimd", 1}, {"atomics", 8}, {"fphp", 9}, {"asimdhp", 10}, {"asimdrdm", 12}, {"jscvt", 13}, {"fcma", 14},
+                    {"sha3", 17}, {"asimddp", 20}, {"asimdfhm", 23}, {"flagm", 27}, {"i8mm", 32 + 13}};
+
+static int has(const char *flag) {
+  for (size_t i = 0; i < sizeof capabilities / sizeof *capabilities; ++i)
+    if (!strcmp(flag, capabilities[i].name)) {
+      int bit = capabilities[i].bit;
+      return bit < 32 ? getauxval(AT_HWCAP) >> bit & 1 : getauxval(AT_HWCAP2) >> (bit - 32) & 1;
+    }
+  return 0;
+}
+#else
+#if defined(__x86_64__)
+static const char *const this_machine = "x86_64";
+#elif defined(__arm__)
+static const char *const this_machine = "arm";
+#else
+static const char *const this_machine = "unknown";
+#endif
+
+static int has(const char *flag) {
+  static char line[8192];
+  FILE *file = fopen("/proc/cpuinfo", "r");
+  int found = file ? 0 : 1; /* a system that does not tell */
+  while (file && !found && fgets(line, sizeof line, file)) {
+    if (strncmp(line, "flags", 5) && strncmp(line, "Features", 8)) continue;
+    for (char *save, *word = strtok_r(line, " \t\n", &save); word && !found; word = strtok_r(NULL, " \t\n", &save)) found = !strcmp(word, flag);
+    break;
+  }
+  if (file) fclose(file);
+  return found;
+}
+#endif
+
+/* TVM's runtime -------------------------------------------------------------------------------------------------------------------- */
+
+static int reported(bnn *net, const char *doing) {
+  TVMFFIObjectHandle error = NULL;
+  if (error_take) error_take(&error);
+  if (!error) return fail(net, BNN_RUNTIME, "%s failed", doing);
+  TVMFFIErrorCell *cell = (TVMFFIErrorCell *)((char *)error + sizeof(TVMFFIObject));
+  fail(net, BNN_RUNTIME, "%s failed: %.*s", doing, (int)(cell->message.size > 800 ? 800 : cell->message.size), cell->message.data);
+  object_release(error);
+  return BNN_RUNTIME;
+}
+
+static void *load(bnn *net, const char *folder, const char *name) {
+  char path[4096];
+  snprintf(path, sizeof path, "%s/lib/%s", folder, name);
+  void *library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
+  if (!library) fail(net, BNN_FILE, "%s", dlerror());
+  return library;
+}
+
+static int load_runtime(bnn *net, const char *folder) {
+  void *ffi = load(net, folder, "libtvm_ffi.so");
+  if (!ffi || !load(net, folder, "libtvm_runtime.so")) return BNN_FILE;
+  *(void **)&function_global = dlsym(ffi, "TVMFFIFunctionGetGlobal");
+  *(void **)&function_call = dlsym(ffi, "TVMFFIFunctionCall");
+  *(void **)&object_release = dlsym(ffi, "TVMFFIObjectDecRef");
+  *(void **)&tensor_from = dlsym(ffi, "TVMFFITensorFromDLPack");
+  *(void **)&error_take = dlsym(ffi, "TVMFFIErrorMoveFromRaised");
+  if (function_global && function_call && object_release && tensor_from && error_take) return BNN_OK;
+  return fail(net, BNN_FILE, "libtvm_ffi.so is not the one of this bundle");
+}
+
+static TVMFFIAny object(TVMFFIObjectHandle handle) {
+  TVMFFIAny any;
+  memset(&any, 0, sizeof any);
+  any.type_index = ((TVMFFIObject *)handle)->type_index;
+  any.v_obj = handle;
+  return any;
+}
+
+static TVMFFIAny text(const char *value) {
+  TVMFFIAny any;
+  memset(&any, 0, sizeof any);
+  any.type_index = kTVMFFIRawStr;
+  any.v_c_str = value;
+  return any;
+}
+
+static TVMFFIAny number(int64_t value, int type) {
+  TVMFFIAny any;
+  memset(&any, 0, sizeof any);
+  any.type_index = type;
+  any.v_int64 = value;
+  return any;
+}
+
+static void release(TVMFFIAny *any) {
+  if (any->type_index >= kTVMFFIStaticObjectBegin && any->v_obj) object_release(any->v_obj);
+  memset(any, 0, sizeof *any);
+}
+
+static int call_global(const char *name, TVMFFIAny *args, int count, TVMFFIAny *result) {
+  TVMFFIByteArray bytes = {name, strlen(name)};
+  TVMFFIObjectHandle function = NULL;
+  memset(result, 0, sizeof *result);
+  if (function_global(&bytes, &function) || !function) return -1;
+  int status = function_call(function, args, count, result);
+  object_release(function);
+  return status;
+}
+
+static int member(bnn *net, TVMFFIObjectHandle module, const char *name, TVMFFIObjectHandle *function) {
+  TVMFFIAny args[3] = {object(module), text(name), number(0, kTVMFFIBool)}, result;
+  if (call_global("ffi.ModuleGetFunction", args, 3, &result)) return reported(net, name);
+  if (result.type_index < kTVMFFIStaticObjectBegin) return fail(net, BNN_FILE, "the library has no function %s", name);
+  *function = result.v_obj;
+  return BNN_OK;
+}
+
+static int start(bnn *net, const char *path, const char *entry) {
+  TVMFFIAny args[3] = {text(path), text("so"), text("")}, result;
+  TVMFFIObjectHandle function;
+  if (call_global("ffi.Module.load_from_file.so", args, 2, &result)) return reported(net, "loading the network");
+  net->module = result.v_obj;
+  int status = member(net, net->module, "vm_load_executable", &function);
+  if (status) return status;
+  memset(&result, 0, sizeof result);
+  status = function_call(function, NULL, 0, &result);
+  object_release(function);
+  if (status) return reported(net, "loading the network");
+  net->machine = result.v_obj;
+  if ((status = member(net, net->machine, "vm_initialization", &function))) return status;
+  TVMFFIAny where[3] = {number(kDLCPU, kTVMFFIInt), number(0, kTVMFFIInt), number(2, kTVMFFIInt)};
+  memset(&result, 0, sizeof result);
+  status = function_call(function, where, 3, &result);
+  object_release(function);
+  if (status) return reported(net, "starting the virtual machine");
+  release(&result);
+  return member(net, net->machine, entry, &net->entry);
+}
+
+/* The bundle ----------------------------------------------------------------------------------------------------------------------- */
+
+static void keep(DLManagedTensor *self) { (void)self; } /* the memory is the handle's, which frees it */
+
+/* A line of network.txt: type code, bits, number of dimensions, dimensions. */
+static int read_tensor(FILE *file, Tensor *tensor, int allocate) {
+  DLTensor *t = &tensor->managed.dl_tensor;
+  int code, bits, dims;
+  if (fscanf(file, "%d %d %d", &code, &bits, &dims) != 3 || dims < 0 || dims > 8 || bits < 8 || bits > 64) return BNN_FILE;
+  size_t count = 1;
+  for (int i = 0; i < dims; ++i) {
+    long long size;
+    if (fscanf(file, "%lld", &size) != 1 || size < 0 || (size && count > ((size_t)1 << 40) / (size_t)size)) return BNN_FILE;
+    tensor->shape[i] = size, count *= (size_t)size;
+  }
+  int64_t stride = 1;
+  for (int i = dims - 1; i >= 0; --i) tensor->strides[i] = stride, stride *= tensor->shape[i];
+  tensor->bytes = count * (size_t)bits / 8;
+  t->device.device_type = kDLCPU;
+  t->ndim = dims, t->shape = tensor->shape, t->strides = tensor->strides;
+  t->dtype.code = (uint8_t)code, t->dtype.bits = (uint8_t)bits, t->dtype.lanes = 1;
+  tensor->managed.deleter = keep;
+  if (!allocate) return BNN_OK;
+  size_t room = (tensor->bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT;
+  t->data = aligned_alloc(ALIGNMENT, room);
+  if (!t->data) return BNN_MEMORY;
+  memset(t->data, 0, room);
+  return BNN_OK;
+}
+
+static int read_bundle(bnn *net, const char *folder, char *entry) {
+  char path[4096], word[128], expected[65] = "", found[65];
+  snprintf(path, sizeof path, "%s/network.txt", folder);
+  FILE *file = fopen(path, "r");
+  if (!file) return fail(net, BNN_FILE, "%s cannot be read", path);
+  int status = BNN_OK;
+  while (!status && fscanf(file, "%127s", word) == 1) {
+    if (!strcmp(word, "machine")) {
+      if (fscanf(file, "%127s", word) != 1) status = BNN_FILE;
+      else if (strcmp(word, this_machine)) status = fail(net, BNN_MACHINE, "built for %s, this machine is %s", word, this_machine);
+    } else if (!strcmp(word, "needs")) {
+      if (fscanf(file, "%127s", word) != 1) status = BNN_FILE;
+      else if (!has(word)) status = fail(net, BNN_MACHINE, "this processor lacks %s", word);
+    } else if (!strcmp(word, "entry")) {
+      if (fscanf(file, "%63s", entry) != 1) status = BNN_FILE;
+    } else if (!strcmp(word, "sha256")) {
+      if (fscanf(file, "%64s", expected) != 1) status = BNN_FILE;
+    } else if (!strcmp(word, "input") && net->inputs < MOST) {
+      status = read_tensor(file, &net->in[net->inputs], 1);
+      net->inputs += 1;
+    } else if (!strcmp(word, "output") && net->outputs < MOST) {
+      status = read_tensor(file, &net->out[net->outputs++], 0);
+    } else {
+      status = BNN_FILE;
+    }
+  }
+  fclose(file);
+  if (status == BNN_MEMORY) return fail(net, status, "no memory for the inputs");
+  if (status && !*net->message) fail(net, status, "%s is damaged", path);
+  if (status) return status;
+  snprintf(path, sizeof path, "%s/lib/network.so", folder);
+  if (digest_file(path, found)) return fail(net, BNN_FILE, "%s cannot be read", path);
+  return strcmp(found, expected) ? fail(net, BNN_FILE, "%s is not the file that was packaged", path) : BNN_OK;
+}
+
+int bnn_open(const char *folder, bnn **out) {
+  if (!out) return BNN_ARGUMENT;
+  bnn *net = *out = calloc(1, sizeof *net);
+  if (!net) return BNN_MEMORY;
+  atomic_flag_clear(&net->busy);
+  if (!folder || strlen(folder) > 3900) return fail(net, BNN_ARGUMENT, "no folder is given, or its name is too long");
+  char path[4096], entry[64] = "main";
+  int status = read_bundle(net, folder, entry);
+  if (!status) status = load_runtime(net, folder);
+  snprintf(path, sizeof path, "%s/lib/network.so", folder);
+  if (!status) status = start(net, path, entry);
+  for (int i = 0; !status && i < net->inputs; ++i)
+    if (tensor_from(&net->in[i].managed, 0, 0, &net->tensors[i])) status = reported(net, "making an input");
+  return status;
+}
+
+static int enter(bnn *net) {
+  if (!net) return BNN_ARGUMENT;
+  if (atomic_flag_test_and_set(&net->busy)) return BNN_BUSY; /* the message belongs to the other thread */
+  return BNN_OK;
+}
+
+static int leave(bnn *net, int status) {
+  atomic_flag_clear(&net->busy);
+  return status;
+}
+
+int bnn_input(bnn *net, int index, const void *data, size_t bytes) {
+  int status = enter(net);
+  if (status) return status;
+  if (!net->entry) return leave(net, fail(net, BNN_ARGUMENT, "the network was not opened"));
+  if (index < 0 || index >= net->inputs || !data) return leave(net, fail(net, BNN_ARGUMENT, "there is no input %d, or no data", index));
+  Tensor *tensor = &net->in[index];
+  if (bytes != tensor->bytes) return leave(net, fail(net, BNN_SIZE, "input %d has %zu bytes, not %zu", index, tensor->bytes, bytes));
+  memcpy(tensor->managed.dl_tensor.data, data, bytes);
+  return leave(net, BNN_OK);
+}
+
+int bnn_run(bnn *net) {
+  int status = enter(net);
+  if (status) return status;
+  if (!net->entry) return leave(net, fail(net, BNN_ARGUMENT, "the network was not opened"));
+  TVMFFIAny args[MOST];
+  for (int i = 0; i < net->inputs; ++i) args[i] = object(net->tensors[i]);
+  if (net->has_result) release(&net->result);
+  net->has_result = 0;
+  memset(&net->result, 0, sizeof net->result);
+  if (function_call(net->entry, args, net->inputs, &net->result)) return leave(net, reported(net, "running the network"));
+  net->has_result = 1;
+  return leave(net, BNN_OK);
+}
+
+static int copy_output(bnn *net, int index, void *data, size_t bytes) {
+  if (!net->has_result) return fail(net, BNN_ARGUMENT, "the network has not run");
+  if (index < 0 || index >= net->outputs || !data) return fail(net, BNN_ARGUMENT, "there is no output %d, or no room for it", index);
+  if (bytes != net->out[index].bytes) return fail(net, BNN_SIZE, "output %d has %zu bytes, not %zu", index, net->out[index].bytes, bytes);
+  TVMFFIAny item = net->result, args[2] = {net->result, number(index, kTVMFFIInt)};
+  int array = net->result.type_index == kTVMFFIArray;
+  if (array && call_global("ffi.ArrayGetItem", args, 2, &item)) return reported(net, "reading an output");
+  int status = BNN_OK;
+  const DLTensor *tensor = item.type_index == kTVMFFITensor ? (DLTensor *)((char *)item.v_obj + sizeof(TVMFFIObject)) : NULL;
+  size_t size = tensor ? tensor->dtype.bits / 8 : 0;
+  for (int i = 0; tensor && i < tensor->ndim; ++i) size *= (size_t)tensor->shape[i];
+  if (size == bytes && tensor) memcpy(data, (const char *)tensor->data + tensor->byte_offset, bytes);
+  else status = fail(net, BNN_RUNTIME, "output %d is not what network.txt says", index);
+  if (array) release(&item);
+  return status;
+}
+
+int bnn_output(bnn *net, int index, void *data, size_t bytes) {
+  int status = enter(net);
+  return status ? status : leave(net, copy_output(net, index, data, bytes));
+}
+
+const char *bnn_error(const bnn *net) { return net ? net->message : "no handle"; }
+
+void bnn_close(bnn *net) {
+  if (!net) return;
+  if (net->has_result) release(&net->result);
+  for (int i = 0; i < net->inputs; ++i)
+    if (net->tensors[i]) object_release(net->tensors[i]);
+  TVMFFIObjectHandle handles[3] = {net->entry, net->machine, net->module};
+  for (int i = 0; i < 3; ++i)
+    if (handles[i]) object_release(handles[i]);
+  for (int i = 0; i < net->inputs; ++i) free(net->in[i].managed.dl_tensor.data);
+  free(net);
+}

@@ -1,0 +1,28 @@
+/* Runs the network once: inputs are read from files of raw numbers, all outputs are written to standard output.
+ *
+ *     ./example FOLDER INPUT...
+ */
+#include <bnn.h>
+#include <network.h>
+#include <stdio.h>
+
+int main(int count, char **words) {
+  static const size_t outputs[] = BNN_OUTPUT_BYTES;
+  static char data[BNN_LARGEST_BYTES + 1];
+  bnn *net = NULL;
+  int status = bnn_open(count > 1 ? words[1] : ".", &net);
+  for (int i = 2; i < count && !status; ++i) {
+    FILE *file = fopen(words[i], "rb");
+    size_t bytes = file ? fread(data, 1, sizeof data, file) : 0;
+    if (file) fclose(file);
+    status = bnn_input(net, i - 2, data, bytes);
+  }
+  if (!status) status = bnn_run(net);
+  for (size_t i = 0; i < sizeof outputs / sizeof *outputs && !status; ++i) {
+    status = bnn_output(net, (int)i, data, outputs[i]);
+    if (!status) fwrite(data, 1, outputs[i], stdout);
+  }
+  if (status) fprintf(stderr, "error %d: %s\n", status, bnn_error(net));
+  bnn_close(net);
+  return status;
+}

@@ -1,0 +1,203 @@
+"""A folder with all that a device needs to run a network from C or C++: ``bnntvm package``.
+
+::
+
+    lib/network.so lib/libbnn.so lib/libtvm_ffi.so lib/libtvm_runtime.so
+    include/bnn.h include/network.h     the C interface; sizes of this network's tensors
+    src/bnn.c example.c example.cpp CMakeLists.txt
+    network.txt                         what bnn_open reads: machine, instructions, sha256 and tensors
+    manifest.json                       the artefact's manifest, and the sha256 of every file
+    licenses/                           of TVM
+
+The same artefact gives the same bytes, wherever and whenever it is packaged with the same compiler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+
+from bnntvm import artefact
+from bnntvm.errors import ArtefactError, BnnError, TargetError, ToolchainError, UnsupportedError
+from bnntvm.linker import compiler_for, is_native
+from bnntvm.targets import registry
+
+_SOURCES = pathlib.Path(__file__).parent / "bundle"
+_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
+_RUNTIME = {"tvm": ("apache-tvm", "lib/libtvm_runtime.so"), "tvm_ffi": ("apache-tvm-ffi", "lib/libtvm_ffi.so")}
+#: Machine -> platform tag of the runtime's wheels.
+_PLATFORMS = {"x86_64": "manylinux_2_28_x86_64", "aarch64": "manylinux_2_28_aarch64"}
+
+
+def package(path, folder, batch=1):
+    """Write the bundle of an artefact.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        A ``.bnn`` file, for any machine.
+    folder : str or pathlib.Path
+        Made; must not exist or be empty.
+    batch : int
+        Size of every dynamic dimension.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    BnnError
+    """
+    file, manifest, library_bytes = artefact.read(path, to_run=False)
+    with file:
+        isa = registry.resolve(manifest["target"].get("name"))
+        if isa is None:
+            raise TargetError("the artefact's target is unknown", where=str(path), why=str(manifest["target"].get("name")))
+        if isa.machine not in _PLATFORMS:
+            raise UnsupportedError(
+                f"no bundle for {isa.name}", why=f"TVM's runtime is not published for {isa.machine}", hint="package for x86-64 or aarch64"
+            )
+        folder = _empty_folder(folder)
+        library = os.pread(file.fileno(), library_bytes, 0)
+    _write(folder / "lib/network.so", library)
+    tensors = {side: [_tensor(info, batch) for info in manifest[side]] for side in ("inputs", "outputs")}
+    dynamic = any(not isinstance(dim, int) for info in manifest["inputs"] for dim in info["shape"])
+    _write(folder / "network.txt", _description(isa, manifest, tensors, library, "main_1" if dynamic and batch == 1 else "main").encode())
+    _write(folder / "include/network.h", _header(tensors).encode())
+    for name, place in (("bnn.h", "include"), ("bnn.c", "src"), ("example.c", "."), ("example.cpp", "."), ("CMakeLists.txt", ".")):
+        _write(folder / place / name, (_SOURCES / name).read_bytes())
+    _runtime(folder, isa)
+    _compile(folder, isa)
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    manifest = manifest | {"files": {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}}
+    _write(folder / "manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
+    return folder
+
+
+def _empty_folder(folder):
+    folder = pathlib.Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise BnnError("the folder is not empty", where=str(folder), hint="give one that does not exist")
+    except OSError as error:
+        raise BnnError("the bundle could not be written", where=str(folder), why=error.strerror or str(error)) from error
+    return folder
+
+
+def _write(path, data):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise BnnError("the bundle could not be written", where=str(path), why=error.strerror or str(error)) from error
+
+
+def _tensor(info, batch):
+    """``(dtype, shape)`` as the compiled network takes it: float16 inputs are float32."""
+    dtype = np.dtype(np.float32 if info["dtype"] == "float16" else info["dtype"])
+    return dtype, [dim if isinstance(dim, int) else batch for dim in info["shape"]]
+
+
+def _bytes(dtype, shape):
+    return dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+
+
+def _description(isa, manifest, tensors, library, entry):
+    lines = [f"machine {isa.machine}", *(f"needs {flag}" for flag in sorted(manifest["target"].get("needs", []))), f"entry {entry}"]
+    lines.append(f"sha256 {hashlib.sha256(library).hexdigest()}")
+    for side, word in (("inputs", "input"), ("outputs", "output")):
+        for dtype, shape in tensors[side]:
+            lines.append(" ".join(map(str, [word, _CODES[dtype.kind], dtype.itemsize * 8, len(shape), *shape])))
+    return "\n".join(lines) + "\n"
+
+
+def _header(tensors):
+    sizes = {side: [_bytes(*tensor) for tensor in tensors[side]] for side in tensors}
+    return "\n".join([
+        "/* Sizes of this network's tensors, in the order of manifest.json. */",
+        "#define BNN_INPUT_BYTES {" + ", ".join(map(str, sizes["inputs"])) + "}",
+        "#define BNN_OUTPUT_BYTES {" + ", ".join(map(str, sizes["outputs"])) + "}",
+        f"#define BNN_LARGEST_BYTES {max(sizes['inputs'] + sizes['outputs'])}", "",
+    ])  # fmt: skip
+
+
+def _runtime(folder, isa):
+    """TVM's runtime libraries and their licences: of the installed packages, or of the wheels for the other machine."""
+    for module, (name, library) in _RUNTIME.items():
+        if is_native(isa):
+            root = pathlib.Path(importlib.util.find_spec(module).submodule_search_locations[0])
+            data = (root / library).read_bytes()
+            notices = {p.name: p.locate().read_bytes() for p in importlib.metadata.files(name) or [] if "licenses" in p.parts}
+        else:
+            with zipfile.ZipFile(_wheel(name, isa)) as wheel:
+                data = wheel.read(f"{module}/{library}")
+                notices = {n.rsplit("/", 1)[1]: wheel.read(n) for n in wheel.namelist() if "/licenses/" in n}
+        _write(folder / library, data)
+        for notice, text in notices.items():
+            _write(folder / "licenses" / f"{name}-{notice}", text)
+
+
+def _wheel(name, isa):
+    """The wheel of the installed version for another machine, downloaded once."""
+    version = importlib.metadata.version(name)
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache", "bnntvm", "wheels")
+    pattern = f"{name.replace('-', '_')}-{version}-*{isa.machine}.whl"
+    if not any(cache.glob(pattern)):
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--platform"]
+        command += [_PLATFORMS[isa.machine], "--dest", str(cache), f"{name}=={version}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise BnnError(
+                f"TVM's runtime for {isa.machine} could not be downloaded", where=f"{name} {version}", why=done.stderr.strip()[-300:],
+                hint="pip has to work here, or put the wheel into " + str(cache),
+            )  # fmt: skip
+    return next(iter(sorted(cache.glob(pattern))))
+
+
+def _compile(folder, isa):
+    """libbnn.so, the C interface."""
+    compiler = compiler_for(isa)
+    headers = pathlib.Path(importlib.util.find_spec("tvm_ffi").submodule_search_locations[0], "include")
+    for header in ("tvm/ffi/c_api.h", "dlpack/dlpack.h"):
+        _write(folder / "include" / header, (headers / header).read_bytes())
+    # The folder's name would be found in the library: it is compiled from within.
+    options = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-s", "-Wl,--build-id=none", "-Iinclude", "-x", "c"]
+    command = [*shlex.split(compiler), *options, "src/bnn.c", "-o", "lib/libbnn.so", "-ldl"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise ToolchainError("libbnn.so could not be compiled", where=compiler, why=(done.stderr or done.stdout).strip()[-500:])
+
+
+def check(folder):
+    """Compare every file of a bundle with its manifest.
+
+    Raises
+    ------
+    ArtefactError
+        Naming the files that are missing or altered.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        files = json.loads((folder / "manifest.json").read_text())["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtefactError("not a bundle", where=str(folder), why=f"manifest.json: {error}") from error
+    wrong = [name for name, digest in files.items() if not _has_digest(folder / name, digest)]
+    if wrong:
+        raise ArtefactError("the bundle is damaged", where=str(folder), why="missing or altered: " + ", ".join(wrong), hint="package again")
+
+
+def _has_digest(path, digest):
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
