@@ -56,6 +56,13 @@ def default_schedule(spec, isa):
     if neon.claims(spec, isa) and not sliced.claims(spec):
         pixels, rows, blocks = neon.schedule_numbers(spec, isa)
         return Schedule(pixels, 1, "neon", rows, blocks)
+    if by_bytes.wins(spec, isa):
+        pixels, rows, blocks = by_bytes.numbers(spec, isa)
+        return Schedule(pixels, 1, by_bytes.ADDER, rows, blocks)
+    return _counting_schedule(spec, isa)
+
+
+def _counting_schedule(spec, isa):
     geometry = Geometry.of(spec)
     carry_save = _carry_save_fits(spec)
     if isa.popcount != "vector":  # table look-ups need the registers: narrow tiles unless there are 32
@@ -116,6 +123,9 @@ def space(spec, isa):
     """
     first = default_schedule(spec, isa)
     found = [first]
+    if first.adder == by_bytes.ADDER:
+        first = _counting_schedule(spec, isa)
+        found.append(first)
     if sliced.claims(spec):
         return [replace(first, task_rows=rows) for rows in dict.fromkeys((first.task_rows, 1, 4, spec.window.out_height))]
     if first.adder == "neon":

@@ -54,6 +54,9 @@ class Tiles:
     Weights: ``[runs, steps, 2, 16 quads, 16 outputs x 4 channels]``.
     """
 
+    #: Whether tiles are multiplied beside what vectors do.
+    overlaps = True
+
     def __init__(self, kernel):
         self.kernel, self.layout = kernel, kernel.layout
         self.offset = 0
@@ -69,12 +72,11 @@ class Tiles:
         return tile("release")
 
     def expand(self, block):
-        """Where the weights are bits: room for two tiles of bytes. They are unpacked where they are used, beside the products."""
+        """Statements that unpack the first weights of a block; the others are unpacked where they are used, beside the products."""
         self.block = block
         if self.kernel.spec.weights == "int8":
             return []
-        self.bytes, allocation = T.memory("bytes", 2 * TILE * TILE_BYTES, "int8")
-        return [allocation, self.unpack(T.i64(0))]
+        return self.unpack(T.i64(0))
 
     @staticmethod
     def order(quads):
@@ -101,12 +103,17 @@ class Tiles:
         """
         layout, steps = self.layout, self.layout.steps
         self.data_at, data_at = T.memory("data_at", self.total, "int64")
+        fill = [
+            T.for_("k", T.runtime(steps), lambda k, r=run, o=offset: T.store(self.data_at, o + k * TILE_BYTES, r * steps + k))
+            for run, offset in enumerate(layout.offsets)
+        ]
+        if self.kernel.spec.weights == "int8":
+            return [data_at, fill]
         self.bits_at, bits_at = T.memory("bits_at", 2 * self.total + 1, "int64")
         full, rest = divmod(layout.quads, TILE)
-        fill = [T.store(self.bits_at, T.i64(0), 2 * self.total)]
-        for run, offset in enumerate(layout.offsets):
+        fill.append(T.store(self.bits_at, T.i64(0), 2 * self.total))
+        for run in range(len(layout.runs)):
             first, begin = run * steps, run * layout.quads * 2
-            fill.append(T.for_("k", T.runtime(steps), lambda k, f=first, o=offset: T.store(self.data_at, o + k * TILE_BYTES, f + k)))
             for n in range(2):
                 at, place = begin + n * TILE, first + n * self.total
                 fill.append(
@@ -118,7 +125,8 @@ class Tiles:
                 )
                 if rest:
                     fill.append(T.store(self.bits_at, T.i64((begin + 2 * TILE * full + n * rest) * self.source_bytes), place + full))
-        return [data_at, bits_at, fill]
+        self.bytes, room = T.memory("bytes", 2 * TILE * TILE_BYTES, "int8")
+        return [room, data_at, bits_at, fill]
 
     @property
     def total(self):
@@ -131,19 +139,22 @@ class Tiles:
         digits = self.kernel.spec.weights
         return TILE_BYTES if digits == "int8" else self.kernel.mask_bytes * len(digits.coefficients)
 
-    def products(self, first):
-        """The tile of flat pixels from ``first`` on, 16 output channels at a time."""
+    def products(self, first, results=0, beside=None):
+        """The tile of flat pixels from ``first`` on, 16 output channels at a time, into ``kernel.results`` from ``results`` on.
+
+        ``beside(number)`` gives statements that vector units execute beside step ``number`` of ``2 * total``.
+        """
         kernel, count = self.kernel, self.layout.cover // TILE
         at, bind = T.bind("at", first * self.layout.pixel)
 
         def half(n):
             return [[tile("zero", m) for m in range(count)],
-                    T.for_("step", T.runtime(self.total), lambda step: self.step(n, step, at)),
-                    [tile("store", m, kernel.results, [m * TILE * BLOCK + n * TILE], 4 * BLOCK) for m in range(count)]]  # fmt: skip
+                    T.for_("step", T.runtime(self.total), lambda step: self.step(n, step, at, beside)),
+                    [tile("store", m, kernel.results, [results + (m * BLOCK + n) * TILE], 4 * BLOCK) for m in range(count)]]  # fmt: skip
 
         return [bind, T.for_("n", T.runtime(2), half)]
 
-    def step(self, n, step, at):
+    def step(self, n, step, at, beside):
         """One tile of weights times every tile of data. Bits are unpacked one step ahead: a tile is not loaded from stores under way."""
         layout = self.layout
         kind = "dot_usd" if self.data_type == "uint8" else "dot_ssd"
@@ -154,6 +165,8 @@ class Tiles:
             number, bind_number = T.bind("number", n * self.total + step)
             body = [bind, bind_number, self.unpack(number + 1)]
             source = (self.bytes, [number % 2 * (TILE * TILE_BYTES)])
+        if beside is not None:
+            body.append(beside(n * self.total + step))
         body.append(tile("load", 6, *source, TILE_BYTES))
         for m in range(layout.cover // TILE):
             place = data + m * TILE * layout.pixel
@@ -216,6 +229,7 @@ def tile(action, *args):
 class Vnni:
     """A register tile of sums, ``cover`` pixels by the vectors of a block or half of it. Weights: ``[runs, quads, vectors, lanes x 4]``."""
 
+    overlaps = False
     #: Largest number of vectors in the register tile.
     most_vectors = 2
 

@@ -118,53 +118,112 @@ class Kernel:
 
     # Weights and tiles ----------------------------------------------------------------------------------------------------------------
 
-    def block(self, block, tiles, flat, place):
-        """One block of output channels for the tiles of flat pixels ``tiles`` = (first, number).
+    def work(self, blocks, tiles, place):
+        """The tiles of flat pixels and the blocks of output channels of a task, each (first, number).
 
-        There are ``flat`` flat pixels; ``place(y, x)`` is the position of the pixel at row y and column x.
+        ``place(pixel)`` is the position of a pixel of the result, counted through the image.
         """
-        number, bind = T.bind("block", block)
-        self.results, results = T.memory("results", self.layout.cover * BLOCK, "int32")
+        self.place = place
         self.strips = Strips.of_pixels(self.emitter, self.layout.cover)
-        expand = self.engine.expand(number)
-        each = T.for_("tile", tiles[1], lambda tile: self.tile(number, (tiles[0] + tile) * self.layout.cover, flat, place))
-        return [bind, *results, self.strips.allocation, expand, each]
+        slots = 2 if self.engine.overlaps else 1
+        self.results, results = T.memory("results", slots * self.layout.cover * BLOCK, "int32")
+        walk = self.overlapped if self.engine.overlaps else self.in_turn
+        return [self.engine.tables(), *results, self.strips.allocation, self.engine.start(), walk(blocks, tiles), self.engine.finish()]
 
-    def tile(self, block, first, flat, place):
-        """Sums and epilogue of the flat pixels from ``first`` on: stretches of pixels between which there are pixels of no use."""
-        layout = self.layout
-        first, bind_first = T.bind("first", first)
-        end, bind_end = T.bind("end", tirx.min(first + layout.cover, T.i64(flat)))
-        body = [bind_first, bind_end, self.engine.products(first)]
-        image = place(T.i64(0), T.i64(0))[0]
-        if layout.pitch == layout.window.out_width or layout.rows == 1:
+    def span(self, first):
+        """(first pixel of the result, their number, statements) of the flat pixels from ``first`` on, whatever lies between them."""
+        flat, width, pitch = self.layout.flat, self.layout.window.out_width, self.layout.pitch
 
-            def every():
-                return T.for_("p", end - first, lambda p: self.pixel_out(block, p, place(T.i64(0), first + p)))
+        def before(at):
+            """Pixels of the result before flat pixel ``at``."""
+            row, bind_row = T.bind("row", at // pitch)
+            return row * width + tirx.min(at - row * pitch, T.i64(width)), [bind_row]
 
-            return [*body, self.strips.collect(first, end - first, image, block, every)]
-        top, bind_top = T.bind("top", first // layout.pitch)
-        bottom, bind_bottom = T.bind("bottom", (end - 1) // layout.pitch)
+        end = tirx.min(first + self.layout.cover, T.i64(flat))
+        if pitch == width:
+            return first, end - first, []
+        (begin, row), (stop, last_row) = before(first), before(end)
+        begin, bind_begin = T.bind("begin", begin)
+        count, bind_count = T.bind("count", stop - begin)
+        return begin, count, [row, last_row, bind_begin, bind_count]
 
-        def stretch(number):
-            y, bind_y = T.bind("y", top + number)
-            start, bind_start = T.bind("start", y * layout.pitch)
-            low, bind_low = T.bind("low", tirx.max(first, start))
-            high, bind_high = T.bind("high", tirx.min(end, start + layout.window.out_width))
-            each = T.for_("p", high - low, lambda p: self.pixel_out(block, low - first + p, place(y, low - start + p)))
-            return [bind_y, bind_start, bind_low, bind_high, each]
+    def in_turn(self, blocks, tiles):
+        """Sums, then the epilogue, tile after tile."""
 
-        # The outputs of a tile are pixels of the image one after the other, whatever lies between them here.
-        width = layout.window.out_width
-        begin, bind_begin = T.bind("begin", top * width + tirx.min(first - top * layout.pitch, T.i64(width)))
-        count, bind_count = T.bind("count", bottom * width + tirx.min(end - bottom * layout.pitch, T.i64(width)) - begin)
-        rows = self.strips.collect(begin, count, image, block, lambda: T.for_("stretch", bottom - top + 1, stretch))
-        return [*body, bind_top, bind_bottom, bind_begin, bind_count, rows]
+        def tile(block, number):
+            first, bind_first = T.bind("first", (tiles[0] + number) * self.layout.cover)
+            return [bind_first, self.engine.products(first), self.finish(block, first, 0)]
 
-    def pixel_out(self, block, p, position):
-        """The epilogue of pixel ``p`` of ``results``."""
-        values = [T.load_vector(self.results, [p * BLOCK + v * self.lanes], self.lanes) for v in range(self.vectors)]
-        return self.emitter.emit(values, position, block * BLOCK, {}, strip=self.strips.place(position[-1]))
+        def one(number):
+            block, bind = T.bind("block", blocks[0] + number)
+            return [bind, self.engine.expand(block), T.for_("tile", tiles[1], lambda number: tile(block, number))]
+
+        return T.for_("block", blocks[1], one)
+
+    def overlapped(self, blocks, tiles):
+        """The sums of a tile and beside them the epilogue of the tile before, so that matrix and vector units work at a time."""
+        layout, cover = self.layout, self.layout.cover
+        share = -(-cover // (2 * self.engine.total))  # pixels of the epilogue beside one step
+
+        def parts(number):
+            """Block and first flat pixel of a job."""
+            block, bind_block = T.bind("block", blocks[0] + number // tiles[1])
+            first, bind_first = T.bind("first", (tiles[0] + number % tiles[1]) * cover)
+            return block, first, [bind_block, bind_first]
+
+        def job(number):
+            block, first, binds = parts(number)
+            last, last_first, last_binds = parts(tirx.max(number - 1, T.i64(0)))
+            results = number % 2 * (cover * BLOCK)
+            there = number > 0
+            # Before the first tile there are only flat pixels of no use.
+            at, bind_at = T.bind("at", tirx.Select(there, last_first, T.i64(layout.tiles * cover)))
+            begin, count, bind_span = self.span(last_first)
+            self.strips.first = begin
+
+            def beside(step):
+                return [self.flat_pixel(last, at, step * share + i, cover * BLOCK - results, share * 2 * self.engine.total > cover)
+                        for i in range(share)]  # fmt: skip
+
+            expand = T.when(number % tiles[1] == 0, self.engine.expand(block)) if self.engine.expand(block) else []
+            self.engine.block = block
+            products = self.engine.products(first, results, beside)
+            flush = self.strips.collect(begin, count, self.image_number, last, list)
+            return [binds, last_binds, bind_at, bind_span, expand, products, T.when(there, flush) if self.strips.numbers else []]
+
+        jobs = blocks[1] * tiles[1]
+        block, first, binds = parts(jobs - 1)
+        return [T.for_("job", jobs, job), T.seq(binds, self.finish(block, first, (jobs - 1) % 2 * (cover * BLOCK)))]
+
+    def finish(self, block, first, results):
+        """The epilogue of a tile that is behind all sums."""
+        begin, count, binds = self.span(first)
+
+        def pixels():
+            return T.for_("p", self.layout.cover, lambda p: self.flat_pixel(block, first, p, results, False))
+
+        return [binds, self.strips.collect(begin, count, self.image_number, block, pixels)]
+
+    def flat_pixel(self, block, first, p, results, ragged):
+        """The epilogue of pixel ``p`` of the tile at flat pixel ``first``, if it is one of the result; ``ragged``: p may be too large."""
+        pixel, bind = T.bind("pixel", tirx.Cast("int64", T.load(self.pixels, first + p)))
+        values = [T.load_vector(self.results, [results + p * BLOCK + v * self.lanes], self.lanes) for v in range(self.vectors)]
+        emitted = self.emitter.emit(values, self.place(pixel), block * BLOCK, {}, strip=self.strips.place(pixel))
+        exists = pixel >= T.i64(0)
+        return [bind, T.when(tirx.And(exists, p < T.i64(self.layout.cover)) if ragged else exists, emitted)]
+
+    def number_pixels(self):
+        """Statements that note for every flat pixel which one of the result it is, -1 for none; sets ``pixels``."""
+        layout, width = self.layout, self.layout.window.out_width
+        size = round_up((layout.tiles + 2) * layout.cover, self.lanes)
+        self.pixels, allocation = T.memory("pixels", size, "int32")
+        none = T.splat(-1, "int32", self.lanes)
+
+        def row(y):
+            return T.for_("x", width, lambda x: T.store(self.pixels, tirx.Cast("int32", y * width + x), y * layout.pitch + x))
+
+        return [allocation, T.for_("i", size // self.lanes, lambda i: T.store_vector(self.pixels, [i * self.lanes], none)),
+                T.for_("y", layout.rows, row)]  # fmt: skip
 
     @property
     def mask_bytes(self):

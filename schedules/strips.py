@@ -93,7 +93,7 @@ class Strips:
         return tir.for_("strip", strips, strip)
 
     def collect(self, first, count, image, block, body):
-        """Statements that ``body`` makes, which put the ``count`` pixels of the image from ``first`` on into the strips, and their way out."""
+        """Statements that ``body`` makes, which put ``count`` pixels of the image from ``first`` on into the strips, and their way out."""
         self.first = first
         return [body(), self._flush(image, block, count)] if self.numbers else body()
 
