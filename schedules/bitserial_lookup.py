@@ -118,10 +118,10 @@ def pairs_fit(spec):
 
 
 def counting_one(isa, fit=True):
-    """Instructions for a product of one bit by one bit that is counted: a word takes a logic operation, a population count (eight
+    """Instructions for a product of one bit by one bit that is counted: a word takes a logic operation, a population count (six
     instructions where it is done with nibble tables) and an addition; two words together take two more than a population count and an
     addition."""
-    population = 1 if isa.popcount == "vector" else 8
+    population = 1 if isa.popcount == "vector" else 6
     return ((4 + population) / 2 if fit else 2 + population) / (32 * isa.lanes)
 
 
