@@ -449,21 +449,41 @@ def seq(*statements):
     return flat[0] if len(flat) == 1 else tirx.SeqStmt(flat)
 
 
-def bind(name, value):
-    """``(variable, statement)``: a name for a value, visible in the statements that follow in the same block.
+#: Names in an expression, with each replaced by what it stands for, above which a value is named through memory.
+UNFOLDED_LIMIT = 100
 
-    Vectors other than of integers are hidden from TVM's simplifier: it fails on some, and puts the values of names into expressions that
-    use these, which takes exponential time in a chain of steps that use the step before several times.
+
+def bind(name, value):
+    """``(expression, statement)``: a name for a value, visible in the statements that follow in the same block.
+
+    TVM's simplifier and its code generator replace names by their values where they analyse an expression. In a chain of steps that read
+    the step before several times that takes exponential time, so a vector that would become too large is stored to an array of its own,
+    which LLVM keeps in registers. Casts and comparisons are hidden from an analysis that fails on them.
     """
-    if lanes_of(value) > 1 and _analysed_in_vain(value):
+    lanes, size = lanes_of(value), _unfolded_size(value)
+    if lanes > 1 and size > UNFOLDED_LIMIT and not dtype_of(value).startswith("bool"):
+        array, allocate = local(name, lanes, element_of(dtype_of(value)))
+        return load_vector(array, [0], lanes), seq([allocate, store_vector(array, [0], value)])
+    if lanes > 1 and (dtype_of(value).startswith("bool") or isinstance(value, tirx.Cast)):
         value = opaque(value)
     variable = tirx.Var(f"{name}_{next(_fresh)}", dtype_of(value))
+    _UNFOLDED[variable.name] = size
     return variable, tirx.Bind(variable, value)
 
 
-def _analysed_in_vain(value):
-    kind = dtype_of(value)
-    return kind.startswith("bool") or isinstance(value, tirx.Cast) or kind.startswith("float") and not isinstance(value, tvm.ir.expr.TensorLoad)
+_UNFOLDED = {}
+
+
+def _unfolded_size(value):
+    """Names in an expression once every one that :func:`bind` made is replaced by its value."""
+    total = 0
+
+    def visit(variable, _visitor):
+        nonlocal total
+        total += _UNFOLDED.get(variable.name, 1)
+
+    structural_visit(value, [(tirx.Var, visit)])
+    return max(total, 1)
 
 
 def for_(name, extent, body, kind=tirx.ForKind.SERIAL):
