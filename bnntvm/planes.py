@@ -167,12 +167,15 @@ def _weight_grid(weight):
         gaps = np.diff(np.unique(row))
         if len(gaps) == 0:
             continue
-        steps[o] = rises.max() / max(np.rint(rises.max() / gaps.min()), 1)
-        numbers[o] = np.rint(rises / steps[o])
-        if np.any(np.abs(numbers[o] * steps[o] - rises) > GRID_ERROR * np.abs(row).max()):
+        for parts in range(1, MOST_LEVELS):  # a channel with few weights may lack neighbouring levels: 0, 3, 8
+            steps[o] = rises.max() / max(np.rint(rises.max() / gaps.min() * parts), 1)
+            numbers[o] = np.rint(rises / steps[o])
+            if numbers[o].max() >= 2 * MOST_LEVELS:
+                return None
+            if np.all(np.abs(numbers[o] * steps[o] - rises) <= GRID_ERROR * np.abs(row).max()):
+                break
+        else:
             return None
-    if numbers.max() >= 2 * MOST_LEVELS:
-        return None
     bits = int(numbers.max()).bit_length()
     planes = [(-(2**j), ((numbers >> j) & 1).astype(bool).reshape(weight.shape)) for j in range(bits)]
     offset = low + steps * (2**bits - 1) / 2

@@ -56,8 +56,13 @@ def test_grids_take_a_plane_for_each_bit(bits, seed, step):
     assert close(weight_planes(weight), weight) <= bits
 
 
+def test_a_grid_of_which_a_channel_lacks_most_levels():
+    weight = np.float32([[-8, -5, 0, 3, 7], [1, 2, 3, 4, 5]])
+    assert close(weight_planes(weight), weight) <= 4
+
+
 def test_levels_that_share_nothing_are_refused_by_name():
-    weight = np.float32([[1, 2.3, 3.7, 5.9, 11.1, 17.3]])
+    weight = np.float32([[1, 2.3, 3.7001, 5.9, 11.1, 17.3]])
     assert "not evenly spaced" in weight_planes(weight)
 
 

@@ -111,7 +111,6 @@ def round_then_clamp(x, s=0.5):
     return torch.clamp(torch.round(x / s), -2, 1) * s
 
 
-
 def unsigned_ternary(x):
     return (x > 0.5).float() + (x > 1.5).float()
 
