@@ -95,6 +95,7 @@ class Module:
         self._entries = [_Entry.of(info, bool(free)) for info, free in zip(self.inputs, anywhere, strict=True)]
         self._names = {info.name: None for info in self.inputs}.keys()
         self._known_shapes = {}
+        self._last = None  # see _run_again
         fresh = manifest.get("fresh_outputs", [False] * len(self.outputs))
         self._exits = [(info, np.dtype(info.dtype), bool(own)) for info, own in zip(self.outputs, fresh, strict=True)]
         self._manifest = manifest
@@ -147,6 +148,37 @@ class Module:
         InputError
             If a name, a shape, a type or a value is not what the network takes.
         """
+        outputs = self._run_again(feed, check_finite)
+        return self._run(feed, check_finite) if outputs is None else outputs
+
+    def _run_again(self, feed, check_finite):
+        """The same as :meth:`_run` for a feed like that of the last run whose arrays went through as they are; None for any other.
+
+        A network may leave nothing of Python in the processor's caches, and then every function that is called costs microseconds.
+        """
+        if self._last is None or type(feed) is not dict:
+            return None
+        inputs, shapes, single, names = self._last
+        if len(feed) != len(inputs):
+            return None
+        arrays = []
+        for name, dtype, shape in inputs:
+            array = feed.get(name)
+            if type(array) is not np.ndarray or array.dtype is not dtype or array.shape != shape or not array.flags.carray:
+                return None
+            arrays.append(array)
+        try:
+            machine = self._idle.pop()
+        except IndexError:
+            return None
+        try:
+            results = machine.run_again(arrays, shapes, self.threads, single, check_finite)
+        except Exception:  # noqa: BLE001  (_run meets it again, on another machine, and says what it is)
+            return None
+        self._idle.append(machine)
+        return None if results is None else dict(zip(names, results))
+
+    def _run(self, feed, check_finite):
         arrays, single = self._match(feed)
         machine = self._machine()
         try:
@@ -163,7 +195,12 @@ class Module:
             hint = "a smaller batch needs less memory" if "alloc" in str(error).lower() else None
             raise BnnError("the network failed while it ran", where=self._shapes_text(arrays), why=_first_line(error), hint=hint) from error
         self._idle.append(machine)
-        return {info.name: _as_declared(array, dtype, own) for (info, dtype, own), array in zip(self._exits, results)}
+        outputs = {info.name: _as_declared(array, dtype, own) for (info, dtype, own), array in zip(self._exits, results)}
+        plain = all(made is array for made, array in zip(outputs.values(), results)) and len(outputs) == len(results)
+        if plain and all(entry.passes(a, s) for entry, a, s in zip(self._entries, arrays, staged)):
+            inputs = [(entry.info.name, array.dtype, array.shape) for entry, array in zip(self._entries, arrays)]
+            self._last = inputs, tuple([array.shape for array in arrays]), single, list(outputs)
+        return outputs
 
     def __call__(self, array, check_finite=True):
         """Run a network with one input; returns the array of its one output, or the dict of its outputs."""
@@ -348,6 +385,10 @@ class _Entry:
         if array.dtype != self.staged or not array.flags.carray:
             return False
         return self.anywhere or array.ctypes.data % runtime.ALIGNMENT == 0
+
+    def passes(self, array, staged):
+        """Whether ``array`` went to the kernels as it is, and would wherever it lay."""
+        return array is staged and self.anywhere and self.single_precision
 
 
 #: Shapes of inputs that a module remembers to have checked.

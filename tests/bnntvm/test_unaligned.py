@@ -52,3 +52,24 @@ def test_a_result_outlives_the_next_run():
     assert all(np.array_equal(first[name], kept[name]) for name in kept)
     second["y"][...] = 5
     assert np.array_equal(module.run({"x": x})["y"], kept["y"])
+
+
+def test_a_feed_like_the_last_one_is_checked_all_the_same():
+    module = bnntvm.build(network(), threads=1)
+    x = np.random.default_rng(1).integers(-3, 4, (1, 33, 7, 9)).astype(np.float32)
+    want = module.run({"x": x})
+    for _ in range(2):
+        again = module.run({"x": x})
+        assert list(again) == list(want) and all(np.array_equal(again[name], want[name]) for name in want)
+        for bad, why in ((np.nan, "not finite"), (np.inf, "not finite")):
+            spoilt = x.copy()
+            spoilt[0, 32, 6, 8] = bad
+            with pytest.raises(bnntvm.InputError, match=why):
+                module.run({"x": spoilt})
+            assert np.isfinite(module.run({"x": spoilt}, check_finite=False)["y"]).all()
+        for feed in ({"x": x[:, :, :6]}, {"x": x.astype(np.float64)}, {"z": x}, {"x": x, "z": x}, {}, {"x": None}):
+            with pytest.raises(bnntvm.InputError):
+                module.run(feed)
+        for form in (x.astype(">f4"), np.asfortranarray(x), x[::-1], x.tolist()):
+            got = module.run({"x": form})
+            assert all(np.array_equal(got[name], want[name]) for name in want)
