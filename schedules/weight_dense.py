@@ -3,7 +3,7 @@
 With vectors of 16 lanes sums are looked up. Four weights of a plane are a number from 0 to 15, and sixteen floats are one register: for
 each four features of a row a table of the sixteen sums ``+-x0 +-x1 +-x2 +-x3`` (or of the chosen ones of the four) is computed once, and
 serves all output channels; one permutation and one addition then do the work of 64 multiplications (Park et al., LUT-GEMM, 2022; Wei et
-al., T-MAC, 2024, whose tables are quantised: these are not).
+al., T-MAC, 2024, whose tables are quantised: these are not). With 8 lanes it is three features, eight sums, and 30 bits of a word.
 
 With shorter vectors the weights of a step are decoded to +-1, 0 or levels once for the rows of a tile, and multiplied.
 
@@ -19,15 +19,13 @@ import numpy as np
 from tvm import tirx
 
 from bnntvm import spec as specs
-from bnntvm.bits import unpack_bits
+from bnntvm.bits import pack_bits, unpack_bits
 
 from . import epilogue as epilogues
 from . import packed_weights, tir, windows
 
-#: Features and entries of a table.
-_GROUP, _ENTRIES = 4, 16
-#: Tables for one word of features.
-_PER_WORD = specs.WORD_BITS // _GROUP
+#: Lanes -> the instruction that permutes a vector of floats by the low bits of indices: a table lookup.
+_PERMUTE = {16: "llvm.x86.avx512.permvar.sf.512", 8: "llvm.x86.avx2.permps"}
 
 
 @dataclass(frozen=True)
@@ -56,15 +54,29 @@ def default_schedule(spec, isa):
 
 def space(spec, isa):
     """Valid schedules, the default one first."""
-    sums, tables = sums_per_output(spec.coding), isa.lanes == _ENTRIES
+    sums, tables = sums_per_output(spec.coding), isa.lanes in _PERMUTE
     least = max(1, specs.WORD_BITS // isa.lanes) if windows.has_bits(spec.epilogue) else 1
     most = max(least, -(-spec.out_features // isa.lanes))
-    shapes = [(4, 4), (2, 8), (1, 8), (6, 2)] if tables else [(4, 2), (2, 2), (6, 1)] if isa.registers == 16 else [(8, 2)]
+    if isa.registers == 32:
+        shapes = [(4, 4), (2, 8), (1, 8), (6, 2)] if tables else [(8, 2), (4, 4)]
+    else:
+        shapes = [(2, 4), (1, 8), (4, 2)] if tables else [(4, 2), (2, 2), (6, 1)]
     found = []
     for rows, vectors in shapes:
         vectors = max(least, min(most, vectors // sums if vectors >= sums else 1) // least * least)
         found.append(Schedule(max(1, min(rows, (isa.registers - 6) // (vectors * (sums if tables else 1)))), vectors, tables))
     return list(dict.fromkeys(found))
+
+
+def table_features(lanes):
+    """Features of a table: their sums with all choices of signs fill one vector."""
+    return lanes.bit_length() - 1
+
+
+def word_features(schedule, isa):
+    """Features whose bits lie in one word."""
+    features = table_features(isa.lanes) if schedule.tables else 1
+    return specs.WORD_BITS // features * features
 
 
 def sums_per_output(coding):
@@ -83,9 +95,14 @@ def pack_weights(spec, schedule, isa, weights):
     Returns
     -------
     ndarray
-        uint32 ``[blocks, words(K), planes, block]``, see :mod:`.packed_weights`; output channels padded to whole blocks.
+        uint32 ``[blocks, words, planes, block]``, see :mod:`.packed_weights`; output channels padded to whole blocks. A word has the bits
+        of :func:`word_features` features, from the lowest bit on.
     """
-    size = schedule.vectors * isa.lanes
+    size, features = schedule.vectors * isa.lanes, word_features(schedule, isa)
+    if features != specs.WORD_BITS:
+        planes = unpack_bits(weights, spec.in_features)
+        planes = np.pad(planes, ((0, 0), (0, 0), (0, -spec.in_features % features)))
+        weights = pack_bits(planes.reshape(*planes.shape[:2], -1, features))[..., 0]
     padded = np.pad(weights, ((0, 0), (0, -weights.shape[1] % size), (0, 0)))
     return np.ascontiguousarray(padded.reshape(len(weights), -1, size, weights.shape[2]).transpose(1, 3, 0, 2))
 
@@ -106,7 +123,7 @@ class _Kernel:
     def __init__(self, spec, schedule, isa):
         self.spec, self.coding, self.lanes, self.vectors = spec, spec.coding, isa.lanes, schedule.vectors
         self.size, self.height = schedule.vectors * isa.lanes, schedule.rows
-        self.blocks, self.words = -(-spec.out_features // self.size), specs.words(spec.in_features)
+        self.blocks, self.words = -(-spec.out_features // self.size), -(-spec.in_features // word_features(schedule, isa))
         self.rows = tirx.Var("m", "int64")
         self.data = tir.buffer("x", (self.rows, spec.in_features), "float32")
         self.weights = tir.buffer("w", (self.blocks, self.words, spec.coding.planes, self.size), "uint32")
@@ -244,47 +261,55 @@ class _Multiply(_Kernel):
 
 
 class _Lookup(_Kernel):
-    """Tables of sums, ``float32[rows, tables, 16]``, and for levels the sum of each row."""
+    """Tables of sums, ``float32[rows, tables, lanes]``: one vector each. For levels, also the sum of each row."""
 
     def __init__(self, spec, schedule, isa):
         super().__init__(spec, schedule, isa)
-        self.count = self.words * _PER_WORD
+        self.features, self.permute = table_features(isa.lanes), _PERMUTE[isa.lanes]
+        self.per_word = specs.WORD_BITS // self.features
+        self.count = self.words * self.per_word
 
     def prepare_all(self):
-        self.tables, allocate = tir.scratch("tables", (self.rows, self.count, _ENTRIES), "float32")
-        self.totals, allocate_totals = tir.scratch("totals", (self.rows,), "float32")
-        fill = tir.for_("row", self.rows, lambda row: self._fill(row, row))
-        return [allocate, *([allocate_totals] if self.coding.offset else []), fill]
+        return self._prepare(self.rows, tir.i64(0))
 
     def prepare(self, first, height):
-        self.tables, allocate = tir.scratch("tables", (height, self.count, _ENTRIES), "float32")
-        self.totals, allocate_totals = tir.scratch("totals", (height,), "float32")
-        fill = tir.for_("row", height, lambda row: self._fill(first + row, row))
+        return self._prepare(tir.i64(height), first)
+
+    def _prepare(self, count, first):
+        """The tables of ``count`` rows from ``first`` on."""
+        self.tables, allocate = tir.scratch("tables", (count, self.count, self.lanes), "float32")
+        self.totals, allocate_totals = tir.scratch("totals", (count,), "float32")
+        fill = tir.for_("row", count, lambda row: self._fill(first + row, row))
         return [allocate, *([allocate_totals] if self.coding.offset else []), fill]
 
     def _fill(self, row, where):
-        """The tables of one row. Entry e of a table is the sum of its four features, times -1 (sign) or left out where e has a 0 bit."""
-        whole, rest = divmod(self.spec.in_features, _GROUP)
-        total = tir.Registers("total", 1, "float32", self.lanes)
+        """The tables of one row. Entry e of a table is the sum of its features, those with a 1 bit in e times -1 (sign), or of those."""
+        whole, rest = divmod(self.spec.in_features, self.features)
 
         def table(number, features):
             entries = None
             for i in range(features):
-                x = tir.broadcast(tir.load(self.data, row, number * _GROUP + i), self.lanes)
-                term = x * _pattern(self.coding, i)
+                x = tir.broadcast(tir.load(self.data, row, number * self.features + i), self.lanes)
+                term = x * _pattern(self.coding, i, self.lanes)
                 entries = term if entries is None else entries + term
             return tir.store_vector(self.tables, [where, number, 0], entries)
 
-        body = [tir.for_("table", whole, lambda number: table(number, _GROUP))] if whole else []
+        body = [tir.for_("table", whole, lambda number: table(number, self.features))] if whole else []
         body += [table(tir.i64(whole), rest)] if rest else []
         zero = tir.splat(0.0, "float32", self.lanes)
         body += [tir.store_vector(self.tables, [where, number, 0], zero) for number in range(whole + bool(rest), self.count)]
-        if self.coding.offset:  # the last entry of a table is the sum of its features
-            body += [*total.allocate, total.set(0, zero)]
-            entries = lambda n: tir.load_vector(self.tables, [where, n, 0], _ENTRIES)  # noqa: E731
-            body.append(tir.for_("table", self.count, lambda n: total.set(0, total.get(0) + entries(n))))
-            body.append(tir.store(self.totals, tir.shuffle([total.get(0)], [_ENTRIES - 1]), where))
-        return body
+        return [*body, self._total(where)] if self.coding.offset else body
+
+    def _total(self, where):
+        """Note the sum of a row: of the tables' last entries, which are the sums of all their features."""
+        total = tir.Registers("total", 1, "float32", self.lanes)
+
+        def add(number):
+            return total.set(0, total.get(0) + tir.load_vector(self.tables, [where, number, 0], self.lanes))
+
+        last = tir.shuffle([total.get(0)], [self.lanes - 1])
+        zero = tir.splat(0.0, "float32", self.lanes)
+        return [*total.allocate, total.set(0, zero), tir.for_("table", self.count, add), tir.store(self.totals, last, where)]
 
     def reduce(self, acc, height, block, first, prepared):
         return tir.for_("k", self.words, lambda k: self._word(acc, height, block, prepared, k))
@@ -299,14 +324,14 @@ class _Lookup(_Kernel):
 
         places = [(v, p) for v in range(self.vectors) for p in range(self.coding.planes)]
         words = {(v, p): name(tir.load_vector(self.weights, [block, k, p, v * self.lanes], self.lanes)) for v, p in places}
-        for j in range(_PER_WORD):
-            tables = [name(tir.load_vector(self.tables, [prepared + r, k * _PER_WORD + j, 0], self.lanes)) for r in range(height)]
+        for j in range(self.per_word):
+            tables = [name(tir.load_vector(self.tables, [prepared + r, k * self.per_word + j, 0], self.lanes)) for r in range(height)]
             for v, p in places:
-                index = words[v, p] >> tir.splat(_GROUP * j, "uint32", self.lanes) if j else words[v, p]
+                index = words[v, p] >> tir.splat(self.features * j, "uint32", self.lanes) if j else words[v, p]
                 index = name(tir.reinterpret("int32", index))
                 for r, table in enumerate(tables):
                     i = (r * self.vectors + v) * self.sums + (p if self.sums > 1 else 0)
-                    looked_up = tir.intrinsic("llvm.x86.avx512.permvar.sf.512", table, index)
+                    looked_up = tir.intrinsic(self.permute, table, index)
                     minus = self.coding.kind == "ternary" and p == 1
                     body.append(acc.set(i, acc.get(i) - looked_up if minus else acc.get(i) + looked_up))
         return body
@@ -321,11 +346,11 @@ class _Lookup(_Kernel):
         return value + tir.broadcast(tir.load(self.totals, row), self.lanes) * levels[0] if self.coding.offset else value
 
 
-def _pattern(coding, i):
-    """float32 vector over the entries of a table: what feature ``i`` of the four is multiplied by."""
-    bits = (tir.lane_numbers(_ENTRIES) >> tir.splat(i, "int32", _ENTRIES)) & tir.splat(1, "int32", _ENTRIES)
-    ones = tirx.Cast(f"float32x{_ENTRIES}", bits)
-    one, two = (tir.splat(v, "float32", _ENTRIES) for v in (1.0, 2.0))
+def _pattern(coding, i, lanes):
+    """float32 vector over the entries of a table: what feature ``i`` of the table is multiplied by."""
+    bits = (tir.lane_numbers(lanes) >> tir.splat(i, "int32", lanes)) & tir.splat(1, "int32", lanes)
+    ones = tirx.Cast(f"float32x{lanes}", bits)
+    one, two = (tir.splat(v, "float32", lanes) for v in (1.0, 2.0))
     return one - two * ones if coding.kind == "sign" else ones
 
 

@@ -4,7 +4,10 @@ import numpy as np
 
 from bnntvm import spec as specs
 from bnntvm.bits import pack_bits
-from tests.schedules.float_kernels import small_integers
+from tests.schedules.float_kernels import RUNNABLE, small_integers
+
+#: The best instruction-set level for each width of vectors: the kernels of float data differ by nothing else.
+WIDTHS = list({isa.lanes: isa for isa in reversed(RUNNABLE)}.values())[::-1]
 
 CODINGS = [
     specs.WeightCoding("sign", 1), specs.WeightCoding("ternary", 2), specs.WeightCoding("levels", 1), specs.WeightCoding("levels", 2),

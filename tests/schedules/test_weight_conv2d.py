@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from bnntvm import spec as specs
 from bnntvm.schedules import families
-from tests.schedules.float_kernels import EPILOGUES, RUNNABLE, epilogue_inputs, execute, geometries, small_integers
-from tests.schedules.packed_weights import CODINGS, random_weights
+from tests.schedules.float_kernels import EPILOGUES, epilogue_inputs, execute, geometries, small_integers
+from tests.schedules.packed_weights import CODINGS, WIDTHS, random_weights
 
 
 def run(isa, window, channels, groups, coding, epilogue, images, seed, planar=False, schedule=None):
@@ -27,8 +27,8 @@ def run(isa, window, channels, groups, coding, epilogue, images, seed, planar=Fa
         np.testing.assert_array_equal(actual, expected, err_msg=f"{spec} {schedule} {isa.name}")
 
 
-@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
-@settings(max_examples=5, deadline=None, phases=(Phase.generate,))
+@pytest.mark.parametrize("isa", WIDTHS, ids=lambda isa: isa.name)
+@settings(max_examples=4, deadline=None, phases=(Phase.generate,))
 @given(
     window=geometries(),
     channels=st.tuples(st.integers(1, 40), st.integers(1, 70)),
@@ -46,23 +46,24 @@ def test_any_shape(isa, window, channels, coding, epilogue, seed):
     ids=str,
 )
 def test_groups(coding, groups, channels):
-    run(RUNNABLE[0], specs.Window(6, 7, (3, 3), pads=(1, 1, 1, 1)), channels, groups, coding, "plain", 2, 3)
+    run(WIDTHS[0], specs.Window(6, 7, (3, 3), pads=(1, 1, 1, 1)), channels, groups, coding, "plain", 2, 3)
 
 
-@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", WIDTHS, ids=lambda isa: isa.name)
 @pytest.mark.parametrize("coding", CODINGS[:2], ids=str)
 @pytest.mark.parametrize("outputs", [19, 38])
 def test_depthwise(isa, coding, outputs):
     run(isa, specs.Window(9, 8, (7, 5), strides=(1, 2), pads=(3, 2, 3, 2)), (19, outputs), 19, coding, "bias_relu", 2, 4)
 
 
-@pytest.mark.parametrize("isa", RUNNABLE[:1], ids=lambda isa: isa.name)
+@pytest.mark.parametrize("isa", WIDTHS[:1], ids=lambda isa: isa.name)
 def test_image_in_channel_order(isa):
     run(isa, specs.Window(20, 20, (3, 3), (2, 2), (1, 1, 1, 1)), (3, 24), 1, CODINGS[0], "bias_relu", 2, 5, planar=True)
 
 
-def test_every_schedule_of_the_space_is_correct():
-    window, isa = specs.Window(9, 9, (3, 3), pads=(1, 1, 1, 1)), RUNNABLE[0]
+def test_schedules_of_the_space_are_correct():
+    window, isa = specs.Window(9, 9, (3, 3), pads=(1, 1, 1, 1)), WIDTHS[0]
     spec = specs.WeightConv2d(window, 20, 40, coding=CODINGS[1])
-    for schedule in families.of(spec).space(spec, isa):
+    schedules = families.of(spec).space(spec, isa)
+    for schedule in schedules[:: -(-len(schedules) // 4)]:
         run(isa, window, (20, 40), 1, CODINGS[1], "bias_relu", 1, 6, schedule=schedule)

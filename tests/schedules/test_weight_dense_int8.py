@@ -10,6 +10,8 @@ from bnntvm.schedules import weight_dense_int8 as family
 from tests.schedules.kernels import ISAS, Kernel, assert_same, epilogue_inputs, epilogue_outputs, thresholds
 from tests.schedules.packed_weights import CODINGS, random_weights
 
+#: Tiles are not used here: their level has the kernels of the one below.
+ISAS = [isa for isa in ISAS if isa.id != "x86-64-v4-amx"]
 EPILOGUES = {"int32": specs.store("int32", "int32"), "float32": specs.store("float32", "int32"), "bits": thresholds("less", "greater")}
 
 
@@ -28,7 +30,7 @@ def run(isa, features, coding, epilogue, seed, row_counts, schedule=None):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@settings(max_examples=6, deadline=None, phases=(Phase.generate,))
+@settings(max_examples=4, deadline=None, phases=(Phase.generate,))
 @given(
     features=st.tuples(st.integers(1, 100), st.integers(1, 150)),
     coding=st.sampled_from(CODINGS[:2]),
