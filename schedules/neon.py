@@ -72,7 +72,7 @@ def four_sums(counts, most, isa):
         else:
             vectors = [text.widened(v, lanes, left) for v in vectors]
             lanes, left, most = lanes // 2, left * 2, most * 2
-    name = f"bnn_neon_four_sums_{bits}_{len(text.lines)}"
+    name = f"bnn_neon_four_sums_{bits}_{len(text.lines)}_{isa.machine}"
     params = ", ".join(f"<{128 // bits} x i{bits}> %v{i}" for i in range(4))
     body = "\n".join([f"<4 x i32> @{name}({params}) alwaysinline nounwind {{", *text.lines, f"  ret <4 x i32> {vectors[0]}", "}"])
     return T.extern(name, "\n".join([body, *sorted(text.declared)]), "int32x4", *counts)
@@ -112,9 +112,10 @@ def widen(total, counts, isa):
     """``total + `` neighbours of ``counts`` added: ``uint16x8`` and ``uint8x16`` (uadalp)."""
     text = _Text(isa.machine)
     text.widened("%v", 16, 8)
-    lines = ["<8 x i16> @bnn_neon_widen(<8 x i16> %t, <16 x i8> %v) alwaysinline nounwind {", *text.lines,
+    name = f"bnn_neon_widen_{isa.machine}"
+    lines = [f"<8 x i16> @{name}(<8 x i16> %t, <16 x i8> %v) alwaysinline nounwind {{", *text.lines,
              "  %r = add <8 x i16> %t, %t0", "  ret <8 x i16> %r", "}", *text.declared]  # fmt: skip
-    return T.extern("bnn_neon_widen", "\n".join(lines), "uint16x8", total, counts)
+    return T.extern(name, "\n".join(lines), "uint16x8", total, counts)
 
 
 def load_bytes(array, indices):
@@ -155,3 +156,25 @@ def hidden(number):
     """``int64``: the number, which LLVM does not know: it counts a loop's steps down then, instead of comparing addresses with an end."""
     text = 'i64 @bnn_neon_hidden(i64 %n) alwaysinline nounwind {\n  %r = call i64 asm "", "=r,0"(i64 %n)\n  ret i64 %r\n}'
     return T.extern("bnn_neon_hidden", text, "int64", T.i64(number))
+
+
+def dot_bytes(total, codes, data, isa):
+    """``total`` plus, in each of four lanes, the products of four bytes of ``codes`` (0 to 127) with four signed ones of ``data``.
+
+    One instruction (sdot) where the processor has it; else products of 16 bits, two of whose sums have to fit 16 bits.
+    """
+    if "asimddp" in isa.needs:
+        kind = "<4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32> {}, <16 x i8> {}, <16 x i8> {})"
+        lines = [f"  %r = call {kind.format('%t', '%c', '%d')}"]
+        declared = ["declare " + kind.format("", "", "")]
+    else:
+        even, odd = (", ".join(f"i32 {2 * k + j}" for k in range(8)) for j in (0, 1))
+        name = {"aarch64": "llvm.aarch64.neon.saddlp", "arm": "llvm.arm.neon.vpaddls"}[isa.machine] + ".v4i32.v8i16"
+        lines = ["  %a = sext <16 x i8> %c to <16 x i16>", "  %b = sext <16 x i8> %d to <16 x i16>", "  %p = mul <16 x i16> %a, %b",
+                 f"  %e = shufflevector <16 x i16> %p, <16 x i16> poison, <8 x i32> <{even}>",
+                 f"  %o = shufflevector <16 x i16> %p, <16 x i16> poison, <8 x i32> <{odd}>",
+                 "  %s = add <8 x i16> %e, %o", f"  %w = call <4 x i32> @{name}(<8 x i16> %s)", "  %r = add <4 x i32> %t, %w"]  # fmt: skip
+        declared = [f"declare <4 x i32> @{name}(<8 x i16>)"]
+    function = f"bnn_neon_dot_{isa.machine}_{'dot' if 'asimddp' in isa.needs else 'long'}"
+    head = f"<4 x i32> @{function}(<4 x i32> %t, <16 x i8> %c, <16 x i8> %d) alwaysinline nounwind {{"
+    return T.extern(function, "\n".join([head, *lines, "  ret <4 x i32> %r", "}", *declared]), T.dtype_of(total), total, codes, data)

@@ -26,7 +26,7 @@ from bnntvm import spec as specs
 from bnntvm.bits import unpack_bits
 
 from . import epilogue as epilogues
-from . import packed_weights, tir, windows
+from . import neon, packed_weights, tir, windows
 
 #: Features that one 32-bit lane multiplies at a time.
 _QUAD = 4
@@ -283,6 +283,8 @@ class _Kernel:
         codes, data = tirx.reinterpret(octets, codes), tirx.reinterpret(octets, data)
         if _fused(self.isa):
             return tir.intrinsic("llvm.x86.avx512.vpdpbusd.512", total, codes, data)
+        if neon.is_neon(self.isa):
+            return neon.dot_bytes(total, codes, data, self.isa)
         narrow, wide = _PAIRS[self.lanes]  # no sum of two products exceeds 16 bits: codes are at most 2
         products = tirx.call_llvm_pure_intrin(pairs, narrow, codes, data)
         return total + tirx.call_llvm_pure_intrin(tir.dtype_of(total), wide, products, tir.splat(1, "int16", 2 * self.lanes))
