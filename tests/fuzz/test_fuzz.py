@@ -68,7 +68,7 @@ def test_two_hundred_seeds_have_every_layer_and_many_binary_ones():
     networks = [generate(seed) for seed in range(200)]
     kinds = Counter(line.split()[1] for network in networks for line in network.log)
     assert set(kinds) == set(LAYERS)
-    assert sum(len(network.binary) for network in networks) > 300
+    assert sum(len(network.binary) for network in networks) > 250
     assert {network.model.graph.input[0].type.tensor_type.shape.dim[0].dim_param for network in networks} == {"", "N"}
     assert {network.model.opset_import[0].version for network in networks} == set(OPSETS)
     assert sum(len(network.low) for network in networks) > 100
