@@ -282,6 +282,7 @@ class Lower(Rewriter):
         self.choose = choose or (lambda family, spec, isa, _shape: family.default_schedule(spec, isa))
         self.constants, self.counted = {}, set()  # packed weights that are stored; by layer, those that its bytes include
         self.turned = {}  # channels-last copy of an image -> the image in channel order
+        self.padded = {}  # packed image padded with bits 0 -> the image, its pads
 
     def begin(self):
         # Values that nothing reads but one transpose to the order of the ONNX file; those that kernels stored in that order at once.
@@ -342,7 +343,19 @@ class Lower(Rewriter):
         _, height, width, words = dims(call.args[0])
         _, _, top, bottom, left, right, _, _ = (int(v) for v in call.attrs["pad_width"])
         spec = sp.BitPad((height, width), words, (top, left, bottom, right), int(float(call.attrs["pad_value"])))
-        return self.call(spec, [call.args[0]], [ty], None)
+        out = self.call(spec, [call.args[0]], [ty], None)
+        if spec.value == 0:
+            self.padded[out] = call.args[0], spec.pads
+        return out
+
+    def unpadded(self, spec, operand):
+        """A convolution of a padded image as one that pads, where its family does that better; the kernel that pads may then be dead."""
+        if not isinstance(spec, sp.BinaryConv2d) or operand not in self.padded or any(spec.window.pads):
+            return spec, operand
+        image, pads = self.padded[operand]
+        window = replace(spec.window, in_height=dims(image)[1], in_width=dims(image)[2], pads=pads)
+        inside = replace(spec, window=window, plus_one=True)
+        return (inside, image) if families.of(inside).pads_with_ones(inside, self.isa) else (spec, operand)
 
     def matmul_bits(self, call, ty):
         attrs, batch = call.attrs, dims(call.args[-1])[0]
@@ -375,6 +388,7 @@ class Lower(Rewriter):
         operands = [_actual(a, actual) for a in operands + inputs]
         if isinstance(spec, sp.FloatConv2d) and operands[0] in self.turned and spec.groups == 1:
             spec, operands[0] = replace(spec, planar=True), self.turned[operands[0]]
+        spec, operands[0] = self.unpadded(spec, operands[0])
         types = _retyped(types, arguments, func)
         if var in self.to_planes and getattr(families.of(spec), "stores_planar", lambda _spec, _isa: False)(spec, self.isa):
             spec, types = _planar(spec), [relax.TensorType([types[0].shape[a] for a in TO_CHANNEL_ORDER], types[0].dtype)]

@@ -124,7 +124,8 @@ class BinaryConv2d:
     data: a mask plane, bit 1 where the activation is 0 (the sign bit is 0 there).
 
     ``unipolar``: data bits are values {0, 1} instead of bipolar.
-    Zero padding contributes 0 (not +-1): padded taps are skipped or corrected.
+    Zero padding contributes 0 (not +-1): padded taps are skipped or corrected. ``plus_one``: the padding holds +1 (bipolar data, one group,
+    no zeros; only where the family's ``pads_with_ones`` says so).
     """
 
     window: Window
@@ -135,6 +136,7 @@ class BinaryConv2d:
     zeros: bool = False
     epilogue: Epilogue = field(default_factory=Epilogue)
     dense_groups: bool = False
+    plus_one: bool = False
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,16 @@ class Kernel:
         return self.spec.unipolar
 
     @property
+    def plus_one(self):
+        """Whether the padding holds +1: a tap in it adds the sum of its weights, C - 2 popc(w)."""
+        return getattr(self.spec, "plus_one", False)
+
+    @property
+    def counts_weights(self):
+        """Whether weight bits are counted."""
+        return self.unipolar or self.plus_one
+
+    @property
     def slow_adder(self):
         """The adder for rows that hold zeros."""
         return EncodedZeros if issubclass(self.fast_adder, CarrySave) else Zeros
@@ -210,18 +220,19 @@ class Kernel:
 
     def count_weights(self, adder, block):
         """Statements that prepare the corrections of a block."""
-        if not self.unipolar:
+        if not self.counts_weights:
             return []
         self.weight_counts = WeightCounts(self, issubclass(adder, CarrySave))
-        return [self.weight_counts.allocation, self.weight_counts.count(block)]
+        total = self.weight_counts.total() if self.plus_one else []
+        return [self.weight_counts.allocation, self.weight_counts.count(block), total]
 
     def correct_row(self, first_row, last_row):
         """Statements that prepare the corrections of a row."""
-        return self.weight_counts.row(first_row, last_row) if self.unipolar else []
+        return self.weight_counts.row(first_row, last_row) if self.counts_weights else []
 
     def correct_point(self, first_row, last_row, first, last):
         """Statements that prepare the corrections of a pixel whose kernel columns are known at run time only."""
-        return self.weight_counts.point(first_row, last_row, first, last) if self.unipolar else []
+        return self.weight_counts.point(first_row, last_row, first, last) if self.counts_weights else []
 
     def row(self, adder, block, y):
         g, plan = self.geometry, self.plan
@@ -476,6 +487,9 @@ class Kernel:
 
     def _shares(self, pattern, rows, divisor=1):
         """K / divisor of every pixel of a tile, as int32 vectors."""
+        if self.plus_one:  # every tap counts
+            height, width = self.geometry.kernel
+            return [T.splat(height * width * self._group_bits // divisor, "int32", self.lanes)] * len(pattern)
         shares = [tirx.Cast("int32", rows * (last - first) * self._group_bits // divisor) for first, last in pattern]
         return [T.broadcast(share, self.lanes) for share in shares]
 
@@ -488,8 +502,11 @@ class Kernel:
                 value, lane = sums.value(p, v), part * self.step + v * self.lanes
                 if self.unipolar:
                     value = self.weight_counts.load(interval, lane) - value
-                elif sums.scale == 2 and not self.halves(sums):
-                    value = value + value
+                else:
+                    if self.plus_one:
+                        value = value + self.weight_counts.skipped(interval, lane)
+                    if sums.scale == 2 and not self.halves(sums):
+                        value = value + value
                 if added:
                     value = value + added[p]
                 statements.append(T.store_vector(self.results, [p * BLOCK + lane], value))

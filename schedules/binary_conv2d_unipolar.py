@@ -1,9 +1,11 @@
-"""Unipolar data in the kernel for bipolar data.
+"""Unipolar data, and padding with +1, in the kernel for bipolar data.
 
 With a in {0, 1} and w in {-1, +1} (bit 1 <-> -1) the sum of a * w is popc(a ^ w) - popc(w): a word with a = 1 adds 1 where w has no bit
 set and -1 where it has, one with a = 0 adds nothing. So the inner loop is that of bipolar data, carry-save adder included, and what is
 left is popc(w) over the taps inside the image. It depends on the channel, the row and the kind of column: it is counted once for each
 block of channels and task, which costs as much as one pixel, and summed up once for each row and kind of column.
+
+Bipolar data that are padded with +1 need the same over the taps outside the image: each of them adds C - 2 popc(w).
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ class WeightCounts:
         intervals = {interval for pattern in kernel.plan.patterns for interval in pattern}
         self.slots = {interval: self.height * self.width + i for i, interval in enumerate(sorted(intervals))}
         self.point_slot = self.height * self.width + len(self.slots)
-        self.array, self.allocation = memory("weight_counts", (self.point_slot + 1) * BLOCK, "int32")
+        self.total_slot = self.point_slot + 1
+        self.array, self.allocation = memory("weight_counts", (self.total_slot + 1) * BLOCK, "int32")
 
     def count(self, block):
         """Statements that count the bits of every tap."""
@@ -77,6 +80,14 @@ class WeightCounts:
     def row(self, first_row, last_row):
         """Statements that sum up taps ``first_row`` <= r < ``last_row`` for every kind of pixel that tiles have."""
         return [self._sum(slot, first_row, last_row, *interval) for interval, slot in self.slots.items()]
+
+    def total(self):
+        """Statements that sum up all taps, for :meth:`skipped`."""
+        return self._sum(self.total_slot, 0, self.height, 0, self.width)
+
+    def skipped(self, interval, lane):
+        """Minus the bits of the taps outside the image for a pixel with the columns ``interval``, for the lanes from ``lane`` on."""
+        return T.load_vector(self.array, [self.total_slot * BLOCK + lane], self.kernel.lanes) - self.load(interval, lane)
 
     def point(self, first_row, last_row, first, last):
         """The same for a pixel whose columns are known at run time only."""

@@ -234,3 +234,23 @@ def test_no_buffer_for_im2col():
     visit = (tvm.tirx.AllocBuffer, lambda node: sizes.append(4 * int(np.prod([int(d) for d in node.buffer.shape]))))
     tvm_ffi.structural_walk(binary_conv2d.build(spec, schedule, BEST).body, visit)
     assert sizes and max(sizes) <= (schedule.task_rows + 2) * 56 * 8 * 4
+
+
+PLUS_ONE = [
+    (Window(9, 8, (3, 3), (1, 1), (1, 1, 1, 1)), 64, 40),
+    (Window(7, 7, (3, 3), (1, 1), (1, 1, 1, 1)), 96, 32),
+    (Window(14, 30, (5, 3), (2, 1), (2, 1, 1, 1)), 33, 70),
+    (Window(3, 2, (3, 3), (1, 1), (2, 2, 2, 2)), 128, 32),
+    (Window(6, 31, (3, 4), (1, 2), (1, 4, 1, 2), (1, 2)), 20, 33),
+]
+
+
+@pytest.mark.parametrize("window, channels, outputs", PLUS_ONE)
+@pytest.mark.parametrize("dots", [DOTS, threshold("greater"), SCALED])
+def test_padding_with_plus_one_is_corrected(window, channels, outputs, dots):
+    spec = BinaryConv2d(window, channels, outputs, epilogue=dots, plus_one=True)
+    tried = [isa for isa in ISAS if binary_conv2d.pads_with_ones(spec, isa)]
+    for isa in tried:
+        for schedule in binary_conv2d.space(spec, isa)[:20:14]:
+            check(spec, isa, schedule=schedule)
+    assert tried or BEST.popcount != "vector"
