@@ -122,11 +122,19 @@ static int has(const char *flag) {
 }
 #else
 #if defined(__x86_64__)
+#include <sys/syscall.h>
+#include <unistd.h>
 static const char *const this_machine = "x86_64";
+
+/* Linux gives the tile registers of AMX only to processes that ask for them: ARCH_REQ_XCOMP_PERM for XTILEDATA. */
+static int permitted(const char *flag) { return strcmp(flag, "amx_tile") || !syscall(SYS_arch_prctl, 0x1023, 18); }
 #elif defined(__arm__)
 static const char *const this_machine = "arm";
 #else
 static const char *const this_machine = "unknown";
+#endif
+#if !defined(__x86_64__)
+static int permitted(const char *flag) { return flag != NULL; }
 #endif
 
 static int has(const char *flag) {
@@ -139,7 +147,7 @@ static int has(const char *flag) {
     break;
   }
   if (file) fclose(file);
-  return found;
+  return found && permitted(flag);
 }
 #endif
 

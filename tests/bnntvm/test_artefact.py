@@ -104,6 +104,17 @@ def test_other_cpu_and_other_architecture(one_input, net, tmp_path):
         bnntvm.load(path)
 
 
+def test_tile_registers_that_the_system_refuses(one_input, tmp_path, monkeypatch):
+    library, path = open(one_input.path, "rb").read(), tmp_path / "tiles.bnn"
+    monkeypatch.setattr(artefact, "host_flags", lambda: frozenset({"amx_tile"}))
+    _write(path, library, one_input.manifest | {"target": {"name": "x86-64-v4-amx", "needs": ["amx_tile"]}})
+    monkeypatch.setattr(artefact, "tile_permission", lambda: True)
+    bnntvm.load(path)
+    monkeypatch.setattr(artefact, "tile_permission", lambda: False)
+    with pytest.raises(bnntvm.TargetError, match="tile registers(.|\n)*x86-64-v4-amx"):
+        bnntvm.load(path)
+
+
 def test_built_for_another_machine_can_be_exported_but_not_run(one_input, tmp_path, images):
     needs = {"target": {"name": "x86-64-v9", "needs": ["avx9000"]}}
     module = Module.from_library(one_input.path, one_input.manifest | needs)
