@@ -105,7 +105,10 @@ def start(cores, threads):
     from tvm import tirx
 
     import bnntvm.build  # noqa: F401
+    from bnntvm.targets.tile_permission import tile_permission
 
+    # A fork inherits this permission, too.
+    tile_permission()
     # The first compilation sets LLVM up; every fork inherits that.
     block = tirx.PrimFunc([], tirx.Evaluate(tirx.const(0, "int32"))).with_attr("global_symbol", "kernel")
     tvm.compile(tvm.IRModule({"kernel": block}), target=tvm.target.Target({"kind": "llvm"}))
