@@ -48,7 +48,7 @@ def key_of(family, spec, rows):
 def plain(value):
     """A specification as nested lists and dicts; floats, which are constants of a step, become "c".
 
-    Fields that have their default value are left out: a specification that gets a new field keeps the keys of everything that does not use it.
+    Fields that have their default value are left out: a specification that gets a new field keeps the keys of what does not use it.
     """
     if isinstance(value, specs.Step):
         return [value.op, [arg if isinstance(arg, int) else "c" for arg in value.args], value.dtype]
