@@ -81,9 +81,10 @@ def space(spec, isa):
 
 
 def vector_counts(out_channels, isa):
-    """Vectors of a register tile where no bits are packed; more than one word's worth only where all channels of a word exist."""
+    """Vectors of a register tile where no bits are packed: whole tiles cover the channels, padded to words, and nothing behind them."""
+    padded = -(-out_channels // 32) * 32
     most = 4 if out_channels % 32 == 0 else 32 // isa.lanes
-    return range(1, min(most, -(-out_channels // isa.lanes)) + 1)
+    return [v for v in range(1, min(most, -(-out_channels // isa.lanes)) + 1) if padded % (v * isa.lanes) == 0]
 
 
 def _every_tile(spec, vectors, isa, first):
