@@ -136,13 +136,13 @@ def test_inner_loop_and_whole_layer(size, channels):
     assert executed / (size * size * channels * channels * 9 / 128) <= 1.35 * len(body) / pairs
 
 
-@pytest.fixture(scope="module")
-def network():
-    """Sign, convolution with zero padding, batch normalisation, residual connection and classifier."""
+def network_of(levels):
+    """Sign, convolution with zero padding, batch normalisation, residual connection and classifier; weights of the given levels."""
     rng = np.random.default_rng(0)
-    signs = np.where(rng.random((64, 64, 3, 3)) < 0.5, -1, 1).astype(np.float32)
-    constants = {"w": signs, "s": np.abs(whole(rng, 64)) + 1, "b": whole(rng, 64), "m": whole(rng, 64), "v": np.abs(whole(rng, 64)) + 1,
-                 "d": np.where(rng.random((64, 10)) < 0.5, -1, 1).astype(np.float32)}  # fmt: skip
+    constants = {
+        "w": rng.choice(levels, (64, 64, 3, 3)), "s": np.abs(whole(rng, 64)) + 1, "b": whole(rng, 64), "m": whole(rng, 64),
+        "v": np.abs(whole(rng, 64)) + 1, "d": rng.choice(levels, (64, 10)),
+    }  # fmt: skip
     nodes = [
         helper.make_node("Sign", ["x"], ["x1"]), helper.make_node("Conv", ["x1", "w"], ["c"], pads=[1] * 4),
         helper.make_node("BatchNormalization", ["c", "s", "b", "m", "v"], ["n"]), helper.make_node("Add", ["n", "x"], ["r"]),
@@ -159,13 +159,19 @@ def network():
     return model.SerializeToString()
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_network_as_on_this_machine(network, target):
+@pytest.fixture(scope="module")
+def network():
+    return network_of([-1, 1])
+
+
+@pytest.mark.parametrize("target, levels", [("cortex-a72", [-1, 1]), ("armv7", [-1, 1]), ("armv7", [-1, 0, 1])])
+def test_network_as_on_this_machine(target, levels):
     """Bit for bit, with exact zeros in the input, and subnormal numbers where vector arithmetic knows them."""
     x = np.random.default_rng(1).standard_normal((2, 64, 6, 6)).astype(np.float32)
     x[0, :, 1], x[1, :, 2] = 0.0, -0.0
     if target != "armv7":
         x[1, :, 3], x[1, :, 4] = -1e-45, 1e-45
+    network = network_of(levels)
     np.testing.assert_array_equal(Network(network, target).run({"x": x})["y"], bnntvm.build(network)(x))
 
 
