@@ -58,7 +58,8 @@ def space(spec, isa):
     least = max(1, specs.WORD_BITS // isa.lanes) if windows.has_bits(spec.epilogue) else 1
     most = max(least, -(-spec.out_features // isa.lanes))
     if isa.registers == 32:
-        shapes = [(4, 4), (2, 8), (1, 8), (6, 2)] if tables else [(8, 2), (4, 4)]
+        # Words of both planes take registers of their own.
+        shapes = [(4 if spec.coding.planes == 1 else 3, 4), (2, 8), (1, 8), (4, 2)] if tables else [(8, 2), (4, 4)]
     else:
         shapes = [(2, 4), (1, 8), (4, 2)] if tables else [(4, 2), (2, 2), (6, 1)]
     found = []

@@ -279,6 +279,8 @@ class _Kernel:
 
     def _dot(self, total, codes, data):
         """``total`` plus the products of four unsigned bytes with four signed ones, in every lane."""
+        if self.isa.products not in ("tiles", "vnni", "pairs"):
+            return _dot_by_bytes(total, codes, data)
         octets, pairs = (tir.vector_type(*kind) for kind in (("int8", 4 * self.lanes), ("int16", 2 * self.lanes)))
         codes, data = tirx.reinterpret(octets, codes), tirx.reinterpret(octets, data)
         if _fused(self.isa):
@@ -290,6 +292,16 @@ class _Kernel:
         return total + tirx.call_llvm_pure_intrin(tir.dtype_of(total), wide, products, tir.splat(1, "int16", 2 * self.lanes))
 
 
+def _dot_by_bytes(total, codes, data):
+    """The same on any processor, one byte of the lanes after the other."""
+    lanes = tir.lanes_of(total)
+    for byte in range(4):
+        code = (tir.reinterpret("int32", codes) >> tir.splat(8 * byte, "int32", lanes)) & tir.splat(255, "int32", lanes)
+        value = (data << tir.splat(24 - 8 * byte, "int32", lanes)) >> tir.splat(24, "int32", lanes)
+        total = total + code * value
+    return total
+
+
 #: Products of bytes added in pairs, and pairs of those, by lanes.
 _PAIRS = {
     4: ("llvm.x86.ssse3.pmadd.ub.sw.128", "llvm.x86.sse2.pmadd.wd"),
@@ -299,8 +311,8 @@ _PAIRS = {
 
 
 def _fused(isa):
-    """Whether four products are added by one instruction (AVX-512 VNNI, which all processors with VPOPCNTDQ and BITALG have)."""
-    return isa.popcount == "vector"
+    """Whether four products are added by one instruction (AVX-512 VNNI)."""
+    return isa.products in ("tiles", "vnni")
 
 
 def reference(spec, operands, epilogue_inputs):

@@ -36,7 +36,9 @@ def test_any_size(isa, rows, features, coding, epilogue, seed):
     run(isa, rows, features, coding, epilogue, seed)
 
 
-@pytest.mark.parametrize("isa, coding", [(WIDTHS[0], CODINGS[0]), (WIDTHS[0], CODINGS[4]), (WIDTHS[-1], CODINGS[1])], ids=["sign", "levels", "ternary"])
+@pytest.mark.parametrize(
+    "isa, coding", [(WIDTHS[0], CODINGS[0]), (WIDTHS[0], CODINGS[4]), (WIDTHS[-1], CODINGS[1])], ids=["sign", "levels", "ternary"]
+)
 def test_every_schedule_of_the_space_is_correct(isa, coding):
     for schedule in weight_dense.space(specs.WeightDense(70, 300, coding), isa):
         run(isa, 17, (70, 300), coding, "bias_relu", 3, schedule)

@@ -1,5 +1,7 @@
 """Dense layers of 8-bit data and packed weights against their reference, at every instruction-set level that this machine has."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
@@ -53,6 +55,12 @@ def test_extreme_sums(isa):
         data = np.full((rows, 4096), value, np.float32)
         packed = family.pack_weights(spec, kernel.schedule, isa, weights)
         assert np.all(kernel.run([data, packed], [((rows, 32), "int32")])[0] == 4096 * value)
+
+
+@pytest.mark.parametrize("coding", CODINGS[:2], ids=str)
+def test_without_instructions_for_bytes(coding):
+    isa = replace(ISAS[-1].values[0], products="")
+    run(isa, (70, 40), coding, "int32", 3, (1, 5))
 
 
 @pytest.mark.parametrize("coding", CODINGS[:2], ids=str)
