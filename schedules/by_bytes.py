@@ -19,8 +19,8 @@ COUNTED_PER_CYCLE = 380
 
 def claims(spec, isa):
     """Whether the 8-bit kernel can do it."""
-    scaled = not isinstance(spec, BinaryConv2d) and spec.planes.scaled
-    return bool(isa.products) and spec.groups == 1 and not scaled and _fits(as_bytes(spec))
+    other = spec.plus_one if isinstance(spec, BinaryConv2d) else spec.planes.scaled  # padding is 0 here
+    return bool(isa.products) and spec.groups == 1 and not other and _fits(as_bytes(spec))
 
 
 def _fits(spec):
