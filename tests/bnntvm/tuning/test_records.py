@@ -227,12 +227,3 @@ def test_commands(tmp_path):
     assert nothing.exit_code == 1 and "no tuning records here" in nothing.output
     with pytest.raises(bnntvm.BnnError, match="no tuning records here"):
         chooser(str(tmp_path / "missing"), 1)
-
-
-def test_shipped_records_are_whole():
-    """Every record that is part of the package can be read, says where it was measured, and belongs to a task that is described."""
-    found, bad = records.read(records.shipped())
-    described = records.keys(records.shipped())
-    assert found and not bad
-    assert all(r.task in described and r.machine and not r.failed and r.isa in {level.name for level in x86.LEVELS} for r in found)
-    assert all(len(schedules) == 2 for schedules in records.by_task(found).values()), "the default and a faster one"
