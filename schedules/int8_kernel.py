@@ -209,6 +209,7 @@ class Kernel:
         pixel, bind = T.bind("pixel", tirx.Cast("int64", T.load(self.pixels, first + p)))
         values = [T.load_vector(self.results, [results + p * BLOCK + v * self.lanes], self.lanes) for v in range(self.vectors)]
         emitted = self.emitter.emit(values, self.place(pixel), block * BLOCK, {}, strip=self.strips.place(pixel))
+        emitted = [self.strips.fetch(self.image_number, block, pixel), emitted]
         exists = pixel >= T.i64(0)
         return [bind, T.when(tirx.And(exists, p < T.i64(self.layout.cover)) if ragged else exists, emitted)]
 

@@ -38,8 +38,11 @@ class Strips:
         self.numbers = [i for i, output in enumerate(emitter.epilogue.outputs) if output.kind == "planar"]
         self.allocation, self.first = [], None
         self.rows = _strip_rows(max(row_counts), width, self.lanes)
+        rests = [count % self.rows for count in row_counts if count % self.rows]
+        #: Whether rows that are left over belong to the last strip of a task, because they are too few for a strip of their own.
+        self.joined = any(rest * width < self.lanes for rest in rests)
         #: Whether there are strips shorter than a vector, so that stores must leave lanes out.
-        self.short = min(self.rows, *row_counts) * width < self.lanes
+        self.short = min([self.rows, *row_counts]) * width < self.lanes
         # Vectors of the last pixels may reach beyond them.
         size = (max(map(self._last, row_counts)) * width + self.lanes) * WORD_BITS
         for number in self.numbers:
@@ -48,8 +51,8 @@ class Strips:
             self.allocation += allocate
 
     def _last(self, rows):
-        """Rows of the last strip of a task with ``rows`` rows: those that are left over belong to it."""
-        return self.rows + rows % self.rows if rows >= self.rows else rows
+        """Rows of the longest strip of a task with ``rows`` rows."""
+        return self.rows + rows % self.rows * self.joined if rows >= self.rows else rows
 
     @classmethod
     def of_pixels(cls, emitter, most):
@@ -80,7 +83,8 @@ class Strips:
         """Loops over the rows of a task, ``row(number)``, for a block of 32 channels, strip by strip."""
         if not self.numbers:
             return tir.for_("y", rows, row)
-        strips = tirx.max(tir.i64(1), tirx.floordiv(tir.i64(rows), tir.i64(self.rows)))
+        strips = tirx.floordiv(rows + (0 if self.joined else self.rows - 1), tir.i64(self.rows))
+        strips = tirx.max(tir.i64(1), strips)
 
         def strip(number):
             begin, named = tir.bind("begin", number * self.rows)
