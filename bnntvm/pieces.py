@@ -182,7 +182,7 @@ def _one_way(pieces):
         both = there[..., p] & (before >= 0)
         rises |= both & (first_values[..., p] > last)
         falls |= both & (first_values[..., p] < last)
-        if np.any(both & np.isnan(first_values[..., p] + last)):
+        if np.any(both & (np.isnan(first_values[..., p]) | np.isnan(last))):
             return None
     return None if np.any(rises & falls) else rises.astype(np.int8) - falls.astype(np.int8)
 
