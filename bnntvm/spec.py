@@ -273,18 +273,6 @@ class Int8Conv2d:
 
 
 @dataclass(frozen=True)
-class Int8Dense:
-    """Dense layer of 8-bit integers: data ``[M, K]`` or planes ``uint32[M, words(K)]``, weights from ``int8[N, K]``, else as Int8Conv2d."""
-
-    in_features: int
-    out_features: int
-    data: str | Digits = "int8"
-    weights: str | Digits = "int8"
-    epilogue: Epilogue = field(default_factory=Epilogue)
-    mask_last: bool = False
-
-
-@dataclass(frozen=True)
 class BitPool:
     """Pool of a packed plane: ``op`` "and" or "or" over the window; padded positions are the identity. Output ``uint32[N, OH, OW, words]``.
     (Max pool of bipolar bits is "and", of unipolar bits "or"; min pool the other way.)"""

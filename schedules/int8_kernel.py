@@ -1,4 +1,4 @@
-"""The kernel of convolutions and dense layers of 8-bit integers: loops, addresses, and what surrounds the products.
+"""The kernel of convolutions of 8-bit integers: loops, addresses, and what surrounds the products.
 
 A task copies its input to scratch memory as bytes (see :mod:`.int8_layout`), from bytes or from packed planes of bits. For each block of
 32 output channels it makes bytes of the weights' bits and runs over its flat pixels, some at a time: products and sums by the engine of the
@@ -19,12 +19,12 @@ from bnntvm.spec import WORD_BITS, Digits, words
 
 
 class Kernel:
-    """What convolution and dense layers share. Methods that return statements follow the loop nest from outside in.
+    """A convolution. Methods that return statements follow the loop nest from outside in.
 
     Parameters
     ----------
-    spec : Int8Conv2d or Int8Dense
-    schedule : int8_conv2d.Schedule or int8_dense.Schedule
+    spec : Int8Conv2d
+    schedule : int8_conv2d.Schedule
     isa : Isa
     layout : Layout
     outputs : int
