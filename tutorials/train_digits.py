@@ -1,6 +1,6 @@
 """Trains the binary network that ``demo.py`` compiles, on scikit-learn's handwritten digits, and exports it to ONNX.
 
-    pip install 'bnntvm[train]' && python tutorials/train_digits.py
+    pip install 'bnntvm[torch]' && python tutorials/train_digits.py
 
 Takes a few minutes on one core and writes ``tutorials/data/digits_bnn.onnx``. The network is a small Bi-Real net: a float stem, then 3x3
 convolutions whose inputs and weights are -1 or +1, each with batch normalisation and a float shortcut around it.

@@ -2,12 +2,11 @@
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bnntvm
-
-ort = pytest.importorskip("onnxruntime")
 
 
 def levels(rng, shape, values, per_channel):

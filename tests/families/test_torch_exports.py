@@ -10,16 +10,14 @@ import zlib
 import numpy as np
 import onnx
 import pytest
+import torch
 
 import bnntvm.interpreter.packed  # noqa: F401  (teaches the interpreter the packed operators)
 from bnntvm.importer import import_model
 from bnntvm.interpreter import run
 from bnntvm.pipeline import passes
+from tests.families import torch_modules as modules
 from tests.importer.helpers import reference
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("onnxscript")
-modules = pytest.importorskip("tests.families.torch_modules")
 
 EXPORTERS = [(True, 18), (True, 21), (False, 11), (False, 13), (False, 17), (False, 20)]
 ALL = os.environ.get("BNNTVM_EXPORTS") == "all"

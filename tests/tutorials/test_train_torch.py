@@ -5,11 +5,6 @@ import re
 import subprocess
 import sys
 
-import pytest
-
-pytest.importorskip("torch")
-pytest.importorskip("onnxscript")
-
 ROOT = pathlib.Path(__file__).parents[2]
 KINDS = {"bnn": r"binary", "dorefa": r"bitserial|int8", "ternary": r"binary|bitserial"}
 
