@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import time
 from concurrent.futures import Future
 
 from tvm.support.popen_pool import PopenPoolExecutor
@@ -28,6 +29,8 @@ from bnntvm.tuning.worker import Failure
 
 #: Boards that may lose a candidate before it is taken for one that crashes them.
 ATTEMPTS = 3
+#: Times that a board may be unreachable before a candidate is given up: the tracker hands out boards that have just died.
+UNREACHABLE = 20
 #: Seconds of one session on a board, and until a board, which may be busy for others, must have answered.
 SESSION_LIMIT, ANSWER_LIMIT = 30, 120
 #: Seconds that a candidate is measured for.
@@ -77,7 +80,8 @@ def _load(session, library):
 
 
 def measure_there(address, key, folder, library):
-    """Check and time one candidate on a board: ``("measured", seconds)`` or ``("failed", why)``. Raises if the board is lost."""
+    """Check and time one candidate on a board: ``("measured", seconds)``, ``("failed", why)`` or ``("unreachable", why)`` if no session
+    began. Raises if the board is lost."""
     return _there(address, key, lambda session: worker.check_and_time(_load(session, library), session.cpu(), folder, library, SECONDS))
 
 
@@ -92,7 +96,12 @@ def compare_there(address, key, candidates):
 
 def _there(address, key, work):
     try:
-        return "measured", work(_session(address, key))
+        session = _session(address, key)
+    except Exception as error:  # noqa: BLE001  (TVM's RPC errors have no common base)
+        time.sleep(0.2)  # the tracker needs a moment to forget a dead board
+        return "unreachable", str(error)
+    try:
+        return "measured", work(session)
     except Failure as failure:
         return "failed", str(failure)
     except Exception as error:  # TVM's RPC errors have no common base
@@ -137,22 +146,29 @@ class Farm:
 
     def _submit(self, function, *args):
         result = Future()
-        self._attempt(1, result, function, args)
+        self._attempt(1, 0, result, function, args)
         return result
 
-    def _attempt(self, number, result, function, args):
+    def _attempt(self, number, unreachable, result, function, args):
+        """Try the ``number``-th board that begins a session; ``unreachable`` ones did not."""
+
         def done(future):
             error = future.exception()
             if error is None:
                 kind, value = future.result()
-                result.set_result(value) if kind == "measured" else result.set_exception(Failure(value))
+                if kind == "unreachable" and unreachable < UNREACHABLE:
+                    self._attempt(number, unreachable + 1, result, function, args)
+                elif kind == "unreachable":
+                    result.set_exception(Stopped(f"no board can be reached: {value}"))
+                else:
+                    result.set_result(value) if kind == "measured" else result.set_exception(Failure(value))
                 return
             self.lost += 1
             try:
                 if not isinstance(error, (ConnectionError, TimeoutError, ChildProcessError)):
                     raise error
                 if number < ATTEMPTS:
-                    self._attempt(number + 1, result, function, args)
+                    self._attempt(number + 1, unreachable, result, function, args)
                 elif boards(self.address, self.key):
                     raise Failure(f"lost by {number} boards: {error}")
                 else:  # not the candidate's fault
