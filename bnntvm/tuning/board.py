@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import os
 
+from bnntvm.targets.tile_permission import tile_permission
+
 
 def tolerate_crashes():
     """Runs in the server's process, before it listens."""
     from tvm.rpc import server
+
+    tile_permission()  # the processes of sessions inherit it
 
     serve = server._serving
 
