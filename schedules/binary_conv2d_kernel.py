@@ -474,7 +474,7 @@ class Kernel:
         bits, lanes = self._group_bits, self.lanes
         channels = tirx.Ramp(tirx.Cast("int32", first), T.constant(1, "int32"), lanes)
         group = channels // T.splat(self.group_channels, "int32", lanes) % T.splat(BLOCK // bits, "int32", lanes)
-        shift = tirx.Cast(T.vector_type("uint32", lanes), group) * T.splat(bits, "uint32", lanes)
+        shift = T.reinterpret("uint32", group * T.splat(bits, "int32", lanes))  # a cast would make a Ramp of uint32: not allowed
         return T.bind("mask", T.splat((1 << bits) - 1, "uint32", lanes) << shift)
 
     @property

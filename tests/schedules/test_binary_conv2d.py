@@ -162,6 +162,13 @@ def test_depthwise(isa, unipolar, zeros):
         check(spec, isa)
 
 
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_depthwise_arrays_of_one_size_stay_apart(isa):
+    """Rows as wide as makes the counters take as much memory as the repeated weights: TVM must not store them in one place."""
+    spec = BinaryConv2d(Window(2, 9 * isa.lanes // 4, (3, 3), (1, 1), (1, 1, 1, 1)), 32, 32, 32, epilogue=DOTS, dense_groups=True)
+    check(spec, isa)
+
+
 def test_depthwise_weights_take_one_bit_each():
     spec = BinaryConv2d(Window(8, 8, (3, 3)), 64, 64, 64, dense_groups=True)
     weights = np.ones((64, 3, 3, 1), "uint32")

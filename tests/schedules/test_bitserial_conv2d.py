@@ -95,6 +95,14 @@ def test_every_kind_on_the_best_level(data, weights):
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_depthwise(isa):
+    """One channel per group and one output per group: the mask of a lane has one bit."""
+    planes = PlaneSum((1, 2), (1,), "unipolar", "bipolar")
+    window = Window(5, 9, (3, 3), (1, 1), (1, 1, 1, 1))
+    check(PlanesConv2d(window, 13, 13, planes, 13, epilogue=TAILS[0], dense_groups=True), isa)
+
+
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 def test_counters_do_not_overflow(isa):
     """All bits count in a long sum: 8-bit counters would wrap."""
     spec = PlanesConv2d(Window(5, 5, (5, 5)), 288, 32, PlaneSum((1, 2), (4,), "unipolar", "unipolar"), epilogue=TAILS[0])
