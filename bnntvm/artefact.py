@@ -180,7 +180,8 @@ def _path(path):
     except TypeError as error:
         raise ArtefactError("not the path of an artefact", why=f"got {type(path).__name__}", hint="give a str or a pathlib.Path") from error
     if "\0" in str(path):
-        raise ArtefactError("not the path of an artefact", where=repr(str(path)), why="it holds a zero byte")
+        start = repr(str(path)[:60])
+        raise ArtefactError("not the path of an artefact", where=start, why="it holds a zero byte", hint="give the path, not the content")
     return path
 
 

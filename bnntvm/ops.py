@@ -172,8 +172,8 @@ def _infer_pool_bits(call_):
     return relax.TensorType([shape[0], *out, shape[3]], "uint32")
 
 
-#: Plane of a float tensor [..., C] that holds few levels: bit 1 where the value is one of ``levels``. Attributes: levels, groups (each group
-#: of channels starts at a word). Result uint32[..., groups * ceil(C / groups / 32)].
+#: Plane of a float tensor [..., C] that holds few levels: bit 1 where the value is one of ``levels``. Attributes: levels, groups (each
+#: group of channels starts at a word). Result uint32[..., groups * ceil(C / groups / 32)].
 ENCODE = define("bnn.encode", _infer_packed)
 #: Plane of a bool tensor [..., C], xored with the optional second argument, constant uint32 words. Attributes: groups.
 PACK = define("bnn.pack", _infer_packed)

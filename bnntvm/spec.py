@@ -119,9 +119,9 @@ class BinaryConv2d:
     """Convolution of bit planes. The anchor's value is the exact dot product, int32.
 
     Operands: data ``uint32[N, H, W, groups * words(in_channels / groups)]`` (each group starts at a word; with ``dense_groups``
-    ``uint32[N, H, W, words(in_channels)]``, and in_channels / groups divides 32), weights (kernel layout of the family's choice, made by its
-    ``pack_weights`` from ``uint32[O, kh, kw, words(in_channels / groups)]``, bipolar), and for ``zeros`` a third operand ``uint32`` like
-    data: a mask plane, bit 1 where the activation is 0 (the sign bit is 0 there).
+    ``uint32[N, H, W, words(in_channels)]``, and in_channels / groups divides 32), weights (kernel layout of the family's choice, made by
+    its ``pack_weights`` from ``uint32[O, kh, kw, words(in_channels / groups)]``, bipolar), and for ``zeros`` a third operand ``uint32``
+    like data: a mask plane, bit 1 where the activation is 0 (the sign bit is 0 there).
 
     ``unipolar``: data bits are values {0, 1} instead of bipolar.
     Zero padding contributes 0 (not +-1): padded taps are skipped or corrected. ``plus_one``: the padding holds +1 (bipolar data, one group,

@@ -1,4 +1,4 @@
-"""Checking a build as it goes: what a network computes is evaluated in numpy before and after every pass, and by the machine code at the end.
+"""Checking a build as it goes: what a network computes is evaluated in numpy after every pass, and by the machine code at the end.
 
 A pass that changes a result is named, with the output that differs. The evaluation is :mod:`bnntvm.interpreter`: slow, one operator after
 the other, independent of TVM's code generation.

@@ -89,7 +89,7 @@ class _Binarise(Rewriter):
             self.remark_on_magnitude(layer, new.args[0])
             return out
         if name == "bnn.conv_transpose":
-            self.decisions.setdefault(str(value.attrs["layer"]), Decision("float", "its weights are not constant, or it is three-dimensional"))
+            self.decisions.setdefault(str(value.attrs["layer"]), Decision("float", "its weights are not constant, or it is 3-D"))
         return super().rewrite(var, value)
 
     def remark_on_magnitude(self, layer, data):

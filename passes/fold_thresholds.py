@@ -1,10 +1,10 @@
 """Turn every remaining ``bnn.encode`` into comparisons with thresholds on the deepest tensor that decides it.
 
-If the encoded tensor is a step function of a source (an integer accumulator behind scale, bias, BatchNorm, PReLU, ...; or a float tensor),
-the plane "value is at one of these levels" is a xor of comparisons ``source < t_k``, one per cut at which membership changes, with the
-per-channel thresholds that the analysis found by evaluating the chain itself (Umuroglu et al., FINN, 2017, section 4.2.2, but by evaluation). The
-float chain then has no user left unless something else reads it. Channels whose sense is reversed (negative BatchNorm scale) are flipped
-by one xor per word.
+If the encoded tensor is a step function of a source (an integer accumulator behind scale, bias, BatchNorm, PReLU, ...; or a float
+tensor), the plane "value is at one of these levels" is a xor of comparisons ``source < t_k``, one per cut at which membership changes,
+with the per-channel thresholds that the analysis found by evaluating the chain itself (Umuroglu et al., FINN, 2017, section 4.2.2, but by
+evaluation). The float chain then has no user left unless something else reads it. Channels whose sense is reversed (negative BatchNorm
+scale) are flipped by one xor per word.
 
 A comparison behind a max pool is moved before it: ``max(u) < t`` is the conjunction of ``u < t``.
 
@@ -118,8 +118,8 @@ def membership(step, levels, kind, channels):
     Returns
     -------
     (list of np.ndarray, np.ndarray)
-        Thresholds t of the source's dtype (scalars or [C]; "source < t"), and bool [C]: channels whose result must be flipped. Both have more
-        axes where they differ from pixel to pixel.
+        Thresholds t of the source's dtype (scalars or [C]; "source < t"), and bool [C]: channels whose result must be flipped. Both have
+        more axes where they differ from pixel to pixel.
     """
     inside = np.isin(step.values + 0, np.asarray(levels).astype(step.values.dtype))
     occupied = step.occupied()

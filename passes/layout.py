@@ -25,9 +25,9 @@ NHWC = (0, 2, 3, 1)
 
 ELEMENTWISE = {
     "add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "negative", "abs", "sign", "sqrt", "rsqrt", "exp", "log",
-    "tanh", "sigmoid", "erf", "floor", "ceil", "round", "equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_and",
-    "logical_or", "logical_not", "logical_xor", "where", "astype", "clip", "nn.relu", "nn.leakyrelu", "nn.silu", "nn.gelu", "square", "sin",
-    "cos", "mod", "floor_mod", "floor_divide", "bitwise_and", "bitwise_or", "bitwise_xor", "isnan", "isinf", "trunc",
+    "tanh", "sigmoid", "erf", "floor", "ceil", "round", "equal", "not_equal", "less", "less_equal", "greater", "greater_equal",
+    "logical_and", "logical_or", "logical_not", "logical_xor", "where", "astype", "clip", "nn.relu", "nn.leakyrelu", "nn.silu", "nn.gelu",
+    "square", "sin", "cos", "mod", "floor_mod", "floor_divide", "bitwise_and", "bitwise_or", "bitwise_xor", "isnan", "isinf", "trunc",
 }  # fmt: skip
 REDUCTIONS = {"mean", "sum", "max", "min", "prod"}
 
@@ -102,7 +102,8 @@ class _ChannelsLast(Rewriter):
     def plain(self, stored):
         expr = stored.expr
         if stored.order is not None:
-            expr = self.emit(relax.op.take(expr, const(np.argsort(stored.order).astype(np.int64)), axis=len(stored.perm) - 1))
+            natural = const(np.argsort(stored.order).astype(np.int64))
+            expr = self.emit(relax.op.take(expr, natural, axis=len(stored.perm) - 1, mode="clip"))
         return self.permuted(expr, stored.perm, tuple(range(len(stored.perm))))
 
     def permuted(self, expr, have, want):

@@ -1,10 +1,10 @@
 """A transposed convolution as ordinary convolutions, one for each residue of the output position modulo the stride.
 
-Along one axis, y[p] = sum over i, k with i * stride + k * dilation = p + pad of x[i] * w[k]. Write p + pad = stride * t + r with
-0 <= r < stride. Only the taps with k * dilation = r (mod stride) meet y[p], and for these y[p] = sum_k w[k] x[t - (k * dilation - r) / stride]:
-a convolution of stride 1 with every (stride / gcd)-th tap, reversed. No zero is inserted into the image, so two-level activations stay
-two-level, and no product with an inserted zero is computed (sub-pixel convolution: Shi et al. 2016, "Is the deconvolution layer the same as a
-convolutional layer?").
+Along one axis, y[p] = sum over i, k with i * stride + k * dilation = p + pad of x[i] * w[k]. Write p + pad = stride * t + r with 0 <= r <
+stride. Only the taps with k * dilation = r (mod stride) meet y[p], and for these y[p] = sum_k w[k] x[t - (k * dilation - r) / stride]: a
+convolution of stride 1 with every (stride / gcd)-th tap, reversed. No zero is inserted into the image, so two-level activations stay
+two-level, and no product with an inserted zero is computed (sub-pixel convolution: Shi et al. 2016, "Is the deconvolution layer the same
+as a convolutional layer?").
 """
 
 from __future__ import annotations

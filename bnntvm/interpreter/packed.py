@@ -35,6 +35,14 @@ def _values(attrs, words, mask, groups):
     return values if mask is None else np.where(_ungrouped(mask, attrs["channels"], groups), np.float32(0), values)
 
 
+def _reachable(attrs, out):
+    """``out``, after a check that it holds only values that the analysis promised."""
+    low, high, stride = attrs["reachable"]
+    inside = out.size == 0 or (out.min() >= low and out.max() <= high and not np.any((out - low) % stride))
+    assert inside, "the analysis promised other values"
+    return out
+
+
 @implements("bnn.conv2d_bits")
 def conv2d_bits(attrs, words, *rest):
     mask, weight = (rest[0] if len(rest) > 1 else None), rest[-1]
@@ -43,9 +51,7 @@ def conv2d_bits(attrs, words, *rest):
     signs = np.where(unpack_bits(weight, attrs["channels"] // groups), np.float32(-1), np.float32(1))
     out = convolve(values.transpose(0, 3, 1, 2), signs.transpose(0, 3, 1, 2), attrs["strides"], attrs["pads"], attrs["dilations"], groups)
     out = np.ascontiguousarray(out.transpose(0, 2, 3, 1)).astype(np.int32)
-    low, high, stride = attrs["reachable"]
-    assert out.size == 0 or (out.min() >= low and out.max() <= high and not np.any((out - low) % stride)), "the analysis promised other values"
-    return out
+    return _reachable(attrs, out)
 
 
 @implements("bnn.dense_bits")
@@ -84,9 +90,7 @@ def _plane_sum(attrs, args, product):
             out = out + dot.astype(np.float32) * scale
         return out
     out = sum(np.int32(attrs["data"][a] * attrs["weights"][w]) * dot for (a, w), dot in zip(pairs, dots))
-    low, high, stride = attrs["reachable"]
-    assert out.size == 0 or (out.min() >= low and out.max() <= high and not np.any((out - low) % stride)), "the analysis promised other values"
-    return out
+    return _reachable(attrs, out)
 
 
 def _operand(words, kind):
@@ -105,9 +109,7 @@ def matmul_bits(attrs, *words):
     right = _operand([np.swapaxes(w, 1, 2) for w in words[count:]], attrs["right"])
     unused = 0 if "unipolar" in (attrs["left"], attrs["right"]) else left.shape[-1] - attrs["features"]  # 0 on both sides: +1 times +1
     out = (np.matmul(left, np.swapaxes(right, 1, 2)) - unused).astype(np.int32)
-    low, high, stride = attrs["reachable"]
-    assert out.size == 0 or (out.min() >= low and out.max() <= high and not np.any((out - low) % stride)), "the analysis promised other values"
-    return out
+    return _reachable(attrs, out)
 
 
 @implements("bnn.conv2d_planes")

@@ -141,7 +141,7 @@ def test_bitnet(form):
         far = np.abs(got - want).max(-1) > 1e-4 * np.abs(want).max()
         if form == "inference":  # ONNX Runtime's sums are of integers, too
             assert not far.any()
-        # Here the second layer's activations are ratios of integers, now and then a tie between two levels, which ONNX Runtime's rounding of
-        # its float sums decides at random: some tokens differ by one level of one activation.
+        # Here the second layer's activations are ratios of integers, now and then a tie between two levels, which ONNX Runtime's
+        # rounding of float sums decides at random: some tokens differ by one level of one activation.
         assert far.mean() < 0.1
         np.testing.assert_allclose(got, want, rtol=0, atol=2e-2 * np.abs(want).max())

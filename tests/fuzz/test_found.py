@@ -61,7 +61,12 @@ def test_channels_of_a_single_pixel():
 
 
 def test_thresholds_that_differ_from_pixel_to_pixel():
-    nodes = [node("Mul", ["x", "gain"], ["a"]), node("Add", ["a", "shift"], ["b"]), node("Sign", ["b"], ["s"]), node("Conv", ["s", "w"], ["y"])]
+    nodes = [
+        node("Mul", ["x", "gain"], ["a"]),
+        node("Add", ["a", "shift"], ["b"]),
+        node("Sign", ["b"], ["s"]),
+        node("Conv", ["s", "w"], ["y"]),
+    ]
     gain = np.where(quarters(1, 40, 3, 5) < 0, -1, 2)
     constants = {"gain": gain, "shift": quarters(1, 40, 3, 5), "w": signs(6, 40, 3, 3)}
     assert compiled_equals_runtime(nodes, quarters(2, 40, 3, 5), constants) == {"y": "binary"}

@@ -26,7 +26,8 @@ def geometries(draw, spatial):
     sizes = [draw(st.integers(1, 5)) for _ in range(spatial)]
     out = [(n - 1) * s + d * (k - 1) + 1 + e - pads[i] - pads[spatial + i] for i, ((k, s, d), e, n) in enumerate(zip(axes, extra, sizes))]
     assume(min(out) >= 1)
-    attrs = dict(strides=[a[1] for a in axes], dilations=[a[2] for a in axes], pads=pads, output_padding=extra, groups=draw(st.sampled_from([1, 2])))
+    _, strides, dilations = zip(*axes)
+    attrs = dict(strides=strides, dilations=dilations, pads=pads, output_padding=extra, groups=draw(st.sampled_from([1, 2])))
     return sizes, [a[0] for a in axes], attrs
 
 
