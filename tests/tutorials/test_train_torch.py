@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parents[2]
-KINDS = {"bnn": r"binary", "dorefa": r"bitserial|int8", "ternary": r"binary|bitserial"}
+KINDS = {"bnn": r"binary", "dorefa": r"bitserial|int8", "ternary": r"binary|bitserial|int8"}
 
 
 def test_three_networks_give_the_classes_that_torch_gives():
