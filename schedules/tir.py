@@ -98,17 +98,26 @@ def scratch(name, shape, dtype):
     return array, tirx.AllocBuffer(array)
 
 
+#: Ends the names of allocations that are accessed through an alias only.
+_HIDDEN = "_hidden"
+
+
 def memory(name, size, dtype):
     """``(array, statements)``: memory of a kernel that is too large for registers.
 
     The array is an alias of what is allocated: TVM shrinks an allocation to the union of all accesses, and with the many accesses of an
-    unrolled tile it computes that union for ever. Its StorageRewrite does not see accesses through an alias, and gives two arrays of one
-    size the same memory ("in place"); it leaves arrays alone whose address is used, which here costs no instruction.
+    unrolled tile it computes that union for ever. Its StorageRewrite does not see accesses through an alias, and would give the memory to
+    other arrays of that size; so :func:`seq` uses the address once more behind the last statement that may access the array, which costs
+    no instruction.
     """
-    allocated = tirx.decl_buffer((i64(size),), dtype, name)
-    array = tirx.decl_buffer(allocated.shape, dtype, f"{name}_view")
-    address = tirx.buffer_data(allocated)
-    return array, [tirx.AllocBuffer(allocated), tirx.Evaluate(tirx.isnullptr(address)), tirx.DeclBuffer(array, data=address)]
+    allocated = tirx.decl_buffer((i64(size),), dtype, name + _HIDDEN)
+    array = tirx.decl_buffer(allocated.shape, dtype, name)
+    return array, [tirx.AllocBuffer(allocated), _use(allocated), tirx.DeclBuffer(array, data=tirx.buffer_data(allocated))]
+
+
+def _use(allocated):
+    """A statement that uses the address of an allocation and does nothing."""
+    return tirx.Evaluate(tirx.isnullptr(tirx.buffer_data(allocated)))
 
 
 class Registers:
@@ -435,17 +444,20 @@ def intrinsic(name, *args):
 
 
 def seq(*statements):
-    """One statement of statements and (nested) lists of them, which may be empty."""
+    """One statement of statements and (nested) lists of them, which may be empty. What is allocated in it lives to its end."""
     flat = []
 
     def visit(item):
         if isinstance(item, (list, tuple)):
             for part in item:
                 visit(part)
+        elif isinstance(item, tirx.SeqStmt):
+            visit(list(item.seq))
         else:
             flat.append(item)
 
     visit(statements)
+    flat += [_use(item.buffer) for item in flat if isinstance(item, tirx.AllocBuffer) and item.buffer.name.endswith(_HIDDEN)]
     if not flat:
         return tirx.Evaluate(i64(0))
     return flat[0] if len(flat) == 1 else tirx.SeqStmt(flat)

@@ -169,6 +169,12 @@ def test_depthwise_arrays_of_one_size_stay_apart(isa):
     check(spec, isa)
 
 
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_unipolar_arrays_of_one_size_stay_apart(isa):
+    """The results of four pixels are as large as the sums of weights."""
+    check(BinaryConv2d(Window(2, 2, (1, 1)), 64, 32, unipolar=True, epilogue=DOTS), isa)
+
+
 def test_depthwise_weights_take_one_bit_each():
     spec = BinaryConv2d(Window(8, 8, (3, 3)), 64, 64, 64, dense_groups=True)
     weights = np.ones((64, 3, 3, 1), "uint32")
