@@ -20,7 +20,7 @@ from tvm import relax
 from bnntvm import ops
 from bnntvm.bits import WORD_BITS, pack_bits
 from bnntvm.graph import Rewriter, bindings, const, dims, dtype, op_name, uses
-from bnntvm.levels import Mono, quantise, threshold_values
+from bnntvm.levels import Mono, Step, quantise, threshold_values
 
 from .infer_levels import infer_levels
 from .propagate_bits import pool_bits
@@ -37,11 +37,23 @@ class _Fold(Rewriter):
             return super().rewrite(var, value)
         data, groups = value.args[0], int(value.attrs["groups"])
         fact, levels = self.facts[data], [float(v) for v in value.attrs["levels"]]
+        if not isinstance(fact, Step):
+            return self.by_value(data, levels, groups)
         if groups > 1 and dims(data)[-1] // groups % WORD_BITS:
             return self.grouped(data, fact, levels, groups)
         terms, flip = membership(fact, levels, threshold_dtype(fact.source), dims(data)[-1])
         pooled = self.before_pool(fact, terms, flip, groups)
         return pooled if pooled is not None else self.packed(self.env[fact.source], terms, flip, groups)
+
+    def by_value(self, data, levels, groups):
+        """Comparisons with the levels themselves, where the packed layers in between hide what the tensor is a step function of."""
+        planes = [self.emit(relax.op.equal(self.env[data], const(np.float32(level)))) for level in levels]
+        plane = planes[0]
+        for other in planes[1:]:
+            plane = self.emit(relax.op.logical_or(plane, other))
+        if groups > 1 and dims(data)[-1] // groups % WORD_BITS:
+            return self.rows_of_groups(self.emit(relax.op.astype(plane, "float32")), dims(data), groups)
+        return self.emit(ops.call(ops.PACK, [plane], groups=groups))
 
     def packed(self, source, terms, flip, groups):
         """The words of a plane."""
@@ -97,6 +109,10 @@ class _Fold(Rewriter):
         value = self.emit(relax.op.where(plane, const(np.float32(1)), const(np.float32(0))))
         if flip.any():
             value = self.emit(relax.op.abs(self.emit(relax.op.subtract(value, const(flip.astype(np.float32))))))
+        return self.rows_of_groups(value, shape, groups)
+
+    def rows_of_groups(self, value, shape, groups):
+        """The words of a plane of ones and zeros in float32, every group packed as a row of its own."""
         rows = self.emit(relax.op.reshape(value, [*shape[:-2], shape[-2] * groups, shape[-1] // groups]))
         words = self.emit(ops.call(ops.PACK, [self.emit(relax.op.greater(rows, const(np.float32(0.5))))], groups=1))
         return self.emit(relax.op.reshape(words, [*shape[:-1], groups * dims(words)[-1]]))
