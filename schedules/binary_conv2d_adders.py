@@ -104,18 +104,11 @@ class Adder:
         return self._get(self.totals, p, v)
 
 
-class CarrySave(Adder):
-    """Pairs of words through a full adder whose sum bits stay in a register.
-
-    Words are stored encoded: the pair (x0, x1) as x0 and x0 ^ x1, activations and weights alike. With ``ones`` the sum bits so far and the
-    two products a0 ^ w0, a1 ^ w1, the full adder's sum is ones' = ones ^ (a0 ^ a1) ^ (w0 ^ w1), one operation, and its carry is ones
-    where that sum changed (the products differ) and a0 ^ w0 where it did not. The carry counts twice: five operations for two words
-    with AVX-512, whose vpternlogd makes the sum and the choice one operation each.
-    """
+class SumBits:
+    """What adders of pairs of words share: a full adder's sum bits stay in a register, only its carries, which count twice, are counted."""
 
     words = 2
     weight = 2
-    copies = True
 
     def __init__(self, pixels, vectors, lanes):
         super().__init__(pixels, vectors, lanes)
@@ -124,6 +117,22 @@ class CarrySave(Adder):
 
     def start(self, initial=None):
         return super().start(initial) + [self._put(self.ones, p, v, T.splat(0, "uint32", self.lanes)) for p, v in self.cells]
+
+    def value(self, p, v):
+        pairs = self._get(self.totals, p, v)
+        return pairs + pairs - T.tirx.Cast(T.vector_type("int32", self.lanes), popcount(self._get(self.ones, p, v)))
+
+
+class CarrySave(SumBits, Adder):
+    """Pairs of words through a full adder whose sum bits stay in a register.
+
+    Words are stored encoded: the pair (x0, x1) as x0 and x0 ^ x1, activations and weights alike. With ``ones`` the sum bits so far and the
+    two products a0 ^ w0, a1 ^ w1, the full adder's sum is ones' = ones ^ (a0 ^ a1) ^ (w0 ^ w1), one operation, and its carry is ones
+    where that sum changed (the products differ) and a0 ^ w0 where it did not. The carry counts twice: five operations for two words
+    with AVX-512, whose vpternlogd makes the sum and the choice one operation each.
+    """
+
+    copies = True
 
     def step(self, p, v, data, weights):
         ones, first = self._get(self.ones, p, v), data[0] ^ weights[0]
@@ -138,10 +147,6 @@ class CarrySave(Adder):
     def single(self, p, v, data, weights):
         """A pair whose second product is 0."""
         return self.step(p, v, data * 2, weights * 2)
-
-    def value(self, p, v):
-        pairs = self._get(self.totals, p, v)
-        return pairs + pairs - T.tirx.Cast(T.vector_type("int32", self.lanes), popcount(self._get(self.ones, p, v)))
 
 
 class CarrySaveOdd(CarrySave):

@@ -87,23 +87,12 @@ class Plain(single.Adder):
         return [self._add(p, v, self.product(data[0], weights[0]))]
 
 
-class Pairs(Plain):
+class Pairs(single.SumBits, Plain):
     """Two words at a time through a full adder whose sum bits stay in a register; not for ternary weights.
 
     With o the sum bits so far and the products x and y, t = o ^ x and n = t ^ y are one operation of ternary logic each, and so is the
     carry, the majority of o, x and y, as a function of o, t and n. A carry counts twice: five operations for two words instead of six.
     """
-
-    words = 2
-    weight = 2
-
-    def __init__(self, pixels, vectors, lanes):
-        super().__init__(pixels, vectors, lanes)
-        self.ones, allocation = self._array("ones", "uint32")
-        self.allocations = self.allocations + allocation
-
-    def start(self, initial=None):
-        return super().start(initial) + [self._put(self.ones, p, v, T.splat(0, "uint32", self.lanes)) for p, v in self.cells]
 
     def step(self, p, v, data, weights):
         ones = self._get(self.ones, p, v)
@@ -124,10 +113,6 @@ class Pairs(Plain):
         ones = self._get(self.ones, p, v)
         x, bind_x = T.bind("x", self.product(data[0], weights[0]))
         return [bind_x, self._add(p, v, ones & x), self._put(self.ones, p, v, ones ^ x)]
-
-    def value(self, p, v):
-        pairs = self._get(self.totals, p, v)
-        return pairs + pairs - T.tirx.Cast(T.vector_type("int32", self.lanes), single.popcount(self._get(self.ones, p, v)))
 
 
 class PlainBytes(single.Bytes, Plain):

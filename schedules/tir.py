@@ -485,6 +485,7 @@ def bind(name, value):
     return variable, tirx.Bind(variable, value)
 
 
+#: Sizes of the values behind the names of the kernel in work; no kernel reads another's names.
 _UNFOLDED = {}
 
 
@@ -563,6 +564,7 @@ def function(name, params, body):
     tirx.PrimFunc
     """
     body = seq(body)
+    _UNFOLDED.clear()
     used = set()
 
     def visit(string, _visitor):
