@@ -19,6 +19,8 @@ unipolar   ternary    (a ^ s) & m      1    -popc(s)
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from bnntvm.schedules import binary_conv2d_adders as single
@@ -41,29 +43,35 @@ def factor(planes):
     return -2 if planes.data_kind == "bipolar" else 1
 
 
-def constants(planes, weights, bits):
-    """The table's constants in numpy.
+@dataclass(frozen=True)
+class Share:
+    """What the weights alone contribute for each tap: ``constant + sum(factor * popc(words of a plane))``.
 
-    Parameters
-    ----------
-    planes : spec.PlaneSum
-    weights : ndarray uint32[Q', ..., words]
-        Planes of words, tail bits 0.
-    bits : int
-        Bits of a tap.
-
-    Returns
-    -------
-    ndarray int64[Q, ...]
-        Of every tap.
+    ``factors``: pairs of a plane of words and its factor.
     """
-    counts = np.bitwise_count(weights).sum(-1, dtype=np.int64)
-    bipolar = planes.data_kind == "bipolar"
-    if planes.weight_kind == "ternary":
-        return counts[1::2] if bipolar else -counts[0::2]
-    if planes.weight_kind == "unipolar":
-        return counts if bipolar else 0 * counts
-    return 0 * counts + bits if bipolar else -counts
+
+    constant: int
+    factors: tuple[tuple[int, int], ...] = ()
+
+    def of(self, counts):
+        """In numpy; ``counts`` int64[planes of words, ...] of set bits."""
+        return sum((factor * counts[plane] for plane, factor in self.factors), np.full(counts.shape[1:], self.constant, np.int64))
+
+
+def shares(planes, bits):
+    """The table's constants for taps of ``bits`` bits: one for each weight plane if planes are scaled, else their sum with coefficients."""
+    bipolar, count = planes.data_kind == "bipolar", range(len(planes.weights))
+    if planes.weight_kind == "ternary":  # signs, mask
+        found = [Share(0, ((2 * q + 1, 1) if bipolar else (2 * q, -1),)) for q in count]
+    elif planes.weight_kind == "unipolar":
+        found = [Share(0, ((q, 1),) if bipolar else ()) for q in count]
+    else:
+        found = [Share(bits) if bipolar else Share(0, ((q, -1),)) for q in count]
+    if planes.scaled:
+        return found
+    scales = [sum(planes.data) * c for c in planes.weights]
+    factors = ((plane, f * scale) for scale, share in zip(scales, found) for plane, f in share.factors)
+    return [Share(sum(s * share.constant for s, share in zip(scales, found)), tuple(pair for pair in factors if pair[1]))]
 
 
 class Plain(single.Adder):

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bnntvm.schedules import bitserial_adders as adders
 from bnntvm.schedules import bitserial_lookup as lookup
 from bnntvm.schedules import by_bytes, epilogue
 from bnntvm.schedules.binary_conv2d import _convolve, _tasks, _tile_width
-from bnntvm.schedules.binary_conv2d_tiles import Geometry, always_inside
-from bnntvm.schedules.bitserial_conv2d_kernel import PlanesKernel, short_corrections
+from bnntvm.schedules.binary_conv2d_tiles import Geometry
+from bnntvm.schedules.bitserial_conv2d_kernel import PlanesKernel
 from bnntvm.schedules.bitserial_conv2d_lookup import LookupKernel
 from bnntvm.spec import WORD_BITS, words
 
@@ -109,62 +108,23 @@ def pack_weights(spec, schedule, isa, weights):
     -------
     uint32[words(O), elements]
         For a block of 32 output channels: for each weight plane and part of ``schedule.vectors`` vectors the words, one channel per lane,
-        of a ternary plane signs and mask in turn; then the corrections, int[planes or 1, taps or 1, 32], where there are any, in 16 bits
-        if they fit (tap 2 i in the low half of a word, tap 2 i + 1 in the high half). For products of bytes see :mod:`.int8_conv2d`.
+        of a ternary plane signs and mask in turn. For sums that are looked up see :func:`.bitserial_lookup.pack`, for products of bytes
+        :mod:`.int8_conv2d`.
     """
     if schedule.adder == by_bytes.ADDER:
         return by_bytes.pack_weights(spec, schedule, isa, weights)
     if schedule.adder == "lookup":
-        return _pack_lookup(spec, isa, weights)
+        indices = lookup.pack(lookup.weight_bits(spec.planes, weights, spec.in_channels), isa)
+        return indices.reshape(len(indices), -1)
     planes, blocks, channels = spec.planes, words(spec.out_channels), schedule.vectors * isa.lanes
-    halves, taps = planes.words_per_weight, weights.shape[2:4]
+    halves = planes.words_per_weight
     flat = np.zeros((len(weights), blocks * WORD_BITS, int(np.prod(weights.shape[2:]))), "uint32")
     flat[:, : spec.out_channels] = weights.reshape(*weights.shape[:2], -1)
-    constants = _corrections(spec, flat.reshape(*flat.shape[:2], *taps, -1))
     if spec.dense_groups:  # to the place that the channel's group has in its word
         groups = np.arange(flat.shape[1], dtype="uint32") // (spec.out_channels // spec.groups)
         flat <<= (groups * (spec.in_channels // spec.groups) % WORD_BITS)[:, None]
     parts = flat.reshape(-1, halves, blocks, WORD_BITS // channels, channels, flat.shape[-1])
-    packed = np.ascontiguousarray(parts.transpose(2, 0, 3, 5, 1, 4)).reshape(blocks, -1)
-    return np.concatenate([packed, constants.reshape(blocks, -1)], axis=1)
-
-
-def _corrections(spec, weights):
-    """uint32[blocks, planes or 1, taps or 1, 32] (or nothing): see :class:`.bitserial_conv2d_kernel.Corrections`."""
-    planes = spec.planes
-    if planes.data_kind == planes.weight_kind == "unipolar":
-        return np.zeros((weights.shape[1] // WORD_BITS, 0), np.uint32)
-    constants = adders.constants(planes, weights, spec.in_channels // spec.groups)
-    if not planes.scaled:
-        coefficients = np.array(planes.weights).reshape(-1, 1, 1, 1) * sum(planes.data)
-        constants = (constants * coefficients).sum(0, keepdims=True)
-    if always_inside(Geometry.of(spec)):
-        constants = constants.sum((2, 3), keepdims=True)
-    return _stored(constants, short_corrections(spec))
-
-
-def _stored(constants, short):
-    """The same of int64[planes or 1, O, kh, kw], O a multiple of 32."""
-    constants = constants.reshape(len(constants), -1, WORD_BITS, constants.shape[2] * constants.shape[3]).transpose(1, 0, 3, 2)
-    if not short:
-        return np.ascontiguousarray(constants.astype(np.int32)).view(np.uint32)
-    even = np.concatenate([constants, np.zeros_like(constants[:, :, : constants.shape[2] % 2])], axis=2) & 0xFFFF
-    return (even[:, :, 0::2] | even[:, :, 1::2] << 16).astype(np.uint32)
-
-
-def _pack_lookup(spec, isa, weights):
-    """uint32[vectors, elements]: see :func:`.bitserial_lookup.pack`; behind the planes of a vector its blocks' corrections."""
-    plane = lookup.weight_bits(spec.planes, weights, spec.in_channels)
-    indices = lookup.pack(plane, isa)
-    packed = indices.reshape(len(indices), -1)
-    if lookup.uncorrected(spec.planes):
-        return packed
-    width, _ = lookup.shape(isa)
-    constants = np.zeros((1, len(indices) * 4 * isa.lanes, *weights.shape[2:4]), np.int64)
-    constants[0, : spec.out_channels] = lookup.constants(spec.planes, plane, width).reshape(spec.out_channels, *weights.shape[2:4])
-    if always_inside(Geometry.of(spec)):
-        constants = constants.sum((2, 3), keepdims=True)
-    return np.concatenate([packed, _stored(constants, lookup.short_corrections(spec)).reshape(len(packed), -1)], axis=1)
+    return np.ascontiguousarray(parts.transpose(2, 0, 3, 5, 1, 4)).reshape(blocks, -1)
 
 
 def reference(spec, operands, epilogue_inputs):

@@ -6,24 +6,15 @@ their coefficients is kept in memory (it fits in the first-level cache) and star
 
 from __future__ import annotations
 
-from math import prod
-
 from tvm import tirx
 
 from bnntvm.schedules import bitserial_adders as adders
 from bnntvm.schedules import tir as T
-from bnntvm.schedules.binary_conv2d_adders import memory
+from bnntvm.schedules.binary_conv2d_adders import memory, popcount
 from bnntvm.schedules.binary_conv2d_kernel import BLOCK, Kernel
-from bnntvm.schedules.binary_conv2d_tiles import Geometry, always_inside, segments
+from bnntvm.schedules.binary_conv2d_tiles import always_inside, segments
 from bnntvm.schedules.epilogue import Emitter
 from bnntvm.spec import words
-
-
-def short_corrections(spec):
-    """Whether what the weights of a tap (of all taps, where they are summed up) contribute fits in 16 bits."""
-    taps = prod(spec.window.kernel) if always_inside(Geometry.of(spec)) else 1
-    most = spec.in_channels // spec.groups * taps * sum(map(abs, spec.planes.data)) * sum(map(abs, spec.planes.weights))
-    return most < 2**15
 
 
 def choose(coefficients, index):
@@ -45,12 +36,9 @@ class PlanesKernel(Kernel):
         self.words_per_weight = spec.planes.words_per_weight
         self.word_step = self.step * self.words_per_weight
         self.kind = adders.logic(spec.planes)
-        uncorrected = spec.planes.data_kind == spec.planes.weight_kind == "unipolar"
-        count = len(spec.planes.weights) if spec.planes.scaled else 1
-        self.corrections = Corrections(self, uncorrected, short_corrections(spec), count)
-        # Words of one weight plane of a block, and where the corrections begin.
+        self.corrections = Corrections(self, adders.shares(spec.planes, spec.in_channels // spec.groups))
+        # Words of one weight plane of a block.
         self.plane_step = self.kernel_words * BLOCK * self.words_per_weight
-        self.corrections_at = len(spec.planes.weights) * self.plane_step
 
     def build(self):
         spec, g = self.spec, self.geometry
@@ -58,8 +46,7 @@ class PlanesKernel(Kernel):
         shape = (batch, spec.window.in_height, spec.window.in_width, g.pixel_words)
         self.sources = [T.buffer(f"data{p}", shape, "uint32") for p in range(len(self.planes.data))]
         self.data = self.sources[0]
-        row = self.corrections_at + self.corrections.stored
-        self.weights = T.buffer("weights", (self.blocks, row), "uint32")
+        self.weights = T.buffer("weights", (self.blocks, len(self.planes.weights) * self.plane_step), "uint32")
         params = [*self.sources, self.weights]
         if spec.zeros:
             self.mask = T.buffer("zeros", shape, "uint32")
@@ -71,7 +58,7 @@ class PlanesKernel(Kernel):
         self.result_type = "float32" if self.planes.scaled else "int32"
         self.emitter = Emitter(spec.epilogue, spec.out_channels, self.isa, dims, self.result_type)
         params += self.emitter.inputs + self.emitter.outputs
-        return T.function("bitserial_conv2d", params, self.tasks(batch))
+        return T.function("bitserial_conv2d", params, [self.corrections.prepare(), self.tasks(batch)])
 
     @property
     def fast_adder(self):
@@ -131,9 +118,33 @@ class PlanesKernel(Kernel):
     def correct_point(self, first_row, last_row, first, last):
         return self.corrections.point(self.block_number, first_row, last_row, first, last)
 
-    def correction_index(self, block, element):
-        """Where an element of a block's corrections is stored."""
-        return [block, self.corrections_at + element]
+    def count_taps(self, corrections):
+        """Statements that write what the weights of every tap contribute."""
+        lanes, words_ = range(0, BLOCK, self.lanes), self.kernel_words // corrections.taps
+
+        def tap(block, q, number):
+            sums = T.Registers("share", len(lanes), "int32", self.lanes)
+            share, step = corrections.shares[q], number * (words_ * self.word_step)
+
+            def word(plane, factor, c):
+                found = [self._bits(block, plane, step + c * self.word_step, lane) for lane in lanes]
+                return [sums.set(v, sums.get(v) + count * T.splat(factor, "int32", self.lanes)) for v, count in enumerate(found)]
+
+            counted = [T.for_("c", words_, lambda c, p=p, f=f: word(p, f, c)) for p, f in share.factors]
+            places = [corrections.tap_at(block, q, number, lane) for lane in lanes]
+            stores = [T.store_vector(corrections.counts, place, sums.get(v)) for v, place in enumerate(places)]
+            return [*sums.allocate, *sums.fill(T.splat(corrections.constant(q), "int32", self.lanes)), counted, stores]
+
+        return T.for_("block", self.blocks, lambda block: [
+            T.for_("tap", corrections.taps, lambda number, q=q: tap(block, q, number)) for q in range(corrections.count)
+        ])  # fmt: skip
+
+    def _bits(self, block, plane, at, lane):
+        """The number of bits of a word of the weights ``plane``, int32, for the lanes from ``lane`` on."""
+        (number, half), (part, v) = divmod(plane, self.words_per_weight), divmod(lane, self.step)
+        index = at + (number * self.plane_step + half * self.step + part * (self.kernel_words * self.word_step) + v)
+        count = popcount(T.load_vector(self.weights, [block, index], self.lanes))
+        return tirx.Cast(T.vector_type("int32", self.lanes), count)
 
     def halves(self, adder):
         return False
@@ -249,31 +260,47 @@ class PlanesKernel(Kernel):
 class Corrections:
     """What the weights alone contribute, int32 for the 32 channels of a block, for taps and for sums of taps.
 
-    Stored behind a block's weights for every tap, in one sum if no tap is ever outside the image, or not at all if it is 0.
+    It is counted once in a call, which costs about as much as one pixel; stored beside the weights it would be an eighth of what few
+    channels take.
 
     Parameters
     ----------
     kernel : Kernel
-        With a method ``correction_index(block, element)``.
-    zero, short : bool
-        Nothing to correct; stored in 16 bits.
-    count : int
-        Separate ones, one for each weight plane (scaled planes).
+        With a method ``count_taps(corrections)``.
+    shares : list of bitserial_adders.Share
+        Separate ones, one for each weight plane (scaled planes), or one.
     blocks : int
         Blocks that are prepared at a time.
     """
 
-    def __init__(self, kernel, zero, short, count=1, blocks=1):
-        self.kernel, self.zero, self.short, self.count, self.blocks = kernel, zero, short, count, blocks
+    def __init__(self, kernel, shares, blocks=1):
+        self.kernel, self.shares, self.count, self.blocks = kernel, shares, len(shares), blocks
+        self.zero = not any(share.constant or share.factors for share in shares)
+        self.counted = any(share.factors for share in shares)
         g = kernel.geometry
         self.summed = always_inside(g)
-        self.height, self.width = (1, 1) if self.summed else g.kernel
-        # Words of 32 lanes that one weight plane's taps take.
-        self.words = -(-self.height * self.width // 2) if short else self.height * self.width
-        self.stored = 0 if zero else count * self.words * BLOCK
+        self.area = g.kernel[0] * g.kernel[1]
+        self.width = 1 if self.summed else g.kernel[1]
+        # What is counted separately: taps, or their sum if none is ever outside the image.
+        self.taps = 1 if self.summed else self.area
         intervals = {interval for pattern in kernel.plan.patterns for interval in pattern}
         self.slots = {interval: i for i, interval in enumerate(sorted(intervals))}
         self.size = len(self.slots) + 1
+
+    def constant(self, q):
+        """What each of the ``taps`` of share ``q`` contributes without looking at weights."""
+        return self.shares[q].constant * (self.area // self.taps)
+
+    def prepare(self):
+        """Statements at the start of a call."""
+        if not self.counted:
+            return []
+        self.counts, statements = memory("shares", self.kernel.blocks * self.blocks * self.count * self.taps * BLOCK, "int32")
+        return [statements, self.kernel.count_taps(self)]
+
+    def tap_at(self, block, q, tap, lane):
+        """Where a tap's share for the lanes from ``lane`` of a block of 32 channels on is."""
+        return [((block * self.count + q) * self.taps + tap) * BLOCK + lane]
 
     def allocation(self):
         if self.zero:
@@ -299,31 +326,24 @@ class Corrections:
         lanes = range(0, BLOCK, size)
 
         def one(b, q):
-            counts, allocation = T.local("sum", BLOCK, "int32")
+            if not self.counted:
+                value = T.bind("share", tirx.Cast("int32", (last_row - first_row) * (last - first) * self.constant(q)))
+                return [value[1], [T.store_vector(self.array, self._at(slot, lane, q, b), T.broadcast(value[0], size)) for lane in lanes]]
+            sums = T.Registers("sum", len(lanes), "int32", size)
 
             def add(r, s):
-                tap, bind = T.bind("tap", (first_row + r) * self.width + first + s)
-                values = [self._tap(block + b, q, tap, lane) for lane in lanes]
-                return [bind, [T.store_vector(counts, [lane], T.load_vector(counts, [lane], size) + v) for lane, v in zip(lanes, values)]]
+                tap = (first_row + r) * self.width + first + s
+                found = [T.load_vector(self.counts, self.tap_at(block + b, q, tap, lane), size) for lane in lanes]
+                return [sums.set(v, sums.get(v) + value) for v, value in enumerate(found)]
 
             return [
-                allocation,
-                [T.store_vector(counts, [lane], T.splat(0, "int32", size)) for lane in lanes],
+                *sums.allocate,
+                *sums.fill(T.splat(0, "int32", size)),
                 T.for_("r", last_row - first_row, lambda r: T.for_("s", last - first, lambda s: add(r, s))),
-                [T.store_vector(self.array, self._at(slot, lane, q, b), T.load_vector(counts, [lane], size)) for lane in lanes],
+                [T.store_vector(self.array, self._at(slot, lane, q, b), sums.get(v)) for v, lane in enumerate(lanes)],
             ]
 
-        return T.for_("b", self.blocks, lambda b: T.for_("q", self.count, lambda q: one(b, q)))
-
-    def _tap(self, block, q, tap, lane):
-        """What the weights of one tap contribute."""
-        size = self.kernel.lanes
-        row = q * self.words + (tap // 2 if self.short else tap)
-        word = T.load_vector(self.kernel.weights, self.kernel.correction_index(block, row * BLOCK + lane), size)
-        if not self.short:
-            return T.reinterpret("int32", word)
-        low = T.broadcast(tirx.Cast("uint32", (1 - tap % 2) * 16), size)
-        return T.reinterpret("int32", word << low) >> T.splat(16, "int32", size)
+        return T.for_("b", self.blocks, lambda b: [one(b, q) for q in range(self.count)])
 
     def load(self, interval, lane, q=0, block=0):
         """The sum for a pixel with the columns ``interval``, for the lanes from ``lane`` of a block on."""

@@ -40,26 +40,19 @@ class LookupKernel(Kernel):
         self.channels = self.vectors * self.bytes  # of a block
         self.reach = (self.geometry.kernel[0] - 1) * self.geometry.dilations[0] + 1
         self.blocks_at_once = self.channels // BLOCK
-        self.corrections_at = len(self.coefficients) * self.packed_words
-        self.corrections = Corrections(self, lookup.uncorrected(spec.planes), lookup.short_corrections(spec), blocks=self.blocks_at_once)
+        self.corrections = Corrections(self, [lookup.share(spec.planes, spec.in_channels, self.bits)], self.blocks_at_once)
 
     @property
     def packed_words(self):
         """Packed words of one vector of channels and one weight plane."""
         return self.padded_steps * self.bits * self.bytes // 8 // 4
 
-    def correction_index(self, block, element):
-        """Where the corrections of a block of 32 channels are stored."""
-        per_vector = self.bytes // BLOCK
-        return [block // per_vector, self.corrections_at + block % per_vector * self.corrections.stored + element]
-
     def build(self):
         spec, g = self.spec, self.geometry
         batch = tirx.Var("n", "int64")
         shape = (batch, spec.window.in_height, spec.window.in_width, self.words_of_pixel)
         self.sources = [T.buffer(f"data{p}", shape, "uint32") for p in range(len(self.planes.data))]
-        row = self.corrections_at + self.bytes // BLOCK * self.corrections.stored
-        self.weights = T.buffer("weights", (self.vector_blocks, row), "uint32")
+        self.weights = T.buffer("weights", (self.vector_blocks, len(self.coefficients) * self.packed_words), "uint32")
         dims = (batch, spec.window.out_height, spec.window.out_width)
         self.emitter = Emitter(spec.epilogue, spec.out_channels, self.isa, dims, "int32")
         rows = self.schedule.task_rows
@@ -71,7 +64,10 @@ class LookupKernel(Kernel):
             return [bind_image, bind_row, self.rows_of_task(image, row)]
 
         params = [*self.sources, self.weights, *self.emitter.inputs, *self.emitter.outputs]
-        return T.function("bitserial_conv2d_lookup", params, T.parallel("task", batch * tasks, task))
+        steps = self.vector_blocks * len(self.coefficients) * self.padded_steps
+        self.indices, indices = memory("indices", steps * self.bytes, "uint8")
+        body = [indices, self.unpack(), self.corrections.prepare(), T.parallel("task", batch * tasks, task)]
+        return T.function("bitserial_conv2d_lookup", params, body)
 
     def rows_of_task(self, image, row):
         """All blocks of channels of the output rows from ``row`` on that belong to one task."""
@@ -83,8 +79,6 @@ class LookupKernel(Kernel):
         self.strips = Strips.of_pixels(self.emitter, tile)
         self.totals, totals = memory("totals", tile * self.vectors * self.bytes, "uint16")
         self.tables, tables = memory("tables", len(self.sources_parts) * self.table_rows * self.entries, "uint8")
-        steps = self.vector_blocks * len(self.coefficients) * self.padded_steps
-        self.indices, indices = memory("indices", steps * self.bytes, "uint8")
         self.sums, sums = memory("sums", len(self.planes.data) * 2**self.bits * self.entries, "uint8")
 
         def line(i):
@@ -96,7 +90,7 @@ class LookupKernel(Kernel):
             write = T.for_("fill", bottom + self.reach - first, lambda j: self.write_tables(first + j))
             return [bind, bind_first, write, T.for_("block", self.blocks, lambda b: self.block_of_row(b, y))]
 
-        prepared = [results, totals, tables, indices, sums, self.strips.allocation, self.unpack(), self.sums_of_indices()]
+        prepared = [results, totals, tables, sums, self.strips.allocation, self.sums_of_indices()]
         return [*prepared, T.for_("line", rows, line)]
 
     def block_of_row(self, block, y):
@@ -104,7 +98,7 @@ class LookupKernel(Kernel):
         self.block_number = block * self.blocks_at_once
         return [bind, self.corrections.allocation(), self.row(Sums, block, y)]
 
-    # What a task prepares --------------------------------------------------------------------------------------------------------------
+    # What a call prepares, and a task ---------------------------------------------------------------------------------------------------
 
     def unpack(self):
         """Statements that write the weights as one index in each byte."""
@@ -141,6 +135,40 @@ class LookupKernel(Kernel):
         select = 0xCA  # a ? b : c
         rest = ternary_logic(number(0x0C0C0C0C), second, third, select)
         return [*loaded, ternary_logic(number(0x03030303), first, rest, select)]
+
+    def count_taps(self, corrections):
+        """Statements that write what the weights of every tap contribute: bits of indices, added in bytes while they fit."""
+        (share,), most = corrections.shares, 255 // self.bits
+        groups, count = self.steps // corrections.taps, len(self.coefficients)
+        unused = T.splat(2**self.bits - 1, "uint8", self.bytes)
+
+        def run(first, length, factor, sums):
+            """Statements that add the bits of ``length`` indices from step ``first`` on."""
+            octets = T.Registers("octets", 1, "uint8", self.bytes)
+
+            def step(k):
+                return octets.set(0, octets.get(0) + popcount(T.load_vector(self.indices, [(first + k) * self.bytes], self.bytes) & unused))
+
+            word, bind = T.bind("octets", T.tirx.reinterpret(T.vector_type("uint32", self.lanes), octets.get(0)))
+            scale, low = T.splat(factor, "int32", self.lanes), T.splat(255, "uint32", self.lanes)
+            parts = [T.reinterpret("int32", (word >> T.splat(8 * j, "uint32", self.lanes)) & low) for j in range(4)]
+            add = [sums.set(j, sums.get(j) + part * scale) for j, part in enumerate(parts)]
+            return [*octets.allocate, *octets.fill(T.splat(0, "uint8", self.bytes)), T.for_("k", length, step), bind, add]
+
+        def tap(vector, number):
+            sums = T.Registers("share", 4, "int32", self.lanes)
+            body = [*sums.allocate, *sums.fill(T.splat(corrections.constant(0), "int32", self.lanes))]
+            for plane, factor in share.factors:
+                first = (vector * count + plane) * self.padded_steps + number * groups
+                body += [T.for_("chunk", groups // most, lambda c, f=first, w=factor: run(f + c * most, most, w, sums)),
+                         run(first + groups // most * most, groups % most, factor, sums) if groups % most else []]  # fmt: skip
+            for j in range(4):
+                block, lane = divmod(j * self.lanes, BLOCK)
+                at = corrections.tap_at(vector * (self.bytes // BLOCK) + block, 0, number, lane)
+                body.append(T.store_vector(corrections.counts, at, sums.get(j)))
+            return body
+
+        return T.for_("v", self.vector_blocks, lambda v: T.for_("tap", corrections.taps, lambda number: tap(v, number)))
 
     def sums_of_indices(self):
         """Statements that write, for every plane and index of data bits, the sums with all weight bits."""

@@ -3,6 +3,8 @@
 The register tile of :mod:`.binary_dense`, computed for one pair of a data plane and a weight plane after the other; the sum of all pairs
 starts with the constants that the weights contribute (:mod:`.bitserial_adders`) and stays in registers. The weights of a block of channels
 are in the first-level cache when the second data plane meets them.
+
+Unipolar data with bipolar weights need no constants of the weights here: popc(a) - 2 popc(a & w), the first term the same for a whole row.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ def space(spec, isa):
 
 
 def _corrected(planes):
-    """Rows of corrections of a block: one, one for each weight plane if those are scaled, none if there is nothing to correct."""
-    if planes.data_kind == planes.weight_kind == "unipolar":
+    """Rows of corrections of a block: one, one for each weight plane if those are scaled, none if no weights have to be counted."""
+    if planes.weight_kind == "bipolar" or planes.data_kind == planes.weight_kind:
         return 0
     return len(planes.weights) if planes.scaled else 1
 
@@ -58,10 +60,9 @@ def pack_weights(spec, schedule, isa, weights):
     planes, width, count = spec.planes, schedule.words * specs.WORD_BITS, binary_dense.blocks(spec, schedule)
     padded = np.zeros((len(weights), count * width, weights.shape[2]), np.uint32)
     padded[:, : spec.out_features] = weights
-    constants = adders.constants(planes, padded, spec.in_features)
-    if not planes.scaled:
-        constants = (constants * np.array(planes.weights).reshape(-1, 1) * sum(planes.data)).sum(0, keepdims=True)
-    constants = constants[: _corrected(planes)].reshape(_corrected(planes), count, width).transpose(1, 0, 2)
+    counts = np.bitwise_count(padded).sum(-1, dtype=np.int64)
+    shares = adders.shares(planes, spec.in_features)[: _corrected(planes)]
+    constants = np.array([share.of(counts) for share in shares], np.int64).reshape(_corrected(planes), count, width).transpose(1, 0, 2)
     parts = padded.reshape(-1, planes.words_per_weight, count, width, weights.shape[2]).transpose(2, 0, 4, 1, 3)
     stored = np.ascontiguousarray(constants.astype(np.int32)).view(np.uint32)
     return np.concatenate([parts.reshape(count, -1), stored.reshape(count, stored.shape[1] * width)], axis=1)
@@ -93,7 +94,9 @@ class _Kernel(binary_dense._Kernel):
         self.spec, self.schedule, self.isa, self.lanes, self.planes = spec, schedule, isa, isa.lanes, spec.planes
         self.depth, self.blocks = specs.words(spec.in_features), binary_dense.blocks(spec, schedule)
         self.vectors, self.width = schedule.words * specs.WORD_BITS // isa.lanes, schedule.words * specs.WORD_BITS
-        self.kind, self.halves = adders.logic(spec.planes), spec.planes.words_per_weight
+        self.of_rows = (spec.planes.data_kind, spec.planes.weight_kind) == ("unipolar", "bipolar")
+        self.kind, self.factor = ("and", -2) if self.of_rows else (adders.logic(spec.planes), adders.factor(spec.planes))
+        self.halves = spec.planes.words_per_weight
         # Elements of a word of K of all channels of a block, of a weight plane, and of the planes before the corrections.
         self.word_step = self.halves * self.width
         self.plane_step = self.depth * self.word_step
@@ -108,10 +111,15 @@ class _Kernel(binary_dense._Kernel):
         self.result_type = "float32" if spec.planes.scaled else "int32"
         self.emitter = tail.Emitter(spec.epilogue, spec.out_features, isa, (self.rows,), self.result_type)
         self.base, self.allocate = tir.scratch("base", (self.rows,), "int32") if spec.zeros else (None, None)
+        # What the bits of a row contribute: one number, one for each data plane if those are scaled.
+        self.ones, self.allocate_ones = (None, None)
+        if self.of_rows:
+            self.ones, self.allocate_ones = tir.scratch("ones", (len(spec.planes.data) if spec.planes.scaled else 1, self.rows), "int32")
 
     def function(self):
         more = [operand for operand in (self.mask, self.scales) if operand is not None]
         body = [self.allocate, self._count_rows()] if self.base is not None else []
+        body += [self.allocate_ones, tir.for_("row", self.rows, self._count_ones)] if self.of_rows else []
         body.append(self._by_columns() if self.blocks >= 8 else self._by_rows())
         params = [*self.sources, self.weights, *more, *self.emitter.inputs, *self.emitter.outputs]
         return tir.function("bitserial_dense", params, body)
@@ -121,24 +129,51 @@ class _Kernel(binary_dense._Kernel):
     def _product(self, height, block, first, masked):
         cells = height * self.vectors
         totals = tir.Registers("total", cells, self.result_type, self.lanes)
-        body = [*totals.allocate, self._start(totals, height, block)]
+        body = [*totals.allocate, self._start(totals, height, block, first)]
         for p in range(len(self.planes.data)):
             body.append(tir.for_("q", len(self.planes.weights), lambda q, p=p: self._pair(totals, height, block, first, p, q, masked)))
         return [*body, *self._stores(totals, height, block, first)]
 
-    def _start(self, totals, height, block):
-        """Totals begin with the corrections."""
-        if self.planes.scaled or not _corrected(self.planes):
-            return totals.fill(tir.splat(0, self.result_type, self.lanes))
-        body = []
-        for v in range(self.vectors):
-            value, named = self._correction(block, v, 0)
-            body += [named, *(totals.set(r * self.vectors + v, value) for r in range(height))]
+    def _count_ones(self, row):
+        """Statements that write what the bits of a row contribute."""
+        planes, acc = self.planes, tir.Registers("ones", 1, "int32", self.lanes)
+        whole, rest = divmod(self.depth, self.lanes)
+
+        def add(p, words):
+            count, weight = tir.reinterpret("int32", tirx.popcount(words)), 1 if planes.scaled else planes.data[p] * sum(planes.weights)
+            return acc.set(0, acc.get(0) + count * tir.splat(weight, "int32", self.lanes))
+
+        def plane(p):
+            body = [tir.for_("k", whole, lambda k: add(p, tir.load_vector(self.sources[p], [row, k * self.lanes], self.lanes)))]
+            if rest:
+                body.append(add(p, tir.load_masked(self.sources[p], [row, whole * self.lanes], tir.prefix_mask(rest, self.lanes))))
+            return body
+
+        body = [*acc.allocate]
+        for p in range(len(planes.data)):
+            first, last = planes.scaled or p == 0, planes.scaled or p == len(planes.data) - 1
+            body += [acc.fill(tir.splat(0, "int32", self.lanes)) if first else [], plane(p)]
+            body.append(tir.store(self.ones, tir.sum_lanes(acc.get(0)), p if planes.scaled else 0, row) if last else [])
         return body
 
-    def _correction(self, block, v, q):
+    def _start(self, totals, height, block, first):
+        """Totals begin with the corrections."""
+        if self.planes.scaled:
+            return totals.fill(tir.splat(0, self.result_type, self.lanes))
+        body = []
+        for i in range(height * self.vectors):
+            r, v = divmod(i, self.vectors)
+            body.append(totals.set(i, self._correction(block, v, 0, 0, first + r)))
+        return body
+
+    def _correction(self, block, v, p, q, row):
+        """What the pair (p, q) of planes contributes besides counts, or all pairs if they are not scaled."""
+        if self.of_rows:
+            return tir.broadcast(tir.load(self.ones, p, row), self.lanes)
+        if not _corrected(self.planes):  # the same for all weight planes
+            return tir.splat(adders.shares(self.planes, self.spec.in_features)[0].constant, "int32", self.lanes)
         index = self.corrections_at + q * self.width + v * self.lanes
-        return tir.bind("c", tir.reinterpret("int32", tir.load_vector(self.weights, [block, index], self.lanes)))
+        return tir.reinterpret("int32", tir.load_vector(self.weights, [block, index], self.lanes))
 
     def _pair(self, totals, height, block, first, p, q, masked):
         """Count a pair of planes and add it to the totals. The counts of zeros under the weights follow those of the products."""
@@ -147,29 +182,28 @@ class _Kernel(binary_dense._Kernel):
         body = [*acc.allocate, *acc.fill(tir.splat(0, "int32", self.lanes))]
         count = self._count_words if self.isa.popcount == "vector" else self._count_bytes
         body += count(acc, lambda k, add: self._step(height, block, first, k, masked, add, p, q))
-        factor = adders.factor(self.planes)
 
         def dot(i):
-            value = acc.get(i) * tir.splat(factor, "int32", self.lanes) if factor != 1 else acc.get(i)
+            value = acc.get(i) * tir.splat(self.factor, "int32", self.lanes) if self.factor != 1 else acc.get(i)
             return value - acc.get(cells + i) if masked else value
 
         if self.planes.scaled:
-            return [*body, self._add_scaled(totals, dot, height, block, p, q)]
+            return [*body, self._add_scaled(totals, dot, (height, block, first), p, q)]
         coefficient = self.planes.data[p] * choose(self.planes.weights, q)
         if tir.static(coefficient) == 1:
             return [*body, *(totals.set(i, totals.get(i) + dot(i)) for i in range(cells))]
         weight, named = tir.bind("coefficient", tir.broadcast(tirx.Cast("int32", coefficient), self.lanes))
         return [*body, named, *(totals.set(i, totals.get(i) + dot(i) * weight) for i in range(cells))]
 
-    def _add_scaled(self, totals, dot, height, block, p, q):
-        body = []
+    def _add_scaled(self, totals, dot, tile, p, q):
+        (height, block, first), body = tile, []
         for v in range(self.vectors):
-            correction, named = (tir.splat(0, "int32", self.lanes), []) if not _corrected(self.planes) else self._correction(block, v, q)
             where = [p * len(self.planes.weights) + q, block * self.width + v * self.lanes]
             inside = tirx.min(where[1], tir.i64(int(self.scales.shape[1]) - self.lanes))  # a tile of two words may reach past the last one
             scale, loaded = tir.bind("scale", tir.load_vector(self.scales, [where[0], inside], self.lanes))
-            body += [named, loaded]
-            for i in range(v, height * self.vectors, self.vectors):
+            body.append(loaded)
+            for r in range(height):
+                i, correction = r * self.vectors + v, self._correction(block, v, p, q, first + r)
                 value = tir.opaque(tirx.Cast(tir.vector_type("float32", self.lanes), correction + dot(i)))
                 body.append(totals.set(i, totals.get(i) + tir.fence(value * scale)))
         return body

@@ -22,7 +22,9 @@ from math import gcd, inf, prod
 import numpy as np
 
 from bnntvm.schedules import epilogue
-from bnntvm.schedules.binary_conv2d_tiles import Geometry, always_inside
+from bnntvm.schedules.binary_conv2d_tiles import Geometry
+from bnntvm.schedules.bitserial_adders import Share
+from bnntvm.spec import WORD_BITS, words
 
 #: Largest sum of the (reduced) coefficients of a part: three binary digits.
 MOST = 7
@@ -88,24 +90,28 @@ def weight_bits(planes, weights, bits):
     return plane.reshape(*plane.shape[:2], -1, bits)
 
 
-def constants(planes, plane, width):
-    """int64[O, taps]: what the weights of a tap contribute; ``plane`` of :func:`weight_bits`, ``width`` bits of an index.
+def share(planes, channels, width):
+    """What the weights of a tap contribute, of the planes of :func:`weight_bits`; ``width`` bits of an index.
 
     Bits past the last channel are 0 in data and weights; an inverted plane counts them as ones where it is xored.
     """
     base, e, inverted = terms(planes)
-    counts, channels = plane.sum(-1, dtype=np.int64), plane.shape[-1]
+    constant, factor = 0, base
     if planes.weight_kind == "bipolar":
         tail = -channels % width * sum(w for w, turned in zip(e, inverted) if turned)
-        each = base * (channels - 2 * counts) - sum(e) * counts - tail
-    else:
-        each = base * counts
-    return (each * np.array(weight_coefficients(planes)).reshape(-1, 1, 1)).sum(0)
+        constant, factor = base * channels - tail, -2 * base - sum(e)
+    coefficients = weight_coefficients(planes)
+    factors = tuple((q, c * factor) for q, c in enumerate(coefficients) if c * factor)
+    return Share(constant * sum(coefficients), factors)
 
 
 def claims(spec, isa):
-    """Whether a kernel can look the sums up; totals have 16 bits."""
+    """Whether a kernel can look the sums up; totals have 16 bits. Indices of few channels may take much more memory than planes."""
     if shape(isa) is None or spec.groups > 1 or spec.zeros or spec.planes.scaled or parts(spec.planes) is None:
+        return False
+    width, _ = shape(isa)
+    _, _, padded = steps(spec.window.kernel, spec.in_channels, width)
+    if padded * width > 1.1 * prod(spec.window.kernel) * words(spec.in_channels) * WORD_BITS:
         return False
     count = prod(spec.window.kernel) * spec.in_channels
     return all(count * part.high < 2**16 for part in parts(spec.planes))
@@ -144,18 +150,6 @@ def looking_up(spec, isa):
     filled = -(-spec.out_channels // lanes) * lanes / spec.out_channels
     look_ups = len(weight_coefficients(planes)) * (2 * len(found) + empties) * filled / (width * lanes)
     return look_ups + (4 * len(planes.data) + 14) / (width * prod(spec.window.kernel) * spec.out_channels)
-
-
-def uncorrected(planes):
-    """Whether the weights contribute nothing by themselves."""
-    return planes.weight_kind != "bipolar" and terms(planes)[0] == 0
-
-
-def short_corrections(spec):
-    """Whether :func:`constants` (summed over the taps where none is ever outside the image) fit in 16 bits."""
-    base, e, _ = terms(spec.planes)
-    taps = prod(spec.window.kernel) if always_inside(Geometry.of(spec)) else 1
-    return (spec.in_channels + 6) * taps * (abs(base) + sum(e)) * sum(map(abs, weight_coefficients(spec.planes))) < 2**15
 
 
 def pack(plane, isa):

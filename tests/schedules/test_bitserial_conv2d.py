@@ -113,13 +113,17 @@ def test_counters_do_not_overflow(isa):
     assert np.all(actual == 25 * 288 * 3 * 4)
 
 
-def test_ternary_weights_take_two_bits():
-    """What is stored beside the planes is small."""
-    spec = PlanesConv2d(Window(8, 8, (3, 3), (1, 1), (1, 1, 1, 1)), 256, 256, PlaneSum((1,), (1,), "bipolar", "ternary"))
-    for isa in LEVELS:
-        weights = np.zeros((2, 256, 3, 3, 8), "uint32")
-        stored = bitserial_conv2d.pack_weights(spec, bitserial_conv2d.default_schedule(spec, isa), isa, weights)
-        assert weights.nbytes <= stored.nbytes <= 1.05 * weights.nbytes
+@pytest.mark.parametrize("channels", [32, 96, 256])
+@pytest.mark.parametrize("data, weights", KINDS)
+def test_little_is_stored_beside_the_weights(data, weights, channels):
+    """Few channels too: what is not bits of weights is made at run time. (Indices of look-ups are of six channels.)"""
+    for scaled in (False, True):
+        planes = PlaneSum((1, 1), (1, 1), data, weights, scaled)
+        spec = PlanesConv2d(Window(8, 8, (3, 3), (1, 1), (1, 1, 1, 1)), channels, 64, planes)
+        plain = np.zeros((2 * planes.words_per_weight, 64, 3, 3, channels // 32), "uint32")
+        for isa in LEVELS:
+            stored = bitserial_conv2d.pack_weights(spec, bitserial_conv2d.default_schedule(spec, isa), isa, plain)
+            assert plain.nbytes <= stored.nbytes <= 1.04 * plain.nbytes
 
 
 WIDE = [isa for isa in ISAS if bitserial_lookup.shape(isa)]

@@ -65,3 +65,11 @@ def test_ternary_weights_take_two_bits():
     for isa in LEVELS:
         stored = bitserial_dense.pack_weights(spec, bitserial_dense.default_schedule(spec, isa), isa, weights)
         assert weights.nbytes <= stored.nbytes <= 1.01 * weights.nbytes
+
+
+def test_little_is_stored_beside_the_weights():
+    """Unipolar and bipolar data with bipolar weights have no constants in memory."""
+    for data in ("unipolar", "bipolar"):
+        spec, words = PlanesDense(64, 128, PlaneSum((1, 2), (1, 2), data, "bipolar")), np.zeros((2, 128, 2), np.uint32)
+        for isa in LEVELS:
+            assert bitserial_dense.pack_weights(spec, bitserial_dense.default_schedule(spec, isa), isa, words).nbytes == words.nbytes
