@@ -49,7 +49,8 @@ def best_cover(layout, isa, tail):
     if isa.products == "tiles":
         tiles = -(-layout.flat // 16)
         return 16 * min(range(1, min(4, tiles) + 1), key=lambda g: (tile_cycles(layout, g, tail), -g))
-    most = {"vnni": 12, "pairs": 10 if isa.registers == 32 else 4}[isa.products]
+    wide = isa.registers == 32
+    most = {"vnni": 12, "pairs": 10 if wide else 4, "dot": 5, "long": 4 if wide else 2}[isa.products]
     pixels = -(-layout.flat // -(-layout.flat // most))
     return pixels if pixels >= most // 2 or layout.flat < most else most
 
@@ -78,7 +79,7 @@ def image_cycles(spec, schedule, isa):
 def space(spec, isa):
     """Schedules worth trying, the default first."""
     first = default_schedule(spec, isa)
-    covers = (16, 32, 48, 64) if isa.products == "tiles" else range(2, first.cover + 1, 2)
+    covers = (16, 32, 48, 64) if isa.products == "tiles" else range(1, first.cover + 1) if isa.lanes == 4 else range(2, first.cover + 1, 2)
     found = [first, *(replace(first, cover=c) for c in covers)]
     found += [replace(first, task_tiles=t) for t in {first.task_tiles // 2, first.task_tiles // 4} if t]
     return list(dict.fromkeys(found))

@@ -28,6 +28,10 @@ TILE_BYTES = 64  #: bytes of a row
 
 def of(isa):
     """The engine of an instruction-set level."""
+    if isa.products in ("dot", "long"):
+        from bnntvm.schedules import int8_engines_neon
+
+        return {"dot": int8_engines_neon.Dot, "long": int8_engines_neon.Long}[isa.products]
     return {"tiles": Tiles, "vnni": Vnni, "pairs": Pairs}[isa.products]
 
 

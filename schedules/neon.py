@@ -153,8 +153,16 @@ def compare(node, a, b, bind):
 
 
 def hidden(number):
-    """``int64``: the number, which LLVM does not know: it counts a loop's steps down then, instead of comparing addresses with an end."""
-    text = 'i64 @bnn_neon_hidden(i64 %n) alwaysinline nounwind {\n  %r = call i64 asm "", "=r,0"(i64 %n)\n  ret i64 %r\n}'
+    """``int64``: the number, which LLVM does not know: it counts a loop's steps down then, instead of comparing addresses with an end.
+
+    It has 32 bits, so that 32-bit processors count in one register.
+    """
+    text = """i64 @bnn_neon_hidden(i64 %n) alwaysinline nounwind {
+  %s = trunc i64 %n to i32
+  %h = call i32 asm "", "=r,0"(i32 %s)
+  %r = zext i32 %h to i64
+  ret i64 %r
+}"""
     return T.extern("bnn_neon_hidden", text, "int64", T.i64(number))
 
 
@@ -164,8 +172,8 @@ def dot_bytes(total, codes, data, isa):
     One instruction (sdot) where the processor has it; else products of 16 bits, two of whose sums have to fit 16 bits.
     """
     if "asimddp" in isa.needs:
-        kind = "<4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32> {}, <16 x i8> {}, <16 x i8> {})"
-        lines = [f"  %r = call {kind.format('%t', '%c', '%d')}"]
+        kind = "<4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32>{}, <16 x i8>{}, <16 x i8>{})"
+        lines = [f"  %r = call {kind.format(' %t', ' %c', ' %d')}"]
         declared = ["declare " + kind.format("", "", "")]
     else:
         even, odd = (", ".join(f"i32 {2 * k + j}" for k in range(8)) for j in (0, 1))
@@ -178,3 +186,54 @@ def dot_bytes(total, codes, data, isa):
     function = f"bnn_neon_dot_{isa.machine}_{'dot' if 'asimddp' in isa.needs else 'long'}"
     head = f"<4 x i32> @{function}(<4 x i32> %t, <16 x i8> %c, <16 x i8> %d) alwaysinline nounwind {{"
     return T.extern(function, "\n".join([head, *lines, "  ret <4 x i32> %r", "}", *declared]), T.dtype_of(total), total, codes, data)
+
+
+def dot_lane(total, bytes_, data, lane):
+    """``total`` plus, in each of four lanes, the products of four signed bytes with those of lane ``lane`` of ``data`` (sdot by element).
+
+    All vectors have 16 bytes; ``total`` is ``int32x4``.
+    """
+    order = ", ".join([f"i32 {lane}"] * 4)
+    kind = "<4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32>{}, <16 x i8>{}, <16 x i8>{})"
+    name = f"bnn_neon_dot_lane_{lane}"
+    text = "\n".join([
+        f"<4 x i32> @{name}(<4 x i32> %t, <16 x i8> %w, <16 x i8> %x) alwaysinline nounwind {{",
+        "  %i = bitcast <16 x i8> %x to <4 x i32>", f"  %s = shufflevector <4 x i32> %i, <4 x i32> poison, <4 x i32> <{order}>",
+        "  %b = bitcast <4 x i32> %s to <16 x i8>", f"  %r = call {kind.format(' %t', ' %w', ' %b')}", "  ret <4 x i32> %r", "}",
+        "declare " + kind.format("", "", ""),
+    ])  # fmt: skip
+    return T.extern(name, text, "int32x4", total, bytes_, data)
+
+
+def multiply_long(total, bytes_, data, half):
+    """The products, ``int16x8``, of the low (``half`` 0) or high eight signed bytes of two vectors, plus ``total`` (smull, smlal)."""
+    order = ", ".join(f"i32 {8 * half + k}" for k in range(8))
+    name = f"bnn_neon_long_{half}" + ("" if total is None else "_add")
+    lines = [f"<8 x i16> @{name}({'' if total is None else '<8 x i16> %t, '}<16 x i8> %a, <16 x i8> %b) alwaysinline nounwind {{"]
+    for operand in "ab":
+        lines += [f"  %h{operand} = shufflevector <16 x i8> %{operand}, <16 x i8> poison, <8 x i32> <{order}>",
+                  f"  %w{operand} = sext <8 x i8> %h{operand} to <8 x i16>"]  # fmt: skip
+    lines.append("  %p = mul <8 x i16> %wa, %wb")
+    lines += ["  ret <8 x i16> %p", "}"] if total is None else ["  %r = add <8 x i16> %p, %t", "  ret <8 x i16> %r", "}"]
+    return T.extern(name, "\n".join(lines), "int16x8", *([] if total is None else [total]), bytes_, data)
+
+
+def add_pairs(total, shorts, isa):
+    """``total`` (``int32x4``) plus the neighbours of ``shorts`` (``int16x8``) added (sadalp)."""
+    if isa.machine == "arm":  # LLVM does not make one instruction of two here
+        return tirx.call_llvm_pure_intrin("int32x4", "llvm.arm.neon.vpadals.v4i32.v8i16", total, shorts)
+    kind = "llvm.aarch64.neon.saddlp.v4i32.v8i16"
+    text = (f"<4 x i32> @bnn_neon_add_pairs(<4 x i32> %t, <8 x i16> %s) alwaysinline nounwind {{\n"
+            f"  %p = call <4 x i32> @{kind}(<8 x i16> %s)\n  %r = add <4 x i32> %t, %p\n  ret <4 x i32> %r\n}}\n"
+            f"declare <4 x i32> @{kind}(<8 x i16>)")  # fmt: skip
+    return T.extern("bnn_neon_add_pairs", text, "int32x4", total, shorts)
+
+
+def pairs_of(low, high):
+    """Sums of neighbours of ``low``, then of ``high``, all ``int32x4`` (addp)."""
+    even, odd = (", ".join(f"i32 {2 * k + j}" for k in range(4)) for j in (0, 1))
+    text = (f"<4 x i32> @bnn_neon_pairs_of(<4 x i32> %a, <4 x i32> %b) alwaysinline nounwind {{\n"
+            f"  %e = shufflevector <4 x i32> %a, <4 x i32> %b, <4 x i32> <{even}>\n"
+            f"  %o = shufflevector <4 x i32> %a, <4 x i32> %b, <4 x i32> <{odd}>\n"
+            "  %r = add <4 x i32> %e, %o\n  ret <4 x i32> %r\n}")  # fmt: skip
+    return T.extern("bnn_neon_pairs_of", text, "int32x4", low, high)

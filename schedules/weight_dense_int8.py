@@ -279,7 +279,7 @@ class _Kernel:
 
     def _dot(self, total, codes, data):
         """``total`` plus the products of four unsigned bytes with four signed ones, in every lane."""
-        if self.isa.products not in ("tiles", "vnni", "pairs"):
+        if not self.isa.products:
             return _dot_by_bytes(total, codes, data)
         octets, pairs = (tir.vector_type(*kind) for kind in (("int8", 4 * self.lanes), ("int16", 2 * self.lanes)))
         codes, data = tirx.reinterpret(octets, codes), tirx.reinterpret(octets, data)

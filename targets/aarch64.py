@@ -18,11 +18,16 @@ _I8MM = _DOT | {"i8mm"}
 
 
 def _level(name, needs, *features):
+    dot = "asimddp" in needs
     # LLVM orders code for an in-order processor if it is told nothing, and spills what it hoists.
-    return Isa(name, "cortex-a72", 4, 32, "neon", needs, "aarch64", _TRIPLE, ("+neon", *features))
+    return Isa(
+        name, "cortex-a72", 4, 32, "neon", needs, "aarch64", _TRIPLE, ("+neon", *features),
+        products="dot" if dot else "long", bit_macs=85, int8_macs=28 if dot else 6,
+    )  # fmt: skip
 
 
-#: Best first.
+#: Best first. Rates are those of two 128-bit units: eor, cnt and add for 128 bits; sdot; smlal twice and half a sadalp for 16 bytes, of
+#: which one unit only multiplies in a Cortex-A72.
 LEVELS = (
     _level("aarch64-i8mm", _I8MM, "+dotprod", "+i8mm"),
     _level("aarch64-dotprod", _DOT, "+dotprod"),

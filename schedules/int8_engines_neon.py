@@ -1,0 +1,209 @@
+"""Products of 8-bit integers on NEON: the inner loops of :mod:`.int8_kernel` for ARM.
+
+Facts: Arm Architecture Reference Manual, chapter C7: ``sdot`` (by element) adds to each 32-bit lane the products of its four bytes with the
+four bytes of one lane of another register; ``smull``, ``smlal`` multiply eight bytes, ``sadalp`` adds neighbours into lanes of twice the
+width. All bytes are signed: data from 0 to 255 are stored with an ``offset`` of -128, see :mod:`.int8_engines`.
+
+``Dot`` (dotprod)
+    Sixteen bytes of a pixel are four steps, one lane each, so that a tile of p pixels and v vectors takes p + 4 v loads for 4 p v products.
+``Long``
+    The products of two quads have 16 bits together where they fit, and go to sums of 32 bits, two for each vector of outputs. Where many
+    products fit 16 bits, as those of a few bit planes do, sums of 16 bits are emptied now and then only.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+
+from bnntvm.schedules import neon
+from bnntvm.schedules import tir as T
+from bnntvm.schedules.int8_engines import Vnni, data_range, weight_range
+from bnntvm.schedules.int8_layout import BLOCK, QUAD
+
+#: Bytes of a vector, and quads of it.
+_SIZE, _QUADS = 16, 4
+
+
+class Dot(Vnni):
+    """A register tile of sums, ``cover`` pixels by ``most_vectors`` vectors. Weights: ``[runs, quads, vectors, 16]``."""
+
+    most_vectors = 4
+    most_pixels = 5
+
+    def __init__(self, kernel):
+        super().__init__(kernel)
+        self.isa = kernel.isa
+        self.offset, self.data_type = 0 if data_range(kernel.spec)[1] <= 127 else -128, "int8"
+        self.group = min(self.most_vectors, self.vectors)
+
+    def dot(self, sums, data, weights, ones=False):  # noqa: ARG002
+        kind = f"int8x{_SIZE}"
+        return neon.dot_bytes(sums, tirx.reinterpret(kind, weights), tirx.reinterpret(kind, data), self.isa)
+
+    def products(self, first):
+        at, bind = T.bind("at", first * self.layout.pixel)
+        return [bind, T.for_("part", self.vectors // self.group, lambda part: self.part(at, part))]
+
+    def part(self, at, part):
+        """The tile of the pixels from byte ``at`` on and the vectors of ``part``."""
+        kernel, layout, pixels, group = self.kernel, self.layout, self.layout.cover, self.group
+        sums, zero = T.Registers("sums", pixels * group, "int32", self.lanes), T.splat(0, "int32", self.lanes)
+        start = [T.load_vector(self.bias, [(part * group + v) * self.lanes], self.lanes) if self.offset else zero for v in range(group)]
+        whole, rest = divmod(layout.quads, _QUADS)
+
+        def run(number):
+            data, bind = T.bind("data", at + T.load(self.data_at, number))
+            base = number * layout.quads
+            vectors = T.for_("q", neon.hidden(whole), lambda q: self.four_quads(sums, part, base + q * _QUADS, data + q * _SIZE))
+            last = [self.quad(sums, part, base + q, data + q * QUAD) for q in range(whole * _QUADS, whole * _QUADS + rest)]
+            return [bind, vectors if whole else [], last]
+
+        keep = [T.store_vector(kernel.results, [p * BLOCK + (part * group + v) * self.lanes], sums.get(p * group + v))
+                for p in range(pixels) for v in range(group)]  # fmt: skip
+        begin = [sums.set(p * group + v, start[v]) for p in range(pixels) for v in range(group)]
+        return [sums.allocate, begin, T.for_("run", len(layout.runs), run), keep]
+
+    def four_quads(self, sums, part, quad, data):
+        """Sixteen bytes of every pixel from byte ``data`` on."""
+        body, values = [neon.rolled()], []
+        for p in range(self.layout.cover):
+            x, bind = T.bind("x", T.load_vector(self.kernel.scratch, [data + p * self.layout.pixel], _SIZE))
+            values.append(x)
+            body.append(bind)
+        for lane in range(_QUADS):
+            for v in range(self.group):
+                w, bind = T.bind("w", self.bytes_of(part, quad + lane, v))
+                body.append(bind)
+                for p, x in enumerate(values):
+                    index = p * self.group + v
+                    body.append(sums.set(index, neon.dot_lane(sums.get(index), w, x, lane)))
+        return body
+
+    def quad(self, sums, part, quad, data):
+        """Four bytes of every pixel."""
+        body = []
+        for v in range(self.group):
+            w, bind = T.bind("w", self.bytes_of(part, quad, v))
+            body.append(bind)
+            for p in range(self.layout.cover):
+                index = p * self.group + v
+                body.append(sums.set(index, neon.dot_lane(sums.get(index), w, self.four_times(data + p * self.layout.pixel), 0)))
+        return body
+
+    def bytes_of(self, part, quad, v):
+        """Vector ``v`` of a part's weights, as bytes."""
+        return T.load_vector(self.bytes, [*self.row, (quad * self.vectors + part * self.group + v) * self.size], self.size)
+
+    def four_times(self, at):
+        """Four bytes of the data, in every 32-bit lane."""
+        four = tirx.reinterpret("int32", T.load_vector(self.kernel.scratch, [at], QUAD))
+        return tirx.reinterpret(f"int8x{_SIZE}", T.broadcast(four, self.lanes))
+
+
+class Long(Dot):
+    """The same with sums of 16 bits (of pairs of quads, or of many), two for each vector of outputs: low half and high half."""
+
+    most_vectors = 2
+
+    def __init__(self, kernel):
+        super().__init__(kernel)
+        low, high = data_range(kernel.spec)
+        most = max(high + self.offset, -(low + self.offset)) * max(weight_range(kernel.spec)[1], -weight_range(kernel.spec)[0])
+        #: Quads whose products 16 bits hold.
+        self.fits = max(1, (2**15 - 1) // max(1, most))
+        self.most_pixels = 4 if kernel.isa.registers == 32 else 2
+
+    def part(self, at, part):
+        kernel, pixels, group = self.kernel, self.layout.cover, self.group
+        cells, many = pixels * group, self.fits >= 8
+        totals, zero = T.Registers("totals", 2 * cells, "int32", self.lanes), T.splat(0, "int32", self.lanes)
+        runs = self.many(totals, at, part) if many else self.pairs(totals, at, part)
+        keep = []
+        for p in range(pixels):
+            for v in range(group):
+                cell, channel = p * group + v, (part * group + v) * self.lanes
+                value = neon.pairs_of(totals.get(2 * cell), totals.get(2 * cell + 1))
+                value = value + T.load_vector(self.bias, [channel], self.lanes) if self.offset else value
+                keep.append(T.store_vector(kernel.results, [p * BLOCK + channel], value))
+        return [totals.allocate, totals.fill(zero), runs, keep]
+
+    def runs(self, at, body):
+        """``body(weights' first quad, data)`` for every run."""
+
+        def run(number):
+            data, bind = T.bind("data", at + T.load(self.data_at, number))
+            return [bind, body(number * self.layout.quads, data)]
+
+        return T.for_("run", len(self.layout.runs), run)
+
+    def pairs(self, totals, at, part):
+        """One or two quads at a time, straight to the totals."""
+        step = min(2, self.fits)
+        whole, rest = divmod(self.layout.quads, step)
+
+        def add(base, data, q, count):
+            return self.added(totals, part, base + q * step, data + q * (step * QUAD), count)
+
+        def run(base, data):
+            loop = T.for_("q", neon.hidden(whole), lambda q: [neon.rolled(), add(base, data, q, step)])
+            return [loop if whole else [], add(base, data, whole, 1) if rest else []]
+
+        return self.runs(at, run)
+
+    def added(self, totals, part, quad, data, count):
+        """``count`` quads from ``quad`` on."""
+        body, weights = [], {}
+        for q in range(count):
+            for v in range(self.group):
+                weights[q, v], bind = T.bind("w", self.bytes_of(part, quad + q, v))
+                body.append(bind)
+        for p in range(self.layout.cover):
+            values = []
+            for q in range(count):
+                x, bind = T.bind("x", self.four_times(data + (p * self.layout.pixel + q * QUAD)))
+                values.append(x)
+                body.append(bind)
+            for v in range(self.group):
+                for half in range(2):
+                    index = 2 * (p * self.group + v) + half
+                    short = None
+                    for q in range(count):
+                        short = neon.multiply_long(short, weights[q, v], values[q], half)
+                    body.append(totals.set(index, neon.add_pairs(totals.get(index), short, self.isa)))
+        return body
+
+    def many(self, totals, at, part):
+        """Sums of 16 bits, emptied after as many quads as they hold, or at the end."""
+        shorts = T.Registers("shorts", len(totals.arrays), "int16", 2 * self.lanes)
+        clear = shorts.fill(T.splat(0, "int16", 2 * self.lanes))
+        empty = [totals.set(i, neon.add_pairs(totals.get(i), shorts.get(i), self.isa)) for i in range(len(totals.arrays))]
+        quads, once = self.layout.quads, self.layout.quads * len(self.layout.runs) <= self.fits
+
+        def count(base, data, length):
+            return T.for_("q", neon.hidden(length), lambda q: [neon.rolled(), self.counted(shorts, part, base + q, data + q * QUAD)])
+
+        def run(base, data):
+            if once:
+                return count(base, data, quads)
+            whole, rest = divmod(quads, self.fits)
+            chunks = T.for_("chunk", whole, lambda c: [clear, count(base + c * self.fits, data + c * (self.fits * QUAD), self.fits), empty])
+            last = [clear, count(base + whole * self.fits, data + whole * self.fits * QUAD, rest), empty] if rest else []
+            return [chunks if whole else [], last]
+
+        return [shorts.allocate, clear if once else [], self.runs(at, run), empty if once else []]
+
+    def counted(self, shorts, part, quad, data):
+        """One quad, into sums of 16 bits."""
+        body, weights = [], []
+        for v in range(self.group):
+            w, bind = T.bind("w", self.bytes_of(part, quad, v))
+            weights.append(w)
+            body.append(bind)
+        for p in range(self.layout.cover):
+            x, bind = T.bind("x", self.four_times(data + p * self.layout.pixel))
+            body.append(bind)
+            for v, w in enumerate(weights):
+                for half in range(2):
+                    index = 2 * (p * self.group + v) + half
+                    body.append(shorts.set(index, neon.multiply_long(shorts.get(index), w, x, half)))
+        return body
