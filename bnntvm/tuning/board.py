@@ -16,6 +16,8 @@ def tolerate_crashes():
     """Runs in the server's process, before it listens."""
     from tvm.rpc import server
 
+    from bnntvm.tuning import surroundings  # noqa: F401  (its functions are called from afar)
+
     tile_permission()  # the processes of sessions inherit it
 
     serve = server._serving

@@ -79,17 +79,34 @@ def _load(session, library):
     return session.load_module(os.path.basename(library))
 
 
+class There(worker.Here):
+    """Where a candidate runs: a board. If its server is TVM's own, not :mod:`.board`, memory has no guards and caches stay warm."""
+
+    def __init__(self, session):
+        self.device = session.cpu()
+        try:
+            self.reserve, self.seal, self.fault = (session.get_function(f"bnntvm.tuning.{name}") for name in ("place", "seal", "fault"))
+            self.between = "bnntvm.tuning.between"
+        except Exception:  # noqa: BLE001  (TVM's RPC errors have no common base)
+            self.reserve, self.seal, self.fault, self.between = self._plain, tuple, str, ""
+
+    def _plain(self, _role, dtype, *shape):
+        import tvm
+
+        return tvm.runtime.empty(shape, dtype, self.device)
+
+
 def measure_there(address, key, folder, library):
     """Check and time one candidate on a board: ``("measured", seconds)``, ``("failed", why)`` or ``("unreachable", why)`` if no session
     began. Raises if the board is lost."""
-    return _there(address, key, lambda session: worker.check_and_time(_load(session, library), session.cpu(), folder, library, SECONDS))
+    return _there(address, key, lambda session: worker.check_and_time(_load(session, library), There(session), folder, library, SECONDS))
 
 
 def compare_there(address, key, candidates):
     """Time candidates in turns on one board."""
 
     def work(session):
-        return worker.take_turns([(_load(session, library), folder, library) for folder, library in candidates], session.cpu(), SECONDS)
+        return worker.take_turns([(_load(session, library), folder, library) for folder, library in candidates], There(session), SECONDS)
 
     return _there(address, key, work)
 

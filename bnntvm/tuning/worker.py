@@ -16,8 +16,8 @@ import time
 
 import numpy as np
 
-#: Samples of one measurement; the faster half counts.
-SAMPLES = 12
+#: Numbers that a measurement has before its slower half is left out; single runs behind them are at most MOST_RUNS.
+SAMPLES, MOST_RUNS = 12, 600
 
 
 class Failure(Exception):
@@ -188,52 +188,82 @@ def measure(folder, library, limit, seconds):
 def _measure(folder, library, seconds):
     import tvm
 
-    return check_and_time(tvm.runtime.load_module(library), tvm.cpu(), folder, library, seconds)
+    return check_and_time(tvm.runtime.load_module(library), Here(), folder, library, seconds)
 
 
-def place(device, folder, library):
-    """(task, operands and outputs on ``device``, expected outputs) of a candidate."""
-    import tvm
+class Here:
+    """Where a candidate runs: this process."""
 
+    def __init__(self):
+        import tvm
+
+        from bnntvm.tuning import surroundings
+
+        self.device, self.seal, self.fault = tvm.cpu(), surroundings.seal, surroundings.fault
+        self.reserve, self.between = surroundings.place, "bnntvm.tuning.between"
+
+    def place(self, array, role):
+        """A copy of ``array`` between guards; ``role`` as :func:`bnntvm.tuning.surroundings.place` has it."""
+        tensor = self.reserve(role, str(array.dtype), *array.shape)
+        tensor.copyfrom(array)
+        return tensor
+
+
+def place(where, folder, library):
+    """(task, operands and outputs between guards, expected outputs) of a candidate."""
     task, operands, weights, expected = load(folder)
-    if weights is not None:
-        packed = np.load(library + ".npy")
-        operands = [packed if operand.weights else a for a, operand in zip(operands, task.operands)]
+    packed = None if weights is None else np.load(library + ".npy")
+    tensors = [
+        where.place(np.ascontiguousarray(packed if operand.weights else array), "input" if operand.array is None else "constant")
+        for operand, array in zip(task.operands, operands)
+    ]
     # Outputs start as garbage, so that an element that is not stored shows.
-    garbage = [np.full(e.shape, 77, e.dtype) for e in expected]
-    return task, [tvm.runtime.tensor(np.ascontiguousarray(a), device) for a in (*operands, *garbage)], expected
+    tensors += [where.place(np.full(e.shape, 77, e.dtype), "output") for e in expected]
+    where.seal()
+    return task, tensors, expected
 
 
-def _number(module, device, tensors, seconds):
-    """Runs of one sample, of SAMPLES in ``seconds``."""
-    once = module.time_evaluator("kernel", device, number=1, repeat=3)(*tensors).min
-    return max(1, min(10000, int(seconds / SAMPLES / max(once, 1e-7))))
+def _samples(seconds):
+    """The faster half of single runs, as SAMPLES / 2 numbers: other work on the machine only ever adds."""
+    fast = sorted(seconds)[: max(1, len(seconds) // 2)]
+    return fast if len(fast) <= SAMPLES // 2 else [fast[round(i * (len(fast) - 1) / (SAMPLES // 2 - 1))] for i in range(SAMPLES // 2)]
 
 
-def _clear_mask(task, tensors, device):
+def _repeats(module, where, tensors, seconds):
+    """Single runs that fit in ``seconds``."""
+    start = time.perf_counter()
+    _timer(module, where, 3)(*tensors)
+    return min(MOST_RUNS, max(SAMPLES, int(seconds * 4 / (time.perf_counter() - start))))
+
+
+def _timer(module, where, repeat):
+    """Times ``repeat`` single runs, the caches before each as in a network."""
+    return module.time_evaluator("kernel", where.device, number=1, repeat=repeat, f_preproc=where.between)
+
+
+def _clear_mask(task, tensors):
     """Data without zeros, to time the way that networks take."""
-    import tvm
-
     from bnntvm.tuning import cases
 
     mask = cases.mask_of_zeros(task)
     if mask is not None:
-        tensors[mask] = tvm.runtime.tensor(np.zeros(task.operands[mask].shape, "uint32"), device)
+        tensors[mask].copyfrom(np.zeros(task.operands[mask].shape, "uint32"))
 
 
-def check_and_time(module, device, folder, library, seconds):
-    """Run a loaded candidate on ``device``, which may be far away, compare, and time it."""
+def check_and_time(module, where, folder, library, seconds):
+    """Run a loaded candidate ``where``, which may be far away, compare, see what it wrote beside its outputs, and time it."""
     from bnntvm.tuning import cases
 
-    task, tensors, expected = place(device, folder, library)
+    task, tensors, expected = place(where, folder, library)
     module["kernel"](*tensors)
     wrong = cases.differs(task, [t.numpy() for t in tensors[-len(expected) :]], expected)
     if wrong:
         raise Failure(f"wrong result: {wrong}")
-    _clear_mask(task, tensors, device)
-    number = _number(module, device, tensors, seconds)
-    samples = module.time_evaluator("kernel", device, number=number, repeat=SAMPLES)(*tensors).results
-    return sorted(samples)[: SAMPLES // 2]
+    fault = where.fault()
+    if fault:
+        raise Failure(f"wrong result: {fault}")
+    _clear_mask(task, tensors)
+    return _samples(_timer(module, where, _repeats(module, where, tensors, seconds))(*tensors).results)
 
 
 def compare(candidates, limit, seconds):
@@ -255,18 +285,18 @@ def compare(candidates, limit, seconds):
 def _compare(candidates, seconds):
     import tvm
 
-    return take_turns([(tvm.runtime.load_module(library), folder, library) for folder, library in candidates], tvm.cpu(), seconds)
+    return take_turns([(tvm.runtime.load_module(library), folder, library) for folder, library in candidates], Here(), seconds)
 
 
-def take_turns(candidates, device, seconds):
-    """Time loaded candidates on ``device``, one sample of each at a time. ``candidates``: (module, folder, library) of each."""
+def take_turns(candidates, where, seconds):
+    """Time loaded candidates ``where``, some runs of each at a time. ``candidates``: (module, folder, library) of each."""
     ready = []
     for module, folder, library in candidates:
-        task, tensors, _ = place(device, folder, library)
-        _clear_mask(task, tensors, device)
-        number = _number(module, device, tensors, seconds)
-        ready.append((module.time_evaluator("kernel", device, number=number, repeat=1), tensors, []))
+        task, tensors, _ = place(where, folder, library)
+        _clear_mask(task, tensors)
+        runs = -(-_repeats(module, where, tensors, seconds) // SAMPLES)
+        ready.append((_timer(module, where, runs), tensors, []))
     for _ in range(SAMPLES):
         for timer, tensors, samples in ready:
-            samples.append(timer(*tensors).mean)
-    return [sorted(samples)[: SAMPLES // 2] for *_, samples in ready]
+            samples += timer(*tensors).results
+    return [_samples(samples) for *_, samples in ready]

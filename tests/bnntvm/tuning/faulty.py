@@ -12,7 +12,7 @@ from bnntvm.schedules import tir
 from bnntvm.tuning.tasks import Task
 
 SIZE = 64
-KINDS = ("good", "better", "wrong", "no code", "compiler dies", "hangs", "crashes")
+KINDS = ("good", "better", "wrong", "no code", "compiler dies", "hangs", "crashes", "behind", "before", "input")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,10 @@ class Spec:
 
 @dataclass(frozen=True)
 class Schedule:
-    """``kind``: what is the matter with it; ``better`` does not compute its sums 400 times."""
+    """``kind``: what is the matter with it; ``better`` does not compute its sums 4000 times.
+
+    ``behind`` and ``before`` compute the right sums, and store two of them beside the output as well; ``input`` overwrites its input at last.
+    """
 
     kind: str
 
@@ -43,7 +46,9 @@ def build(_spec, schedule, _isa):
     def one(_repeat):
         return tir.for_("i", SIZE, lambda i: tir.store(y, tir.load(x, i + offset) + tirx.const(add, "float32"), i))
 
-    return tir.function("faulty", [x, y], tir.for_("r", times, one))
+    beside = {"behind": SIZE, "before": -9, "input": 5}.get(schedule.kind)
+    more = [] if beside is None else [tir.store(x if schedule.kind == "input" else y, tirx.const(5.0, "float32"), i) for i in (beside, beside + 1)]
+    return tir.function("faulty", [x, y], [tir.for_("r", times, one), *more])
 
 
 def reference(_spec, operands, _inputs):

@@ -54,13 +54,16 @@ def test_bad_candidates_are_recorded_and_never_chosen(tmp_path, monkeypatch, fau
     finally:
         tuner.close()
         tuner.store.close()
-    assert (result.measured, result.failed) == (2, 5) == (sum(bool(s) for *_, s in told), sum(not s for *_, s in told))
+    assert (result.measured, result.failed) == (2, 8) == (sum(bool(s) for *_, s in told), sum(not s for *_, s in told))
     assert result.rows[0].schedule == Schedule("better") and result.gain > 1.5
     reasons = {}
     for line in (tmp_path / FAILURES).read_text().splitlines():
         entry = json.loads(line)
         reasons[entry["schedule"]["kind"]] = entry["reason"]
     assert reasons["wrong"] == "wrong result: output 0: 64 of 64 elements are wrong"
+    assert reasons["behind"] == "wrong result: 8 bytes behind an output are overwritten"
+    assert reasons["before"] == "wrong result: 8 bytes before an output are overwritten"
+    assert reasons["input"] == "wrong result: an input is overwritten"
     assert reasons["no code"] == "ValueError: no code for this"
     assert reasons["compiler dies"] == reasons["crashes"] == "crashed: SIGSEGV"
     assert reasons["hangs"] == "time out after 3 s"
