@@ -24,7 +24,7 @@ class Spec:
 class Schedule:
     """``kind``: what is the matter with it; ``better`` does not compute its sums 4000 times.
 
-    ``behind`` and ``before`` compute the right sums, and store two of them beside the output as well; ``input`` overwrites its input at last.
+    ``behind`` and ``before`` compute the right sums and store beside their output as well; ``input`` overwrites its input at last.
     """
 
     kind: str
@@ -47,7 +47,11 @@ def build(_spec, schedule, _isa):
         return tir.for_("i", SIZE, lambda i: tir.store(y, tir.load(x, i + offset) + tirx.const(add, "float32"), i))
 
     beside = {"behind": SIZE, "before": -9, "input": 5}.get(schedule.kind)
-    more = [] if beside is None else [tir.store(x if schedule.kind == "input" else y, tirx.const(5.0, "float32"), i) for i in (beside, beside + 1)]
+    more = (
+        []
+        if beside is None
+        else [tir.store(x if schedule.kind == "input" else y, tirx.const(5.0, "float32"), i) for i in (beside, beside + 1)]
+    )
     return tir.function("faulty", [x, y], [tir.for_("r", times, one), *more])
 
 
