@@ -14,7 +14,7 @@ from tvm import relax
 from tvm.ir.expr import GenericConst
 
 import bnntvm
-from bnntvm import runtime
+from bnntvm import checked, runtime
 from bnntvm.errors import BnnError, TargetError, ToolchainError, UnsupportedError
 from bnntvm.graph import bindings, dims, op_name, operands
 from bnntvm.importer import import_model
@@ -69,7 +69,7 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
         decisions = {}
         mod = optimise(imported.mod, decisions, verifier, assume_nonzero=bool(assume_nonzero), weight_tolerance=tolerance)
         lower = Lower(isa, chooser(tuning, threads))
-        mod = FloatLayers()(lower.run(mod))
+        mod, checked_inputs = checked.add_checked(FloatLayers()(lower.run(mod)), lower.lowered.kernels, isa)
         compiled = compile_module(mod, isa)
     except BnnError:
         raise
@@ -81,7 +81,7 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
     with _workspace(compiled) as folder:
         library = pathlib.Path(folder, "network.so")
         link(compiled.executable, library, isa)
-        manifest = _manifest(imported, isa, decisions, lower.lowered, compiled, library, options)
+        manifest = _manifest(imported, isa, decisions, lower.lowered, compiled, library, options) | {"checked_inputs": checked_inputs}
         module = Module.from_library(library, manifest, threads=threads)
     if verifier is not None:
         with contextlib.suppress(TargetError):  # built for another machine: its code is not run
@@ -228,15 +228,25 @@ def _is_kernel(value, values):
 
 
 def specialise_batch(mod):
-    """Add ``main_1``, ``main`` for a batch of one: its memory can be planned at compile time. Kernels are shared."""
-    main = mod["main"]
-    dynamic = {d for p in main.params for d in dims(p) if isinstance(d, tvm.tirx.Var)}
+    """Add ``main_1``, ``main`` for a batch of one: its memory can be planned at compile time. Kernels are shared.
+
+    ``main_checked`` likewise.
+    """
+    out = mod
+    for name in ("main", checked.NAME):
+        if name in [gv.name_hint for gv in mod.get_global_vars()]:
+            out = _with_batch_of_one(out, name)
+    return out
+
+
+def _with_batch_of_one(mod, name):
+    dynamic = {d for p in mod[name].params for d in dims(p) if isinstance(d, tvm.tirx.Var)}
     if len(dynamic) != 1:
         return mod
-    name = dynamic.pop().name
-    one = relax.transform.BindSymbolicVars({name: 1}, "main")(tvm.IRModule({gv: f for gv, f in mod.functions_items()}))["main"]
+    dimension = dynamic.pop().name
+    one = relax.transform.BindSymbolicVars({dimension: 1}, name)(tvm.IRModule({gv: f for gv, f in mod.functions_items()}))[name]
     out = tvm.IRModule({gv: f for gv, f in mod.functions_items()})
-    out[tvm.ir.GlobalVar("main_1")] = relax.utils.copy_with_new_vars(one.with_attr("global_symbol", "main_1"))
+    out[tvm.ir.GlobalVar(f"{name}_1")] = relax.utils.copy_with_new_vars(one.with_attr("global_symbol", f"{name}_1"))
     return out
 
 

@@ -95,9 +95,10 @@ class Module:
         self._entries = [_Entry.of(info, bool(free)) for info, free in zip(self.inputs, anywhere, strict=True)]
         self._names = {info.name: None for info in self.inputs}.keys()
         self._known_shapes = {}
-        self._last = None  # see _run_again
+        self._again = None  # see _repeater
         fresh = manifest.get("fresh_outputs", [False] * len(self.outputs))
         self._exits = [(info, np.dtype(info.dtype), bool(own)) for info, own in zip(self.outputs, fresh, strict=True)]
+        self._checked_inputs = [bool(v) for v in manifest.get("checked_inputs", [False] * len(self.inputs))]
         self._manifest = manifest
         self._overridable = manifest["overridable"]
         self._file, self._library_bytes = file, library_bytes
@@ -148,35 +149,42 @@ class Module:
         InputError
             If a name, a shape, a type or a value is not what the network takes.
         """
-        outputs = self._run_again(feed, check_finite)
+        again = self._again
+        outputs = again(feed, check_finite) if again is not None else None
         return self._run(feed, check_finite) if outputs is None else outputs
 
-    def _run_again(self, feed, check_finite):
-        """The same as :meth:`_run` for a feed like that of the last run whose arrays went through as they are; None for any other.
+    def _repeater(self, arrays, single, names):
+        """A function that does the same as :meth:`_run` for a feed like that of the last run, whose arrays went through as they are, and
+        returns None for any other.
 
         A network may leave nothing of Python in the processor's caches, and then every function that is called costs microseconds.
         """
-        if self._last is None or type(feed) is not dict:
-            return None
-        inputs, shapes, single, names = self._last
-        if len(feed) != len(inputs):
-            return None
-        arrays = []
-        for name, dtype, shape in inputs:
-            array = feed.get(name)
-            if type(array) is not np.ndarray or array.dtype is not dtype or array.shape != shape or not array.flags.carray:
+        inputs = [(info.name, array.dtype, array.shape) for info, array in zip(self.inputs, arrays)]
+        count, shapes, threads, idle = len(inputs), tuple([array.shape for array in arrays]), self.threads, self._idle
+        unchecked = tuple([i for i in range(count) if not self._checked_inputs[i]])
+        ndarray, threads_in_force = np.ndarray, runtime.threads_in_force
+
+        def again(feed, check_finite):
+            if type(feed) is not dict or len(feed) != count or threads_in_force() != threads:
                 return None
-            arrays.append(array)
-        try:
-            machine = self._idle.pop()
-        except IndexError:
-            return None
-        try:
-            results = machine.run_again(arrays, shapes, self.threads, single, check_finite)
-        except Exception:  # noqa: BLE001  (_run meets it again, on another machine, and says what it is)
-            return None
-        self._idle.append(machine)
-        return None if results is None else dict(zip(names, results))
+            arrays = []
+            for name, dtype, shape in inputs:
+                array = feed.get(name)
+                if type(array) is not ndarray or array.dtype is not dtype or array.shape != shape or not array.flags.carray:
+                    return None
+                arrays.append(array)
+            try:
+                machine = idle.pop()
+            except IndexError:
+                return None
+            try:
+                results = machine.run_again(arrays, shapes, single, unchecked if check_finite else None)
+            except Exception:  # noqa: BLE001  (_run meets it again, on another machine, and says what it is)
+                return None
+            idle.append(machine)
+            return None if results is None else dict(zip(names, results))
+
+        return again
 
     def _run(self, feed, check_finite):
         arrays, single = self._match(feed)
@@ -198,8 +206,7 @@ class Module:
         outputs = {info.name: _as_declared(array, dtype, own) for (info, dtype, own), array in zip(self._exits, results)}
         plain = all(made is array for made, array in zip(outputs.values(), results)) and len(outputs) == len(results)
         if plain and all(entry.passes(a, s) for entry, a, s in zip(self._entries, arrays, staged)):
-            inputs = [(entry.info.name, array.dtype, array.shape) for entry, array in zip(self._entries, arrays)]
-            self._last = inputs, tuple([array.shape for array in arrays]), single, list(outputs)
+            self._again = self._repeater(arrays, single, list(outputs))
         return outputs
 
     def __call__(self, array, check_finite=True):

@@ -24,6 +24,7 @@ import numpy as np
 from bnntvm.errors import BnnError
 
 _CPU, _POOLED = 1, 2  # DLDevice type and TVM's allocator type
+NOT_FINITE = "an input is not finite"  #: what entry points that check their inputs say
 ALIGNMENT = 64  #: bytes; what compiled kernels may assume of every buffer
 _THREADS_VARIABLE = "BNNTVM_NUM_THREADS"
 
@@ -134,7 +135,7 @@ def choose_threads(threads=None):
 class _Lane(threading.local):
     """What one calling thread knows about its TVM thread pool."""
 
-    pid = None  # process in which the settings below were made
+    pid = None  # process in which the settings below were made; a fork unsets ``threads`` as well
     threads = None  # threads in force
     has_pool = False
     helper = None  # executor whose one thread has a pool of its own
@@ -144,9 +145,22 @@ class _Lane(threading.local):
 _lane = _Lane()
 
 
+def threads_in_force():
+    """The number of threads that the calling thread's parallel loops run on; None if that is not settled."""
+    return _lane.threads
+
+
+def _after_fork():
+    _lane.threads = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def call_with_threads(function, args, threads):
     """``function(*args)`` with TVM's parallel loops on ``threads`` threads of the calling thread's pool."""
-    if _lane.threads == threads and _lane.pid == os.getpid() or _configure(threads):
+    if _lane.threads == threads or _configure(threads):
         return function(*args)
     if _lane.helper is None or _lane.helper_threads != threads:
         _lane.helper = concurrent.futures.ThreadPoolExecutor(1, "bnntvm")
@@ -196,7 +210,8 @@ class Library:
     ----------
     path : str
         Shared library of a Relax VM executable; what follows its ELF contents in the file is ignored. It has an entry point ``main`` and
-        may have ``main_1``, the same for inputs whose dynamic dimensions are all 1, with its memory planned at compile time.
+        may have ``main_1``, the same for inputs whose dynamic dimensions are all 1, with its memory planned at compile time;
+        ``main_checked`` and ``main_checked_1`` do the same and raise an error for NaN and infinity in some inputs.
 
     Notes
     -----
@@ -218,6 +233,14 @@ class Library:
         return Machine(self._open(), self._clear_pool, self._item, self._is_finite)
 
 
+def _function(vm, name):
+    """A virtual machine's function, or None."""
+    try:
+        return vm[name]
+    except AttributeError:  # this is how it says that it has no such function
+        return None
+
+
 class Machine:
     """One virtual machine; it serves one caller at a time."""
 
@@ -226,11 +249,9 @@ class Machine:
 
     def __init__(self, vm, clear_pool, item, is_finite=None):
         vm["vm_initialization"](_CPU, 0, _POOLED)
-        self._main = vm["main"]
-        try:
-            self._main_1 = vm["main_1"]
-        except AttributeError:  # this is how a VM says that it has no such function
-            self._main_1 = self._main
+        #: Entry points by whether all dynamic dimensions are 1.
+        self._main, self._checked = ((_function(vm, name), _function(vm, f"{name}_1")) for name in ("main", "main_checked"))
+        self._main, self._checked = ((entry, one or entry) for entry, one in (self._main, self._checked))
         self._clear_pool, self._item, self._is_finite = clear_pool, item, is_finite
         self._shapes = set()
         self._buffers = {}
@@ -269,23 +290,39 @@ class Machine:
                 self._clear_pool()
             self._shapes.add(shapes)
         tensors = [_ffi.from_dlpack(array) for array in arrays]
-        results = call_with_threads(self._main_1 if single else self._main, tensors, threads)
+        results = call_with_threads(self._main[single], tensors, threads)
         item = self._item
         return [np.from_dlpack(item(results, i)) for i in range(len(results))]
 
-    def run_again(self, arrays, shapes, threads, single, check_finite):
-        """The same as :meth:`run` for float32 arrays, of shapes that this machine has had before; written out, see ``Module._run_again``.
+    def run_again(self, arrays, shapes, single, unchecked=None):
+        """The same as :meth:`run` for arrays that the kernels take as they are, of shapes that this machine has had before, with the thread
+        pool in order; written out, see ``Module._repeater``.
+
+        Parameters
+        ----------
+        unchecked : tuple of int, optional
+            Inputs that ``main_checked`` does not check for NaN and infinity; all of them where there is no such entry point. By default no
+            input is checked.
 
         Returns
         -------
-        list of numpy.ndarray, or None where anything is not as it was, or an array is not finite
+        list of numpy.ndarray, or None where the shapes are new or an input may not be finite
         """
-        if _lane.threads != threads or _lane.pid != os.getpid() or shapes not in self._shapes:
+        if shapes not in self._shapes:
             return None
-        if check_finite:
-            for array in arrays:
-                if not self._is_finite(_ffi.from_dlpack(array.reshape(-1))):
+        entry = self._main[single]
+        if unchecked is not None:
+            for index in unchecked:
+                if not self._is_finite(arrays[index].reshape(-1)):
                     return None
-        results = (self._main_1 if single else self._main)(*[_ffi.from_dlpack(array) for array in arrays])
+            entry = self._checked[single] or entry
+        try:
+            results = entry(*arrays)
+        except ValueError as error:
+            if NOT_FINITE not in str(error):
+                raise
+            return None
+        if isinstance(results, _ffi.Tensor):
+            return (np.from_dlpack(results),)
         item = self._item
         return [np.from_dlpack(item(results, i)) for i in range(len(results))]

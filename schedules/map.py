@@ -18,6 +18,7 @@ from tvm import tirx
 from bnntvm import spec as specs
 from bnntvm.schedules import epilogue as tail
 from bnntvm.schedules import tir
+from bnntvm.schedules.finite import Watch
 
 #: Longest joined row for which per-channel operands are repeated (elements).
 LONGEST_JOINED_ROW = 4096
@@ -58,14 +59,18 @@ def reference(spec, operands, epilogue_inputs):
     return tail.reference(spec.epilogue, operands[0], epilogue_inputs)
 
 
-def build(spec, schedule, isa):
-    """The kernel: parameters data ``[n, H, W, C]`` or ``[m, C]``, then the epilogue's."""
-    return _Kernel(spec, schedule, isa).function()
+def build(spec, schedule, isa, finite=False):
+    """The kernel: parameters data ``[n, H, W, C]`` or ``[m, C]``, then the epilogue's.
+
+    ``finite``: NaN and infinity in float32 data are an error, see :class:`.finite.Watch`.
+    """
+    return _Kernel(spec, schedule, isa, finite).function()
 
 
 class _Kernel:
-    def __init__(self, spec, schedule, isa):
+    def __init__(self, spec, schedule, isa, finite):
         self.spec, self.schedule, self.isa, self.lanes = spec, schedule, isa, isa.lanes
+        self.watch = Watch(self.lanes, finite)
         self.leading = tirx.Var("n", "int64")
         self.pixels = prod(spec.spatial) if spec.rank == 4 else 1
         dims = (self.leading, *(spec.spatial if spec.rank == 4 else ()))
@@ -74,7 +79,8 @@ class _Kernel:
 
     def function(self):
         params = [self.data, *self.emitter.inputs, *self.emitter.outputs]
-        return tir.function("map", params, self._joined() if self._joins() else self._rows_in_chunks(tir.i64(0)))
+        body = self._joined() if self._joins() else self._rows_in_chunks(tir.i64(0))
+        return tir.function("map", params, self.watch.kernel(body))
 
     def _position(self, row):
         """Indices of a row: rows lie one after another, so the last of the leading indices may run past its end."""
@@ -92,7 +98,8 @@ class _Kernel:
 
         def body(number):
             first = begin + number * chunk
-            return tir.for_("row", tirx.min(tir.i64(chunk), rows - number * chunk), lambda r: self._row(self._position(first + r)))
+            count = tirx.min(tir.i64(chunk), rows - number * chunk)
+            return self.watch.task(lambda: tir.for_("row", count, lambda r: self._row(self._position(first + r))))
 
         return tir.parallel("chunk", tirx.floordiv(rows + (chunk - 1), tir.i64(chunk)), body)
 
@@ -122,7 +129,7 @@ class _Kernel:
                 value = tir.load_masked(self.data, where, tir.prefix_mask(exist, self.lanes))
             value, statement = tir.bind("x", value)
             values.append(value)
-            named.append(statement)
+            named += [statement, *self.watch.see(value)]
         return named + emitter.emit(values, position, first, whole=exact is None or None)
 
     # Several rows at once
@@ -149,7 +156,7 @@ class _Kernel:
 
         def body(number):
             count = tirx.min(tir.i64(chunk), groups - number * chunk)
-            return tir.for_("group", count, lambda g: row(self._position((number * chunk + g) * together)))
+            return self.watch.task(lambda: tir.for_("group", count, lambda g: row(self._position((number * chunk + g) * together))))
 
         return [
             *prepare,

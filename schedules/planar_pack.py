@@ -13,6 +13,7 @@ from tvm import tirx
 from bnntvm import spec as specs
 from bnntvm.schedules import epilogue as tail
 from bnntvm.schedules import tir
+from bnntvm.schedules.finite import Watch
 
 #: Fields of a schedule that cut the work into parallel tasks.
 GRAIN = ("blocks",)
@@ -38,14 +39,23 @@ class Schedule:
 
 
 def default_schedule(spec, isa):
-    """Two vectors, so that two chains of masked operations overlap."""
-    return Schedule(8, 2 if spec.spatial[0] * spec.spatial[1] >= 2 * isa.lanes else 1, 8)
+    """Whole planes where the registers suffice, so that the image is read from end to end; else two vectors, so that two chains of masked
+    operations overlap."""
+    whole = _vectors(spec, isa)
+    if isa.registers == 32 and 2 < whole * len(spec.epilogue.outputs) <= 14:
+        return Schedule(2, whole, 8)
+    return Schedule(8, min(whole, 2), 8)
 
 
 def space(spec, isa):
     """Valid schedules."""
-    most = max(1, spec.spatial[0] * spec.spatial[1] // isa.lanes)
-    return [Schedule(u, v, b) for u in (4, 8, 16, 32) for v in (1, 2, 4) for b in (2, 8, 32) if v <= most]
+    whole = _vectors(spec, isa)
+    return [Schedule(u, v, b) for u in (2, 4, 8, 16, 32) for v in sorted({1, 2, 4, min(whole, 14)}) for b in (2, 8, 32) if v <= whole]
+
+
+def _vectors(spec, isa):
+    """Vectors that cover a plane."""
+    return -(-spec.spatial[0] * spec.spatial[1] // isa.lanes)
 
 
 def reference(spec, operands, epilogue_inputs):
@@ -53,14 +63,18 @@ def reference(spec, operands, epilogue_inputs):
     return tail.reference(spec.epilogue, operands[0].transpose(0, 2, 3, 1), epilogue_inputs)
 
 
-def build(spec, schedule, isa):
-    """The kernel: data ``float32[N, C, H, W]``, the epilogue's inputs, ``uint32[N, H, W, words(C)]`` outputs; N is dynamic."""
-    return _Kernel(spec, schedule, isa).function()
+def build(spec, schedule, isa, finite=False):
+    """The kernel: data ``float32[N, C, H, W]``, the epilogue's inputs, ``uint32[N, H, W, words(C)]`` outputs; N is dynamic.
+
+    ``finite``: NaN and infinity in the data are an error, see :class:`.finite.Watch`.
+    """
+    return _Kernel(spec, schedule, isa, finite).function()
 
 
 class _Kernel:
-    def __init__(self, spec, schedule, isa):
+    def __init__(self, spec, schedule, isa, finite):
         self.spec, self.schedule, self.lanes = spec, schedule, isa.lanes
+        self.watch = Watch(self.lanes, finite)
         self.batch, (height, width) = tirx.Var("n", "int64"), spec.spatial
         self.pixels, self.words = height * width, specs.words(spec.channels)
         self.data = tir.buffer("x", (self.batch, spec.channels, height, width), "float32")
@@ -73,6 +87,9 @@ class _Kernel:
         tasks = -(-blocks // self.schedule.blocks)
 
         def task(number):
+            return self.watch.task(lambda: blocks_of(number))
+
+        def blocks_of(number):
             image, part = tirx.floordiv(number, tir.i64(tasks)), tirx.floormod(number, tir.i64(tasks))
             first = part * self.schedule.blocks
             count = tirx.min(tir.i64(self.schedule.blocks), blocks - first)
@@ -82,19 +99,19 @@ class _Kernel:
             return [named, tir.for_("block", count, lambda b: self._block(image, tirx.max(tir.i64(0), (first + b) * size - shift)))]
 
         params = [self.data, *self.emitter.inputs, *self.emitter.outputs]
-        return tir.function("planar_pack", params, tir.parallel("task", self.batch * tasks, task))
+        return tir.function("planar_pack", params, self.watch.kernel(tir.parallel("task", self.batch * tasks, task)))
 
     def _aligns(self):
         """Whether blocks are shifted to begin where cache lines do: a load across two takes twice as long. Planes are whole lines."""
         return self.pixels % self.lanes == 0 and self.pixels >= 8 * self.schedule.vectors * self.lanes
 
     def _block(self, image, begin):
-        """All words of ``vectors * lanes`` pixels from ``begin`` on; the last block of an image starts earlier instead of being shorter."""
+        """All words of ``vectors * lanes`` pixels from ``begin`` on; what goes past the end of an image starts earlier instead."""
         size = self.schedule.vectors * self.lanes
-        if self.pixels < size:
+        if self.pixels < self.lanes:
             keep = tir.prefix_mask(self.pixels, self.lanes)
             return [self._word(image, tir.i64(0), w, 1, keep) for w in range(self.words)]
-        first, named = tir.bind("pixel", tirx.min(begin, tir.i64(self.pixels - size)))
+        first, named = tir.bind("pixel", tirx.min(begin, tir.i64(max(0, self.pixels - size))))
         whole, rest = divmod(self.spec.channels, specs.WORD_BITS)
         body = [named]
         if whole:
@@ -119,13 +136,17 @@ class _Kernel:
         stores = [self._store(o, image, first, word, v, bits, keep) for v in range(vectors) for o in range(len(outputs))]
         return [bits.allocate, bits.fill(zero), loop, stores]
 
+    def _offset(self, v):
+        """Pixels from the first of a block to vector ``v``: the last vector of a block that takes a whole plane begins earlier."""
+        return min(v * self.lanes, max(0, self.pixels - self.lanes))
+
     def _channel(self, image, first, word, c, v, bits, keep):
         """Set bit ``c`` of the lanes of vector ``v`` in which an output's condition holds."""
         channel = word * specs.WORD_BITS + c
-        where = [image, channel, 0, first + v * self.lanes]
+        where = [image, channel, 0, first + self._offset(v)]
         x = tir.load_vector(self.data, where, self.lanes) if keep is None else tir.load_masked(self.data, where, keep)
         x, named = tir.bind("x", x)
-        values, body = {0: x}, [named]
+        values, body = {0: x}, [named, *self.watch.see(x)]
         inputs = self.spec.epilogue.inputs
         for i, one in enumerate(inputs):
             if one.kind == "channel":
@@ -154,7 +175,7 @@ class _Kernel:
         if output.flip is not None:
             flip = tir.load(self.emitter.inputs[output.flip - 1], word)
             value = tirx.bitwise_xor(value, tir.broadcast(flip, self.lanes))
-        pixel = first + v * self.lanes
+        pixel = first + self._offset(v)
         if self.words == 1:
             where = [image, 0, pixel, 0]
             return tir.store_vector(array, where, value) if keep is None else tir.store_masked(array, where, value, keep)

@@ -402,6 +402,15 @@ def zero_if_finite(value):
     return extern(name, text, dtype_of(value), value)
 
 
+def add_zero_if_finite(total, value):
+    """``total + 0 * value``: NaN from the first lane on that is NaN or infinite; one instruction where there is a fused one."""
+    lanes = lanes_of(value)
+    name, kind = f"bnn_add_zero_if_finite_{lanes}", _llvm_vector("float32", lanes)
+    text = (f"{kind} @{name}({kind} %t, {kind} %v) alwaysinline nounwind {{\n  %p = fmul contract {kind} %v, zeroinitializer\n"
+            f"  %r = fadd contract {kind} %t, %p\n  ret {kind} %r\n}}")  # fmt: skip
+    return extern(name, text, dtype_of(value), total, value)
+
+
 def opaque(value):
     """``value``, hidden from TVM's integer analysis, which fails on some vector expressions (float comparisons, casts)."""
     dtype, lanes = element_of(dtype_of(value)), lanes_of(value)
