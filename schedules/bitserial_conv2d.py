@@ -14,7 +14,7 @@ from bnntvm.schedules import by_bytes, epilogue
 from bnntvm.schedules.binary_conv2d import _convolve, _tasks, _tile_width
 from bnntvm.schedules.binary_conv2d_tiles import Geometry
 from bnntvm.schedules.bitserial_conv2d_kernel import PlanesKernel
-from bnntvm.schedules.bitserial_conv2d_lookup import LookupKernel
+from bnntvm.schedules.bitserial_conv2d_lookup import MOST_UNROLLED, LookupKernel
 from bnntvm.spec import WORD_BITS, words
 
 
@@ -67,13 +67,14 @@ def lookup_schedule(spec, isa):
         return None
     geometry, count = Geometry.of(spec), -(-spec.out_channels // (4 * isa.lanes))
     vectors = 2 if count % 2 == 0 else 1
-    return Schedule(_lookup_tile(geometry, isa, vectors), vectors, "lookup", _tasks(geometry, 1, 4)[0], 1)
+    return Schedule(_lookup_tile(spec, isa, vectors), vectors, "lookup", _tasks(geometry, 1, 4)[0], 1)
 
 
-def _lookup_tile(geometry, isa, vectors):
-    """The tile width that computes the fewest pixels twice; of those the largest."""
-    width, most = geometry.out_width, isa.registers * 3 // 4 // vectors
-    return min(range(min(width, 6, most), min(width, most) + 1), key=lambda p: (-(-width // p) * p, -p))
+def _lookup_tile(spec, isa, vectors):
+    """The tile width that computes the fewest pixels twice; of those the largest that is unrolled as a whole, or the largest."""
+    width, most = Geometry.of(spec).out_width, isa.registers * 3 // 4 // vectors
+    look_ups = vectors * lookup.flush_every(spec.planes, isa)
+    return min(range(min(width, 6, most), min(width, most) + 1), key=lambda p: (-(-width // p) * p, p * look_ups > MOST_UNROLLED, -p))
 
 
 def space(spec, isa):

@@ -20,6 +20,9 @@ from bnntvm.schedules.bitserial_conv2d_kernel import Corrections, choose
 from bnntvm.schedules.epilogue import Emitter
 from bnntvm.schedules.strips import Strips
 
+#: Most look-ups that are unrolled: their code fits in the cache of decoded instructions.
+MOST_UNROLLED = 200
+
 
 class LookupKernel(Kernel):
     """Builds one PrimFunc. Positions in tables and weights count steps: one for each group of input channels."""
@@ -309,6 +312,28 @@ class LookupKernel(Kernel):
         last = sums.flush() if self._flushes(sums) == "end" else []
         return [T.for_("r", last_row - first_row, kernel_row), last]
 
+    def run(self, sums, block, pixels, length, at, weights_at, groups):
+        """Add ``length`` consecutive steps of every pixel in ``pixels``; what lies between two times of emptying is unrolled."""
+
+        def steps(first, count):
+            together = self._unrolled(count, len(pixels)) if isinstance(count, int) else 1
+            return T.for_("k", count // together, lambda k: [
+                self.words(sums, block, pixels, at + step, weights_at + step, groups)
+                for step in (first + k * together + j for j in range(together))
+            ])  # fmt: skip
+
+        if self._flushes(sums) != "run":
+            return steps(0, length)
+        every = sums.flush_every
+        whole = length // every
+        rest = T.static(length - whole * every)
+        chunks = T.for_("chunk", whole, lambda c: [steps(c * every, every), sums.flush()])
+        return [chunks, steps(whole * every, length - whole * every if rest is None else rest), sums.flush()]
+
+    def _unrolled(self, count, pixels):
+        """Steps that are unrolled: a loop of a few ends with a branch that is not foreseen."""
+        return max(n for n in range(1, count + 1) if count % n == 0 and n * pixels * self.vectors <= MOST_UNROLLED) if count else 1
+
     def words(self, sums, block, pixels, at, weights_at, groups, count=None):
         """One step for every pixel and vector."""
         body, weights = [], []
@@ -332,7 +357,7 @@ class Sums:
 
     def __init__(self, kernel, pixels):
         self.kernel, self.pixels, self.vectors = kernel, pixels, kernel.vectors
-        self.flush_every = 255 // (kernel.bits * max(part.high for part in kernel.sources_parts))
+        self.flush_every = lookup.flush_every(kernel.planes, kernel.isa)
         self.counts = T.Registers("counts", pixels * kernel.vectors, "uint8", kernel.bytes)
         self.allocations = self.counts.allocate
         self.half = kernel.bytes // 2

@@ -76,6 +76,11 @@ def parts(planes):
     return None
 
 
+def flush_every(planes, isa):
+    """Steps after which counters of bytes may be full."""
+    return 255 // (shape(isa)[0] * max(part.high for part in parts(planes)))
+
+
 def weight_coefficients(planes):
     """Coefficients of the weight planes of one bit."""
     return tuple(c * sign for c in planes.weights for sign in ((1, -1) if planes.weight_kind == "ternary" else (1,)))
