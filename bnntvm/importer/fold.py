@@ -18,6 +18,15 @@ def to_array(tensor):
     return array.astype(narrow) if narrow else array
 
 
+def sparse_to_array(tensor):
+    """A SparseTensorProto as a dense array; its indices are flat numbers [n] or coordinates [n, rank]."""
+    shape = tuple(tensor.dims)
+    values, at = to_array(tensor.values), to_array(tensor.indices)
+    result = np.zeros(shape, values.dtype)
+    result.reshape(-1)[at if at.ndim == 1 else np.ravel_multi_index(tuple(at.T), shape)] = values
+    return result
+
+
 def _reshape(node, x, shape=None):
     shape = [int(d) for d in (node.attrs["shape"] if shape is None else shape)]
     if not node.attrs.get("allowzero", 0):

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx.inliner
 import onnx.shape_inference
-from onnx import TensorProto, helper
+from onnx import SparseTensorProto, TensorProto, helper
 from tvm import relax, tirx
 
 from ..errors import BnnError, ModelError, UnsupportedError
@@ -57,6 +57,9 @@ def import_model(model_source):
     nodes = _nodes(model)
     _check_operators(nodes)
     initializers = {tensor.name: _initializer(tensor) for tensor in graph.initializer}
+    for tensor in graph.sparse_initializer:
+        name = tensor.values.name
+        initializers[name] = _checked(_stored(fold.sparse_to_array, tensor, name), name)
 
     ctx = Context(batch, {tensor.name: tensor.data_type for tensor in graph.initializer})
     parameters = [_parameter(info, batch) for info in inputs]
@@ -112,6 +115,8 @@ def _attribute(attribute):
     value = helper.get_attribute_value(attribute)
     if isinstance(value, TensorProto):
         return fold.to_array(value)
+    if isinstance(value, SparseTensorProto):
+        return _stored(fold.sparse_to_array, value, attribute.name)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     if isinstance(value, (list, tuple)):
@@ -215,17 +220,20 @@ def _constant(ctx, node):
     types = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
     if kind in types:
         return np.array(value, dtype=types[kind])
-    if kind != "value" or not isinstance(value, np.ndarray):
-        raise ctx.unsupported(f"a Constant with the attribute {kind} is not supported", hint="store it as a dense tensor")
+    if not isinstance(value, np.ndarray):
+        raise ctx.unsupported(f"a Constant with the attribute {kind} is not supported", hint="strings are not")
     return _checked(value, node.outputs[0])
 
 
 def _initializer(tensor):
+    return _checked(_stored(fold.to_array, tensor, tensor.name), tensor.name)
+
+
+def _stored(read, tensor, name):
     try:
-        array = fold.to_array(tensor)
+        return read(tensor)
     except Exception as error:
-        raise ModelError("an initializer cannot be read", where=f"'{tensor.name}'", why=str(error)) from error
-    return _checked(array, tensor.name)
+        raise ModelError("an initializer cannot be read", where=f"'{name}'", why=str(error)) from error
 
 
 def _checked(array, name):

@@ -98,6 +98,7 @@ def _check_opsets(model, where):
 def _all_tensors(model):
     """Every TensorProto of a model: of its graph, subgraphs and local functions."""
     yield from model.graph.initializer
+    yield from (sparse.values for sparse in model.graph.sparse_initializer)
     yield from _node_tensors(model.graph.node)
     for function in model.functions:
         yield from _node_tensors(function.node)
@@ -108,6 +109,8 @@ def _node_tensors(nodes):
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t
+            if attribute.HasField("sparse_tensor"):
+                yield attribute.sparse_tensor.values
             yield from attribute.tensors
             for graph in [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs:
                 yield from graph.initializer
@@ -169,8 +172,6 @@ def _check_graph(model, checked, where):
             why=f"'{untyped[0]}': the format asks for one, if only of unnamed dimensions",
             hint="onnx.shape_inference.infer_shapes(model) adds it",
         )
-    if model.graph.sparse_initializer:
-        raise UnsupportedError("sparse initializers are not supported", where=where, hint="save them as dense tensors")
     try:
         onnx.checker.check_model(checked)
     except Exception as error:  # the checker raises ValidationError, ValueError and RuntimeError, by onnx version

@@ -96,6 +96,8 @@ class Interpreter:
         for dim, size in zip(dims, arg.shape):
             if isinstance(dim, tirx.Var):
                 sizes.setdefault(dim, size)
+            elif isinstance(dim, tirx.Mul) and isinstance(dim.a, tirx.Var) and isinstance(dim.b, tirx.IntImm):
+                sizes.setdefault(dim.a, size // int(dim.b))  # images of several rows each; compared below
             if self._size(dim, sizes) != size:
                 raise ValueError(f"{param.name} has shape {dims}, got an array of shape {arg.shape}")
         if str(param.ty.dtype) != str(arg.dtype):

@@ -17,6 +17,13 @@ def test_random_networks_pass(seed):
     bnntvm.build(network.model, threads=1, verify=True).run(network.feed)
 
 
+def test_rows_of_images_of_any_number():
+    """Dense layers on each pixel of a batch of any size: kernels whose first dimension is a multiple of the batch."""
+    network = generate(7, [(1, "token_dense")])
+    assert network.model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    bnntvm.build(network.model, threads=1, verify=True).run(network.feed)
+
+
 class _Doubler(Rewriter):
     """Doubles what every layer gives."""
 

@@ -1,8 +1,8 @@
 """Fuzz from the command line.
 
-    python -m tests.fuzz --seeds 0:5000                 # importer, passes, interpreter
-    python -m tests.fuzz --seeds 0:500 --check build    # the compiled network
-    python -m tests.fuzz --seeds 17:18 --save /tmp/17.onnx --layers 0,3,4
+python -m tests.fuzz --seeds 0:5000                 # importer, passes, interpreter
+python -m tests.fuzz --seeds 0:500 --check build    # the compiled network
+python -m tests.fuzz --seeds 17:18 --save /tmp/17.onnx --layers 0,3,4
 """
 
 import argparse
@@ -12,19 +12,19 @@ import time
 import onnx
 
 from tests.fuzz.check import CHECKS, minimise
-from tests.fuzz.networks import generate
+from tests.fuzz.networks import generate, named, parse_layers
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0:100", help="first:last+1")
     parser.add_argument("--check", choices=CHECKS, default="interpreter")
-    parser.add_argument("--layers", help="numbers of the layers to keep, comma separated")
+    parser.add_argument("--layers", help="the layers to keep, comma separated: 3 or 3:batch_norm")
     parser.add_argument("--save", help="write the network's ONNX file here")
     parser.add_argument("--no-minimise", action="store_true")
     args = parser.parse_args()
     first, last = (int(v) for v in args.seeds.split(":"))
-    layers = [int(v) for v in args.layers.split(",")] if args.layers else None
+    layers = parse_layers(args.layers) if args.layers else None
     check, failed, start = CHECKS[args.check], 0, time.time()
     for seed in range(first, last):
         if seed > first and (seed - first) % 100 == 0:
@@ -40,8 +40,9 @@ def main():
         if layers is None and not args.no_minimise:
             kept = minimise(seed, check, failure.kind)
             failure = check(generate(seed, kept)) or failure
-        print(f"seed {seed} layers {','.join(map(str, kept or []))}\n  {failure}")
-        print("".join(f"  {line}\n" for line in generate(seed, kept).log), end="", flush=True)
+        small = generate(seed, kept)
+        print(f"seed {seed} layers {named(small)}\n  {failure}")
+        print("".join(f"  {line}\n" for line in small.log), end="", flush=True)
     print(f"{last - first} networks, {failed} failed, {time.time() - start:.0f} s")
     return 1 if failed else 0
 

@@ -14,6 +14,7 @@ from bnntvm.interpreter import run
 from bnntvm.pipeline import passes
 from tests.fuzz.networks import generate
 from tests.importer.helpers import reference
+from tests.schedules.machines import LEVELS
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,17 @@ def unpacked(network, kinds):
         kind, reason = kinds.get(layer, ("float", "no decision"))
         if kind not in ("binary", "bitserial", "int8") and "always zero" not in reason:
             return Failure("low-bit layer", f"{layer} is {kind}: {reason}")
+    for layer in sorted(network.packed):
+        kind, reason = kinds.get(layer, ("float", "no decision"))
+        if kind == "float" and "always zero" not in reason:
+            return Failure("weights not packed", f"{layer}: {reason}")
     return None
+
+
+def target_of(seed):
+    """Half of the seeds are compiled for this machine, the others for each of the levels that it can run."""
+    names = [isa.name for isa in LEVELS]
+    return "x86" if seed % 2 else names[seed // 2 % len(names)]
 
 
 def compiled(network):
@@ -91,14 +102,14 @@ def compiled(network):
     wanted = reference(network.reference, network.feed)
     stage = "build"
     try:
-        module = bnntvm.build(network.model, threads=1)
+        module = bnntvm.build(network.model, target_of(network.seed), threads=1 + network.seed % 3 // 2)
         stage = "run"
         got = list(module.run(network.feed).values())
     except Exception as error:  # noqa: BLE001
         return raised(stage, error)
     wrong = differences(got, wanted)
     if wrong:
-        return Failure("wrong result", wrong)
+        return Failure("wrong result", f"{wrong} ({target_of(network.seed)})")
     return unpacked(network, {layer.output: (layer.kind, layer.reason) for layer in module.report.layers})
 
 

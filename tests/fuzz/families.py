@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from onnx import TensorProto
 
-from tests.fuzz.graphs import MAX_ELEMENTS, Tensor, layer
+from tests.fuzz.graphs import MAX_ELEMENTS, QONNX, Tensor, layer
 
 #: More pairs of planes than this may stay float.
 SURE_PAIRS = 9
@@ -103,17 +103,19 @@ def qonnx_quant(g, x):
     bits, signed, s = int(g.rng.integers(2, 5)), g.chance(0.5), g.f(_scale(g))
     narrow = signed and g.chance(0.5)
     low, high = (-(2 ** (bits - 1)) + narrow, 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
-    with g.custom("Quant", [x, s, g.f(0), g.f(bits)], signed=int(signed), narrow=int(narrow), rounding_mode="ROUND") as made:
-        inner = g.op("Round", [g.op("Clip", [g.op("Div", [x, s]), g.f(low), g.f(high)])])
-        made.output = g.op("Mul", [inner, s])
-    return _grid(x, made.output, low, high, float(s))
+    form = dict(domain=QONNX, signed=int(signed), narrow=int(narrow), rounding_mode="ROUND")
+
+    def meaning():
+        return g.op("Mul", [g.op("Round", [g.op("Clip", [g.op("Div", [x, s]), g.f(low), g.f(high)])]), s])
+
+    return _grid(x, g.either(lambda: g.op("Quant", [x, s, g.f(0), g.f(bits)], **form), meaning), low, high, float(s))
 
 
 def bipolar_quant(g, x):
     s = g.f(_scale(g))
-    with g.custom("BipolarQuant", [x, s]) as made:
-        made.output = g.op("Where", [g.op("GreaterOrEqual", [x, g.f(0)]), s, g.f(-s)])
-    return Tensor(made.output, x.shape, float(s), int(math.log2(s)), frozenset({-float(s), float(s)}))
+    meaning = lambda: g.op("Where", [g.op("GreaterOrEqual", [x, g.f(0)]), s, g.f(-s)])  # noqa: E731
+    name = g.either(lambda: g.op("BipolarQuant", [x, s], domain=QONNX), meaning)
+    return Tensor(name, x.shape, float(s), int(math.log2(s)), frozenset({-float(s), float(s)}))
 
 
 def eight_bits(g, x):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,12 +50,6 @@ class Tensor:
         return self.bound <= 2.0 ** (self.grain + EXACT_BITS)
 
 
-class Custom:
-    """The result of a custom node."""
-
-    output = None
-
-
 @dataclass
 class Graph:
     """A network under construction.
@@ -64,12 +57,15 @@ class Graph:
     Attributes
     ----------
     opset : int
-    plain : dict
-        Number of a node of a custom domain -> how many of the nodes behind it define it; those are for the reference only.
+    side : dict
+        Number of a node -> "model" or "reference" where only one of them has it: what ONNX Runtime lacks is spelled out for it.
+    functions : list of onnx.FunctionProto
     binary : set of str
         Outputs of the layers that have to be binary: one plane times one plane.
     low : set of str
         Outputs of the layers that have to be computed on low bits in any way.
+    packed : set of str
+        Outputs of the layers whose weights, at least, have to be packed.
     log : list of str
         One line per layer, for people.
     """
@@ -82,14 +78,17 @@ class Graph:
     outputs: list = field(default_factory=list)
     binary: set = field(default_factory=set)
     low: set = field(default_factory=set)
+    packed: set = field(default_factory=set)
     opset: int = 17
-    plain: dict = field(default_factory=dict)
+    numbered: int = 0
+    side: dict = field(default_factory=dict)
+    functions: list = field(default_factory=list)
     log: list = field(default_factory=list)
 
     def op(self, kind, inputs, count=1, **attributes):
         """Add a node; inputs are Tensors, names or arrays. Returns its output's name (a list of names if ``count`` is not 1)."""
         names = [self.const(v) if isinstance(v, np.ndarray) else getattr(v, "name", v) for v in inputs]
-        if kind == "ReduceMean" and self.opset >= 18:  # axes became an input
+        if kind in ("ReduceMean", "ReduceMax") and self.opset >= 18:  # axes became an input
             names.append(self.const(np.array(attributes.pop("axes"), np.int64)))
         if kind == "Split" and self.opset >= 18:
             attributes["num_outputs"] = count
@@ -97,19 +96,19 @@ class Graph:
         self.nodes.append(helper.make_node(kind, names, outputs, name=f"{kind}_{len(self.nodes)}", **attributes))
         return outputs[0] if count == 1 else outputs
 
-    @contextlib.contextmanager
-    def custom(self, kind, inputs, **attributes):
-        """A node of QONNX's domain; what is added inside defines it. Set ``.output`` of the value to the result of the definition."""
-        names = [self.const(v) if isinstance(v, np.ndarray) else getattr(v, "name", v) for v in inputs]
-        at, made = len(self.nodes), Custom()
-        self.nodes.append(None)
-        yield made
-        self.plain[at] = len(self.nodes) - at - 1
-        self.nodes[at] = helper.make_node(kind, names, [made.output], name=f"{kind}_{at}", domain=QONNX, **attributes)
+    def either(self, model, reference):
+        """The value that the model computes by the nodes that ``model()`` adds, and the reference by those of ``reference()``. Its name."""
+        results = []
+        for side, make in (("reference", reference), ("model", model)):
+            at = len(self.nodes)
+            results.append(make())
+            self.side |= dict.fromkeys(range(at, len(self.nodes)), side)
+        self.nodes[-1].output[0] = results[0]
+        return results[0]
 
     def small_const(self, values, kind, shape):
         """Name of a constant of a type that numpy lacks."""
-        name = f"c{len(self.constants)}"
+        name = self.constant_name()
         self.constants[name] = helper.make_tensor(name, kind, shape, values)
         return name
 
@@ -118,9 +117,13 @@ class Graph:
             same = isinstance(known, np.ndarray) and known.dtype == array.dtype and known.shape == array.shape
             if same and np.array_equal(known, array) and not np.signbit(array).any():
                 return name
-        name = f"c{len(self.constants)}"
+        name = self.constant_name()
         self.constants[name] = array
         return name
+
+    def constant_name(self):
+        self.numbered += 1
+        return f"c{self.numbered - 1}"
 
     def f(self, value):
         """A scalar constant."""

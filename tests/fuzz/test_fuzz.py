@@ -11,7 +11,7 @@ import pytest
 
 from tests.fuzz.check import CHECKS, interpreted, minimise
 from tests.fuzz.graphs import LAYERS
-from tests.fuzz.networks import OPSETS, generate
+from tests.fuzz.networks import OPSETS, generate, named, parse_layers
 from tests.fuzz.regressions import FOUND
 from tests.importer.helpers import reference
 
@@ -28,7 +28,7 @@ def passes(check, seed, layers=None):
     kept = minimise(seed, CHECKS[check], failure.kind) if layers is None else layers
     small = generate(seed, kept)
     lines = [str(CHECKS[check](small) or failure), *small.log]
-    lines.append(f"python -m tests.fuzz --check {check} --seeds {seed}:{seed + 1} --layers {','.join(map(str, kept))}")
+    lines.append(f"python -m tests.fuzz --check {check} --seeds {seed}:{seed + 1} --layers {named(small)}")
     pytest.fail("\n".join(lines), pytrace=False)
 
 
@@ -44,7 +44,7 @@ def test_compiled_networks(seed):
 
 @pytest.mark.parametrize("check, seed, layers", FOUND)
 def test_what_failed_once(check, seed, layers):
-    passes(check, seed, layers)
+    passes(check, seed, parse_layers(layers))
 
 
 # ---- the fuzzer itself

@@ -10,6 +10,7 @@ from tvm import relax
 
 from bnntvm.errors import UnsupportedError
 from bnntvm.importer import converts, import_model, registry
+from bnntvm.interpreter import run
 
 from .helpers import calls, check, constants, model, one
 
@@ -109,6 +110,21 @@ def test_pad_program_of_the_legacy_exporter():
 def test_constant_nodes_of_every_kind(attribute):
     x = data(2, 3) if "float" in next(iter(attribute)) else RNG.integers(0, 9, (2, 3))
     check(model([node("Constant", "", "c", **attribute), node("Add", "x c", "y")], {"x": x}, ["y"]), {"x": x})
+
+
+@pytest.mark.parametrize("form", ["flat", "coordinates"])
+@pytest.mark.parametrize("place", ["node", "initializer"])
+def test_sparse_constants(form, place):
+    dense = np.where(RNG.random((4, 5)) < 0.5, 0, data(4, 5)).astype(np.float32)
+    at = np.flatnonzero(dense) if form == "flat" else np.argwhere(dense)
+    values = numpy_helper.from_array(dense[dense != 0], "c")
+    sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(at.astype(np.int64), "at"), dense.shape)
+    nodes = [node("Constant", "", "c", sparse_value=sparse), node("Add", "x c", "y")]
+    feed = {"x": data(4, 5)}
+    proto = model(nodes if place == "node" else nodes[1:], feed, ["y"])
+    if place == "initializer":
+        proto.graph.sparse_initializer.append(sparse)
+    np.testing.assert_array_equal(run(import_model(proto).mod, feed)[0], feed["x"] + dense)
 
 
 def test_nodes_without_converter_fold():
