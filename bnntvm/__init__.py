@@ -16,6 +16,7 @@ _LAZY = {
     "build": "bnntvm.build",
     "tune": "bnntvm.tuning.driver",
     "load": "bnntvm.module",
+    "connect": "bnntvm.remote.client",
     "Module": "bnntvm.module",
     "TensorInfo": "bnntvm.module",
     "Timing": "bnntvm.module",

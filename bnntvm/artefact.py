@@ -254,8 +254,20 @@ def _parse(text, path):
     return manifest
 
 
-def check_machine(file, manifest, where):
-    """Refuse a library that this machine cannot run.
+def check_machine(file, manifest, where, machine=None, flags=None, whose="this machine"):
+    """Refuse a library that a machine cannot run.
+
+    Parameters
+    ----------
+    file : binary file
+        It begins with the library.
+    manifest : dict
+    where : str
+        For the message.
+    machine, flags : str, frozenset of str, optional
+        Architecture and flags of the processor of another machine; default: this one's.
+    whose : str
+        Name of the machine.
 
     Raises
     ------
@@ -265,22 +277,22 @@ def check_machine(file, manifest, where):
     head = os.pread(file.fileno(), 20, 0)
     if head[:4] == b"\x7fELF":
         number = int.from_bytes(head[18:20], "little")
-        built_for, here = _ELF_MACHINES.get(number, f"ELF machine {number}"), platform.machine()
+        built_for, here = _ELF_MACHINES.get(number, f"ELF machine {number}"), machine or platform.machine()
         if built_for != here.replace("arm64", "aarch64").replace("armv7l", "arm"):
             raise TargetError(
-                f"built for {built_for}, this machine is {here}", where=where, hint="run it there, or build it again for this machine"
+                f"built for {built_for}, {whose} is {here}", where=where, hint="run it there, or build it again for this machine"
             )
     target = manifest["target"]
-    flags = host_flags()
+    flags = host_flags() if machine is None else flags
     missing = [flag for flag in target.get("needs", []) if flag not in flags] if flags else []  # none: this system does not tell
     if missing:
         raise TargetError(
-            f"this CPU cannot run code for {target.get('name')}",
+            f"{'this CPU' if machine is None else whose} cannot run code for {target.get('name')}",
             where=where,
             why="it lacks " + ", ".join(missing),
             hint='build again with target="x86" on this machine, or for a lower level (`bnntvm targets` lists them)',
         )
-    if "amx_tile" in target.get("needs", []) and not tile_permission():
+    if machine is None and "amx_tile" in target.get("needs", []) and not tile_permission():
         raise TargetError(
             "the operating system does not let this process use the tile registers of AMX", where=where,
             why=f"it was built for {target.get('name')}", hint="build it for a lower level (`bnntvm targets` lists them)",

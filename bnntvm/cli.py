@@ -151,7 +151,7 @@ def bench(model, compare, onnx, batch, repeat, **options):
 
 
 class _Tune(_Group):
-    """`bnntvm tune MODEL ...` tunes; `tune show`, `tune merge` and `tune board` are commands of their own."""
+    """`bnntvm tune MODEL ...` tunes; `tune show` and `tune merge` are commands of their own."""
 
     def parse_args(self, context, args):
         if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
@@ -224,16 +224,22 @@ def tune_merge(databases, output):
     click.echo(f"{output}: {count} records" + (f"; {bad} lines could not be read" if bad else ""))
 
 
-@tune.command("board", short_help="Serve as a board of a farm.")
-@click.option("--tracker", required=True, metavar="HOST:PORT", help="The RPC tracker.")
-@click.option("--key", required=True, help="Key of this kind of board.")
+@main.command("rpc-server", short_help="Serve as a board.", epilog="\b\nExample:\n  bnntvm rpc-server --tracker desk:9190 --key rpi4b")
+@click.option("--tracker", required=True, metavar="HOST:PORT", help="The RPC tracker: python -m tvm.exec.rpc_tracker --port 9190")
+@click.option("--key", required=True, help="Name of this kind of board.")
+@click.option("--host", default="0.0.0.0", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 64000), default=9090, show_default=True, help="The first port to try.")
 @click.option("--address", help="Address under which others reach this board, if it is not the one the tracker sees.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of a kernel.")
-def tune_board(tracker, key, **options):
-    """Measure candidates for tuners until killed. Whoever reaches this port can run code here: trusted networks only."""
-    from bnntvm.tuning import board, rpc
+@click.option("--silent", is_flag=True, help="Log errors only.")
+def rpc_server(tracker, key, **options):
+    """Run networks, and measure kernels, for others until killed. Whoever reaches this port can run code here: trusted networks only.
 
-    board.serve(rpc.parse_address(tracker), key, **options).proc.join()
+    A board needs neither a compiler nor ONNX: Python, numpy, click, apache-tvm (of which only the runtime is loaded) and bnntvm.
+    """
+    from bnntvm.remote import client, server
+
+    server.serve(client.parse_address(tracker), key, **options)
 
 
 @main.command(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from dataclasses import dataclass
 
 
@@ -50,8 +52,21 @@ class Isa:
     int8_macs: int = 0
 
 
+#: Names, as in /proc/cpuinfo, of the bits of AT_HWCAP and AT_HWCAP2 from bit 0 on (Linux, arch/arm64/include/uapi/asm/hwcap.h).
+_HWCAP = (
+    "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm jscvt fcma lrcpc dcpop sha3 sm3 sm4 asimddp sha512 sve "
+    "asimdfhm dit uscat ilrcpc flagm ssbs sb paca pacg",
+    "dcpodp sve2 sveaes svepmull svebitperm svesha3 svesm4 flagm2 frint svei8mm svef32mm svef64mm svebf16 i8mm bf16 dgh rng bti mte",
+)
+
+
 def host_flags():
-    """Flags of this machine's processor, as /proc/cpuinfo names them ("flags" on x86, "Features" on ARM)."""
+    """Flags of this machine's processor, as /proc/cpuinfo names them ("flags" on x86, "Features" on ARM).
+
+    On 64-bit ARM the kernel is asked directly: under user-mode emulation /proc/cpuinfo is that of the machine below.
+    """
+    if platform.machine() == "aarch64" and platform.system() == "Linux":
+        return _hardware_capabilities()
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
             for line in file:
@@ -60,3 +75,10 @@ def host_flags():
     except OSError:
         pass
     return frozenset()
+
+
+def _hardware_capabilities():
+    getauxval = ctypes.CDLL(None).getauxval
+    getauxval.argtypes, getauxval.restype = [ctypes.c_ulong], ctypes.c_ulong
+    words = [getauxval(number) for number in (16, 26)]  # AT_HWCAP, AT_HWCAP2
+    return frozenset(name for names, word in zip(_HWCAP, words) for bit, name in enumerate(names.split()) if word >> bit & 1)

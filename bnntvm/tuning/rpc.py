@@ -3,19 +3,19 @@
 A farm is one tracker and any number of boards under one key::
 
     python -m tvm.exec.rpc_tracker --port 9190              # once
-    bnntvm tune board --tracker HOST:9190 --key rpi4b       # on every board
+    bnntvm rpc-server --tracker HOST:9190 --key rpi4b       # on every board
 
 Several tuners may share a farm: the tracker queues their requests. What TVM 0.27 lacks and is added here:
 
 * A board that vanishes (power, network) while it measures loses its candidate: TVM's RPCRunner reports it as an error of the candidate.
   Here it is measured again elsewhere, and only a candidate that three boards lost counts as one that crashes.
-* TVM's server stops serving when a candidate crashes its session (an exception ends the thread that listens): see :mod:`.board`.
+* TVM's server stops serving when a candidate crashes its session (an exception ends the thread that listens): see
+  :mod:`bnntvm.remote.server`.
 """
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from concurrent.futures import Future
@@ -23,6 +23,7 @@ from concurrent.futures import Future
 from tvm.support.popen_pool import PopenPoolExecutor
 
 from bnntvm.errors import BnnError
+from bnntvm.remote.client import boards, parse_address
 from bnntvm.tuning import worker
 from bnntvm.tuning.measure import Stopped
 from bnntvm.tuning.worker import Failure
@@ -37,37 +38,6 @@ SESSION_LIMIT, ANSWER_LIMIT = 30, 120
 SECONDS = 0.1
 
 
-def boards(address, key):
-    """Addresses of the boards that are registered under ``key``.
-
-    Parameters
-    ----------
-    address : (str, int)
-        The tracker's.
-    """
-    from tvm import rpc
-
-    try:
-        socket.create_connection(address, timeout=10).close()  # TVM's client would try again for a minute
-        tracker = rpc.connect_tracker(*address)
-        summary = tracker.summary()
-        tracker.close()
-    except (OSError, RuntimeError) as error:
-        raise BnnError(
-            "the RPC tracker does not answer", where=f"{address[0]}:{address[1]}", why=str(error),
-            hint="start one: python -m tvm.exec.rpc_tracker --port 9190",
-        ) from error  # fmt: skip
-    return [tuple(one["addr"]) for one in summary["server_info"] if one["key"] == f"server:{key}"]
-
-
-def parse_address(text):
-    """(host, port) from "host:port"."""
-    host, separator, port = str(text).rpartition(":")
-    if not separator or not port.isdigit():
-        raise BnnError("the tracker's address is not host:port", where=str(text), hint="for example localhost:9190")
-    return host or "localhost", int(port)
-
-
 def _session(address, key):
     from tvm import rpc
 
@@ -80,7 +50,7 @@ def _load(session, library):
 
 
 class There(worker.Here):
-    """Where a candidate runs: a board. If its server is TVM's own, not :mod:`.board`, memory has no guards and caches stay warm."""
+    """Where a candidate runs: a board. If its server is TVM's own, not :mod:`bnntvm.remote.server`, memory has no guards and caches stay warm."""
 
     def __init__(self, session):
         self.device = session.cpu()
@@ -147,7 +117,7 @@ class Farm:
         count = len(boards(self.address, key))
         if not count:
             raise BnnError(
-                "the tracker has no board of this key", where=key, hint=f"on each board: bnntvm tune board --tracker {tracker} --key {key}"
+                "the tracker has no board of this key", where=key, hint=f"on each board: bnntvm rpc-server --tracker {tracker} --key {key}"
             )
         self.lost = 0
         # One process for each board: a board that falls silent is given up by ending the process that waits for it.
