@@ -4,7 +4,7 @@ tasks      what there is to tune in a network; workload says what a task is call
 space      a family's schedules as a MetaSchedule design space
 features   what MetaSchedule's XGBoost cost model sees of a candidate
 search     which candidates come next (a MetaSchedule search strategy)
-measure    building and measuring on two cores (MetaSchedule's builder and runner); rpc and board on other machines
+measure    building and measuring on two cores (MetaSchedule's builder and runner); rpc on boards (bnntvm.remote)
 worker     what the processes do; cases are the data they do it on
 driver     a session: profile, search, final comparison
 records    the database on disk as builds read it; store as a session writes it; report as people read it

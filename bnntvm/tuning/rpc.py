@@ -50,7 +50,7 @@ def _load(session, library):
 
 
 class There(worker.Here):
-    """Where a candidate runs: a board. If its server is TVM's own, not :mod:`bnntvm.remote.server`, memory has no guards and caches stay warm."""
+    """Where a candidate runs: a board. With a server of TVM's own memory has no guards and caches stay warm."""
 
     def __init__(self, session):
         self.device = session.cpu()

@@ -5,7 +5,8 @@ tiles that read weights many times look better than they are. So between two tim
 levels 1 and 2, and then the activations are touched, which the kernels before have just written (or, as workspace, used).
 
 Every tensor lies between guard bytes. All functions here are TVM global functions, too, so that a tuner can call them on a board
-(:mod:`.board` imports this file, nothing of the compiler). What they know belongs to their process, and that ends with the candidate.
+(:mod:`bnntvm.remote.server` imports this file, nothing of the compiler). What they know belongs to their process, and that ends with the
+candidate.
 """
 
 from __future__ import annotations
