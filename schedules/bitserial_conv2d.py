@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bnntvm.schedules import bitserial_lookup as lookup
-from bnntvm.schedules import by_bytes, epilogue
+from bnntvm.schedules import by_bytes, epilogue, neon
 from bnntvm.schedules.binary_conv2d import _convolve, _tasks, _tile_width
 from bnntvm.schedules.binary_conv2d_tiles import Geometry
 from bnntvm.schedules.bitserial_conv2d_kernel import PlanesKernel
@@ -53,7 +53,7 @@ def default_schedule(spec, isa):
 
 
 def _counting_schedule(spec, isa):
-    geometry, adder = Geometry.of(spec), "pairs" if lookup.pairs_fit(spec) else "plain"
+    geometry, adder = Geometry.of(spec), "pairs" if lookup.pairs_fit(spec) and not neon.is_neon(isa) else "plain"
     if isa.popcount != "vector":  # table look-ups need the registers
         vectors, most = (1, 7) if isa.registers == 32 else (1, 2)
     else:
@@ -65,16 +65,22 @@ def lookup_schedule(spec, isa):
     """A schedule for sums that are looked up, or None where that is not possible."""
     if not lookup.claims(spec, isa):
         return None
-    geometry, count = Geometry.of(spec), -(-spec.out_channels // (4 * isa.lanes))
+    geometry, count = Geometry.of(spec), -(-spec.out_channels // lookup.octets(isa))
     vectors = 2 if count % 2 == 0 else 1
     return Schedule(_lookup_tile(spec, isa, vectors), vectors, "lookup", _tasks(geometry, 1, 4)[0], 1)
 
 
 def _lookup_tile(spec, isa, vectors):
     """The tile width that computes the fewest pixels twice; of those the largest that is unrolled as a whole, or the largest."""
-    width, most = Geometry.of(spec).out_width, isa.registers * 3 // 4 // vectors
+    width, most = Geometry.of(spec).out_width, _lookup_pixels(isa, vectors)
     look_ups = vectors * lookup.flush_every(spec.planes, isa)
     return min(range(min(width, 6, most), min(width, most) + 1), key=lambda p: (-(-width // p) * p, p * look_ups > MOST_UNROLLED, -p))
+
+
+def _lookup_pixels(isa, vectors):
+    """Pixels whose byte counters take three quarters of the registers, less on NEON, where LLVM moves them about otherwise."""
+    counters = isa.registers * 3 // 4 if not neon.is_neon(isa) else 20 if isa.registers == 32 else 6
+    return max(1, counters * 4 * isa.lanes // (vectors * lookup.octets(isa)))
 
 
 def space(spec, isa):
@@ -90,9 +96,9 @@ def space(spec, isa):
             for pixels in range(1, min(width, 14, cells // vectors) + 1):
                 found.append(replace(first, pixels=pixels, vectors=vectors, adder=adder))
     found += [Schedule(pixels, 1, by_bytes.ADDER, rows, blocks) for pixels, rows, blocks in by_bytes.space(spec, isa)]
-    looked_up, count = lookup_schedule(spec, isa), -(-spec.out_channels // (4 * isa.lanes))
+    looked_up, count = lookup_schedule(spec, isa), -(-spec.out_channels // lookup.octets(isa))
     for vectors in [v for v in (1, 2, 4) if looked_up and count % v == 0]:
-        for pixels in range(1, min(width, isa.registers * 3 // 4 // vectors) + 1):
+        for pixels in range(1, min(width, _lookup_pixels(isa, vectors)) + 1):
             found.append(replace(looked_up, pixels=pixels, vectors=vectors))
     return list(dict.fromkeys(found))
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from tvm import tirx
 
 from bnntvm.schedules import bitserial_lookup as lookup
+from bnntvm.schedules import neon
 from bnntvm.schedules import tir as T
 from bnntvm.schedules.binary_conv2d_adders import memory, popcount, ternary_logic
 from bnntvm.schedules.binary_conv2d_kernel import BLOCK, Kernel
@@ -31,7 +32,8 @@ class LookupKernel(Kernel):
 
     def __init__(self, spec, schedule, isa):
         super().__init__(spec, replace(schedule, vectors=1), isa)
-        self.planes, self.vectors, self.bytes = spec.planes, schedule.vectors, 4 * isa.lanes
+        self.planes, self.vectors, self.bytes = spec.planes, schedule.vectors, lookup.octets(isa)
+        self.lanes = self.bytes // 4
         self.bits, self.entries = lookup.shape(isa)
         self.sources_parts, self.coefficients = lookup.parts(spec.planes), lookup.weight_coefficients(spec.planes)
         self.words_of_pixel = self.geometry.pixel_words
@@ -252,7 +254,7 @@ class LookupKernel(Kernel):
 
         def pixel(p, number, channel):
             at = p * self.channels + number * BLOCK
-            values = [T.load_vector(self.results, [at + lane], self.lanes) for lane in range(0, BLOCK, self.lanes)]
+            values = [T.load_vector(self.results, [at + lane], self.isa.lanes) for lane in range(0, BLOCK, self.isa.lanes)]
             where = (y, x + p) if g.out_width == self.spec.window.out_width else (T.i64(0), begin + p)
             return self.emitter.emit(values, (self.image, *where), channel, strip=self.strips.place(begin + p))
 
@@ -336,7 +338,7 @@ class LookupKernel(Kernel):
 
     def words(self, sums, block, pixels, at, weights_at, groups, count=None):
         """One step for every pixel and vector."""
-        body, weights = [], []
+        body, weights = [neon.rolled()] if neon.is_neon(self.isa) else [], []
         for v in range(self.vectors):
             index = (weights_at + v * (len(self.coefficients) * self.padded_steps)) * self.bytes
             w, bind = T.bind("w", T.load_vector(self.indices, [index], self.bytes))
@@ -377,7 +379,9 @@ class Sums:
         """
         statements = []
         for v, indices in enumerate(weights):
-            if self.kernel.bits == 6:
+            if neon.is_neon(self.kernel.isa):
+                found = neon.look_up(row, indices, self.kernel.isa)
+            elif self.kernel.bits == 6:
                 found = T.intrinsic("llvm.x86.avx512.permvar.qi.512", row, indices)
             elif self.kernel.bytes == 64:
                 found = T.intrinsic("llvm.x86.avx512.pshuf.b.512", T.shuffle([row] * 4, range(64)), indices)

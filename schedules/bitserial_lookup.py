@@ -2,7 +2,7 @@
 
 For ``bits`` input channels of a pixel there are 2 ** bits sums with weights of one bit each. They are written to a table once for each
 pixel, as bytes, and every output channel looks its sum up: one shuffle of bytes and one addition for ``bits`` products in each byte of a
-register, whatever the number of activation planes (vpermb looks 6 bits up, vpshufb 4).
+register, whatever the number of activation planes (vpermb looks 6 bits up, vpshufb and NEON's tbl 4).
 
 Activations are made non-negative, plane by plane: c * b = -|c| + |c| (1 - b) for c < 0, and a bipolar plane is c - 2 c b. With a = base +
 A, A = sum(e[p] * b'[p]) between 0 and E = sum(e), and a weight bit b,
@@ -21,7 +21,7 @@ from math import gcd, inf, prod
 
 import numpy as np
 
-from bnntvm.schedules import epilogue
+from bnntvm.schedules import epilogue, neon
 from bnntvm.schedules.binary_conv2d_tiles import Geometry
 from bnntvm.schedules.bitserial_adders import Share
 from bnntvm.spec import WORD_BITS, words
@@ -47,9 +47,16 @@ class Part:
 
 def shape(isa):
     """``(bits of an index, entries of a table in memory)``, or None where bytes are not looked up."""
-    if isa.machine != "x86_64" or isa.lanes < 8:
+    if neon.is_neon(isa):
+        return 4, 16
+    if isa.lanes < 8:
         return None
     return (6, 64) if isa.lanes == 16 and isa.popcount == "vector" else (4, 16)
+
+
+def octets(isa):
+    """Bytes of a vector of indices, one for each output channel: a register, or two of NEON, so that there are whole words of channels."""
+    return max(32, 4 * isa.lanes)
 
 
 def terms(planes):
@@ -132,6 +139,8 @@ def counting_one(isa, fit=True):
     """Instructions for a product of one bit by one bit that is counted: a word takes a logic operation, a population count (six
     instructions where it is done with nibble tables) and an addition; two words together take two more than a population count and an
     addition."""
+    if neon.is_neon(isa):  # two words together take as many
+        return 3 / (32 * isa.lanes)
     population = 1 if isa.popcount == "vector" else 6
     return ((4 + population) / 2 if fit else 2 + population) / (32 * isa.lanes)
 
@@ -150,10 +159,10 @@ def looking_up(spec, isa):
     if not claims(spec, isa):
         return inf
     planes, (width, _) = spec.planes, shape(isa)
-    found, lanes = parts(planes), 4 * isa.lanes
+    found, lanes, one = parts(planes), octets(isa), 3 if isa.machine == "arm" else 2
     empties = sum(3 / (255 // (width * part.high)) for part in found)
     filled = -(-spec.out_channels // lanes) * lanes / spec.out_channels
-    look_ups = len(weight_coefficients(planes)) * (2 * len(found) + empties) * filled / (width * lanes)
+    look_ups = len(weight_coefficients(planes)) * (one * len(found) + empties) * filled / (width * 4 * isa.lanes)
     return look_ups + (4 * len(planes.data) + 14) / (width * prod(spec.window.kernel) * spec.out_channels)
 
 
@@ -171,14 +180,14 @@ def pack(plane, isa):
         groups of input channels. Four steps of 6 bits are three bytes, the fourth step in their upper two bits; two of 4 bits are one.
     """
     width, _ = shape(isa)
-    lanes = 4 * isa.lanes
+    lanes = octets(isa)
     count, outputs, taps, channels = plane.shape
     vectors, groups = -(-outputs // lanes), -(-channels // width)
     padded = np.zeros((count, vectors * lanes, taps, groups * width), np.uint8)
     padded[:, :outputs, :, :channels] = plane
     digits = np.arange(width, dtype=np.uint8)
     values = np.sum(padded.reshape(count, vectors, lanes, taps * groups, width) << digits, -1, dtype=np.uint8)
-    values = values.reshape(count, vectors, 4, isa.lanes, -1).transpose(1, 0, 4, 3, 2).reshape(vectors, count, -1, lanes)
+    values = values.reshape(count, vectors, 4, lanes // 4, -1).transpose(1, 0, 4, 3, 2).reshape(vectors, count, -1, lanes)
     values = np.pad(values, ((0, 0), (0, 0), (0, -values.shape[2] % together(width)), (0, 0)))
     if width == 4:
         packed = values[:, :, 0::2] | values[:, :, 1::2] << 4

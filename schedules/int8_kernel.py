@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from tvm import tirx
 
-from bnntvm.schedules import int8_engines
+from bnntvm.schedules import int8_engines, neon
 from bnntvm.schedules import tir as T
 from bnntvm.schedules.epilogue import Emitter
 from bnntvm.schedules.int8_layout import BLOCK, QUAD, round_up
@@ -36,6 +36,7 @@ class Kernel:
         self.blocks, self.channels = words(outputs), layout.channels
         self.lanes, self.vectors = isa.lanes, BLOCK // isa.lanes
         self.engine = int8_engines.of(isa)(self)
+        self.digits = neon.digits if neon.is_neon(isa) else T.digits
 
     # Parameters -----------------------------------------------------------------------------------------------------------------------
 
@@ -71,7 +72,7 @@ class Kernel:
         def convert(word, valid=lanes):
             planes = [tirx.reinterpret(f"uint{lanes}", T.load_vector(p, [*self.index(place), word], unit)) for p in self.data]
             short = None if valid == lanes else valid
-            value = T.digits(planes, digits.base + offset, digits.coefficients, self.engine.data_type, short, offset)
+            value = self.digits(planes, digits.base + offset, digits.coefficients, self.engine.data_type, short, offset)
             size = round_up(valid, QUAD)
             if size < lanes:
                 name, bind = T.bind("tail", value)
@@ -236,4 +237,4 @@ class Kernel:
         digits, size = self.spec.weights, self.mask_bytes
         planes = [tirx.reinterpret(f"uint{8 * size}", T.load_vector(self.weights, [block, at + j * size], size))
                   for j in range(len(digits.coefficients))]  # fmt: skip
-        return T.digits(planes, digits.base, digits.coefficients)
+        return self.digits(planes, digits.base, digits.coefficients)

@@ -166,6 +166,34 @@ def hidden(number):
     return T.extern("bnn_neon_hidden", text, "int64", T.i64(number))
 
 
+def digits(words, base, coefficients, dtype="int8", valid=None, otherwise=0):
+    """As :func:`.tir.digits`: each byte of the words is repeated eight times, and a bit of each tested (cmtst)."""
+    lanes = int(T.dtype_of(words[0])[4:])
+    octets, order = lanes // 8, ", ".join(f"i32 {lane // 8}" for lane in range(lanes))
+    bits = ", ".join(f"i8 {(1 << lane % 8) - (256 if lane % 8 == 7 else 0)}" for lane in range(lanes))
+    vector = f"<{lanes} x i8>"
+
+    def splat_of(value):
+        return f"<{', '.join([f'i8 {(value + 128) % 256 - 128}'] * lanes)}>"
+
+    lines, last = [], splat_of(base)
+    for j, coefficient in enumerate(coefficients):
+        lines += [f"  %v{j} = bitcast i{lanes} %w{j} to <{octets} x i8>",
+                  f"  %e{j} = shufflevector <{octets} x i8> %v{j}, <{octets} x i8> poison, <{lanes} x i32> <{order}>",
+                  f"  %b{j} = and {vector} %e{j}, <{bits}>", f"  %m{j} = icmp ne {vector} %b{j}, zeroinitializer",
+                  f"  %c{j} = select <{lanes} x i1> %m{j}, {vector} {splat_of(coefficient)}, {vector} zeroinitializer",
+                  f"  %s{j} = add {vector} {last}, %c{j}"]  # fmt: skip
+        last = f"%s{j}"
+    if valid is not None:
+        keep = ", ".join(f"i1 {int(lane < valid)}" for lane in range(lanes))
+        lines.append(f"  %r = select <{lanes} x i1> <{keep}>, {vector} {last}, {vector} {splat_of(otherwise)}")
+        last = "%r"
+    key = "_".join(str(v).replace("-", "m") for v in (lanes, base, *coefficients, valid, otherwise))
+    params = ", ".join(f"i{lanes} %w{j}" for j in range(len(words)))
+    text = "\n".join([f"{vector} @bnn_neon_digits_{key}({params}) alwaysinline nounwind {{", *lines, f"  ret {vector} {last}", "}"])
+    return T.extern(f"bnn_neon_digits_{key}", text, f"{dtype}x{lanes}", *words)
+
+
 def dot_bytes(total, codes, data, isa):
     """``total`` plus, in each of four lanes, the products of four bytes of ``codes`` (0 to 127) with four signed ones of ``data``.
 
@@ -237,3 +265,36 @@ def pairs_of(low, high):
             f"  %o = shufflevector <4 x i32> %a, <4 x i32> %b, <4 x i32> <{odd}>\n"
             "  %r = add <4 x i32> %e, %o\n  ret <4 x i32> %r\n}")  # fmt: skip
     return T.extern("bnn_neon_pairs_of", text, "int32x4", low, high)
+
+
+def look_up(table, indices, isa):
+    """The bytes of ``table`` (``uint8x16``) at 32 indices from 0 to 15 (``uint8x32``), with tbl."""
+    if isa.machine == "aarch64":
+        kind = "<16 x i8> @llvm.aarch64.neon.tbl1.v16i8(<16 x i8>{}, <16 x i8>{})"
+        parts, calls = 2, [kind.format(" %t", f" %i{k}") for k in range(2)]
+    else:  # the table is two registers of eight bytes there
+        kind = "<8 x i8> @llvm.arm.neon.vtbl2(<8 x i8>{}, <8 x i8>{}, <8 x i8>{})"
+        parts, calls = 4, [kind.format(" %low", " %high", f" %i{k}") for k in range(4)]
+    size = 32 // parts
+    lines = [f"<32 x i8> @bnn_neon_look_up_{isa.machine}(<16 x i8> %t, <32 x i8> %i) alwaysinline nounwind {{"]
+
+    def part(name, source, width, first, count):
+        order = ", ".join(f"i32 {first + k}" for k in range(count))
+        lines.append(f"  {name} = shufflevector <{width} x i8> {source}, <{width} x i8> poison, <{count} x i32> <{order}>")
+
+    if parts == 4:
+        part("%low", "%t", 16, 0, 8)
+        part("%high", "%t", 16, 8, 8)
+    for k, call in enumerate(calls):
+        part(f"%i{k}", "%i", 32, k * size, size)
+        lines.append(f"  %r{k} = call {call}")
+    names = [f"%r{k}" for k in range(parts)]
+    while len(names) > 1:
+        joined = []
+        for a, b in zip(names[::2], names[1::2]):
+            order = ", ".join(f"i32 {k}" for k in range(2 * size))
+            lines.append(f"  {a}j = shufflevector <{size} x i8> {a}, <{size} x i8> {b}, <{2 * size} x i32> <{order}>")
+            joined.append(f"{a}j")
+        names, size = joined, 2 * size
+    lines += [f"  ret <32 x i8> {names[0]}", "}", "declare " + kind.format("", "", "")]
+    return T.extern(f"bnn_neon_look_up_{isa.machine}", "\n".join(lines), "uint8x32", table, indices)

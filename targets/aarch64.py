@@ -22,7 +22,7 @@ def _level(name, needs, *features):
     # LLVM orders code for an in-order processor if it is told nothing, and spills what it hoists.
     return Isa(
         name, "cortex-a72", 4, 32, "neon", needs, "aarch64", _TRIPLE, ("+neon", *features),
-        products="dot" if dot else "long", bit_macs=85, int8_macs=28 if dot else 6,
+        products="dot" if dot else "long", bit_macs=85, int8_macs=28 if dot else 8,
     )  # fmt: skip
 
 
