@@ -23,6 +23,8 @@ from bnntvm.schedules.strips import Strips
 
 #: Most look-ups that are unrolled: their code fits in the cache of decoded instructions.
 MOST_UNROLLED = 200
+#: Most pixels of a row that are collected before they are stored in channel order.
+_STRIP_PIXELS = 128
 
 
 class LookupKernel(Kernel):
@@ -81,7 +83,7 @@ class LookupKernel(Kernel):
         self.image = image
         self.table_rows = self.reach * g.width * self.groups  # of a part of the data planes
         self.results, results = memory("results", tile * self.channels, "int32")
-        self.strips = Strips.of_pixels(self.emitter, tile)
+        self.strips = self._strips(tile)
         self.totals, totals = memory("totals", tile * self.vectors * self.bytes, "uint16")
         self.tables, tables = memory("tables", len(self.sources_parts) * self.table_rows * self.entries, "uint8")
         self.sums, sums = memory("sums", len(self.planes.data) * 2**self.bits * self.entries, "uint8")
@@ -98,10 +100,38 @@ class LookupKernel(Kernel):
         prepared = [results, totals, tables, sums, self.strips.allocation, self.sums_of_indices()]
         return [*prepared, T.for_("line", rows, line)]
 
+    def _strips(self, tile):
+        """Results in channel order are collected for a row, so that whole lines are written, or for a tile if rows are long."""
+        width = self.geometry.out_width
+        self.whole_rows = width <= _STRIP_PIXELS
+        return Strips(self.emitter, width, [1], self.blocks_at_once) if self.whole_rows else Strips.of_pixels(self.emitter, tile)
+
+    @property
+    def _leaves_the_cache(self):
+        """Whether the results of an image are too large to wait in a second-level cache for being overwritten."""
+        window = self.spec.window
+        return window.out_height * window.out_width * self.spec.out_channels * 4 > 1 << 20
+
     def block_of_row(self, block, y):
         block, bind = T.bind("block", block)
         self.block_number = block * self.blocks_at_once
-        return [bind, self.corrections.allocation(), self.row(Sums, block, y)]
+        body = [bind, self.corrections.allocation()]
+        if not (self.strips.numbers and self.whole_rows):
+            return [*body, self.row(Sums, block, y)]
+        width = self.geometry.out_width
+        self.strips.first, bind_first = T.bind("pixel", y * width)
+
+        def flush(number):
+            first, bind = T.bind("block", block * self.blocks_at_once + number)
+            return [bind, self._if_exists(first, self.strips.flush(self.image, first, T.i64(width), number))]
+
+        return [*body, bind_first, self.row(Sums, block, y), T.for_("b", self.blocks_at_once, flush)]
+
+    def _if_exists(self, block, statements):
+        """``statements`` where there is a block of 32 channels with this number."""
+        if self.spec.out_channels % self.channels == 0:
+            return statements
+        return T.when(tirx.LT(block * BLOCK, T.i64(self.spec.out_channels)), statements)
 
     # What a call prepares, and a task ---------------------------------------------------------------------------------------------------
 
@@ -252,19 +282,22 @@ class LookupKernel(Kernel):
         g = self.geometry
         begin, bind_begin = T.bind("pixel", y * g.out_width + x)
 
-        def pixel(p, number, channel):
-            at = p * self.channels + number * BLOCK
+        def pixel(p, number, block):
+            at, channel = p * self.channels + number * BLOCK, block * BLOCK
             values = [T.load_vector(self.results, [at + lane], self.isa.lanes) for lane in range(0, BLOCK, self.isa.lanes)]
             where = (y, x + p) if g.out_width == self.spec.window.out_width else (T.i64(0), begin + p)
-            return self.emitter.emit(values, (self.image, *where), channel, strip=self.strips.place(begin + p))
+            strip = self.strips.place(begin + p, number if self.whole_rows else 0)
+            fetch = self.strips.fetch(self.image, block, begin + p) if self.whole_rows and self._leaves_the_cache else []
+            return [fetch, self.emitter.emit(values, (self.image, *where), channel, strip=strip)]
 
         def words(number):
             first, bind = T.bind("block", block * self.blocks_at_once + number)
-            each = self.strips.collect(
-                begin, T.i64(pixels), self.image, first, lambda: T.for_("p", pixels, lambda p: pixel(p, number, first * BLOCK))
-            )
-            whole = self.spec.out_channels % self.channels == 0
-            return [bind, each if whole else T.when(tirx.LT(first * BLOCK, T.i64(self.spec.out_channels)), each)]
+
+            def each():
+                return T.for_("p", pixels, lambda p: pixel(p, number, first))
+
+            tile = each() if self.whole_rows else self.strips.collect(begin, T.i64(pixels), self.image, first, each)
+            return [bind, self._if_exists(first, tile)]
 
         return [bind_begin, T.for_("b", self.blocks_at_once, words)]
 

@@ -26,6 +26,8 @@ class Strips:
         Pixels of a row.
     row_counts : list of int
         The numbers of rows that a task may have.
+    words : int
+        Words of channels that are collected side by side.
 
     Attributes
     ----------
@@ -33,7 +35,7 @@ class Strips:
         To be placed where a task begins.
     """
 
-    def __init__(self, emitter, width, row_counts):
+    def __init__(self, emitter, width, row_counts, words=1):
         self.emitter, self.width, self.lanes = emitter, width, emitter.lanes
         self.numbers = [i for i, output in enumerate(emitter.epilogue.outputs) if output.kind == "planar"]
         self.allocation, self.first = [], None
@@ -44,9 +46,9 @@ class Strips:
         #: Whether there are strips shorter than a vector, so that stores must leave lanes out.
         self.short = min([self.rows, *row_counts]) * width < self.lanes
         # Vectors of the last pixels may reach beyond them.
-        size = (max(map(self._last, row_counts)) * width + self.lanes) * WORD_BITS
+        self.size = (max(map(self._last, row_counts)) * width + self.lanes) * WORD_BITS
         for number in self.numbers:
-            array, allocate = tir.memory(f"strip{number}", size, "float32")
+            array, allocate = tir.memory(f"strip{number}", self.size * words, "float32")
             emitter.strips[number] = array
             self.allocation += allocate
 
@@ -61,9 +63,9 @@ class Strips:
         strips.short = True
         return strips
 
-    def place(self, pixel):
-        """Where in the strips a pixel of the image begins."""
-        return None if self.first is None else (pixel - self.first) * WORD_BITS
+    def place(self, pixel, word=0):
+        """Where in the strips a pixel of the image begins; ``word`` counts the words that are collected side by side."""
+        return None if self.first is None else (pixel - self.first) * WORD_BITS + word * self.size
 
     def fetch(self, image, block, pixel):
         """Statements for each pixel that ask for its share of the lines that will be written.
@@ -92,16 +94,16 @@ class Strips:
             count, named_count = tir.bind("count", count)
             self.first, named_first = tir.bind("pixel", (first_row + begin) * self.width)
             walked = tir.for_("y", count, lambda y: row(begin + y))
-            return [named, named_count, named_first, walked, self._flush(image, block, count * self.width)]
+            return [named, named_count, named_first, walked, self.flush(image, block, count * self.width)]
 
         return tir.for_("strip", strips, strip)
 
     def collect(self, first, count, image, block, body):
         """Statements that ``body`` makes, which put ``count`` pixels of the image from ``first`` on into the strips, and their way out."""
         self.first = first
-        return [body(), self._flush(image, block, count)] if self.numbers else body()
+        return [body(), self.flush(image, block, count)]
 
-    def _flush(self, image, block, count):
+    def flush(self, image, block, count, word=0):
         """Bring the strips' ``count`` pixels into the planes."""
         groups = tirx.floordiv(count + (self.lanes - 1), tir.i64(self.lanes))
 
@@ -109,7 +111,7 @@ class Strips:
             at = number * self.lanes
             at, named = tir.bind("at", at if self.short else tirx.min(at, count - self.lanes))
             mask = tir.prefix_mask(count - at, self.lanes) if self.short else None
-            return [named, self._square(output, image, block, at, part, mask)]
+            return [named, self._square(output, (image, block, word), at, part, mask)]
 
         # Planes lie in pages of their own, and processors know few pages to write to at a time: one part of the channels after the other.
         return [
@@ -118,10 +120,10 @@ class Strips:
             for part in range(0, WORD_BITS, self.lanes)
         ]
 
-    def _square(self, number, image, block, at, part, mask):
+    def _square(self, number, place, at, part, mask):
         """Transpose ``lanes`` pixels from pixel ``at`` of a strip on, channels ``part`` ... ``part + lanes - 1`` of the block."""
-        strip, target = self.emitter.strips[number], self.emitter.outputs[number]
-        body, planes = square(lambda i, j: tir.load_vector(strip, [(at + i) * WORD_BITS + part + j], 4), self.lanes)
+        (image, block, word), strip, target = place, self.emitter.strips[number], self.emitter.outputs[number]
+        body, planes = square(lambda i, j: tir.load_vector(strip, [(at + i) * WORD_BITS + part + j + word * self.size], 4), self.lanes)
         channels, stores = self.emitter.channels, []
         for i, plane in enumerate(planes):
             channel = block * WORD_BITS + part + i

@@ -137,8 +137,9 @@ WIDE = [isa for isa in ISAS if bitserial_lookup.shape(isa)]
         (PlaneSum((1, 2, -4), (1, -2), "unipolar", "unipolar"), Window(9, 8, (2, 5), (2, 3), (0, 2, 3, 1), (3, 1)), 96, 64),
         (PlaneSum((1, -2), (2,), "bipolar", "bipolar"), Window(9, 8, (2, 5), (2, 3), (0, 2, 3, 1), (3, 1)), 37, 130),
         (PlaneSum((1, 2, 4, 8), (1,), "unipolar", "ternary"), Window(7, 9, (1, 1)), 70, 100),
+        (PlaneSum((1, 2), (1,), "unipolar", "bipolar"), Window(12, 13, (1, 1)), 70, 100),
     ],
-    ids=["two_bits", "twos_complement", "turned", "parts"],
+    ids=["two_bits", "twos_complement", "turned", "parts", "long_rows"],
 )
 def test_look_ups(isa, planes, window, channels, outputs):
     """Sums that are looked up: groups of channels across words, padding, strides, several tasks, channels that fill no register."""
