@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "build": "bnntvm.build",
     "tune": "bnntvm.tuning.driver",
+    "export_c": "bnntvm.c99",
     "load": "bnntvm.module",
     "connect": "bnntvm.remote.client",
     "Module": "bnntvm.module",
@@ -47,7 +48,7 @@ class _Package(types.ModuleType):
     def __getattr__(self, name):
         if name not in _LAZY:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        if name in ("build", "tune"):
+        if name in ("build", "tune", "export_c"):
             importlib.import_module("bnntvm.runtime").import_tvm_ffi()  # before TVM does, which would import PyTorch along with it
         value = getattr(importlib.import_module(_LAZY[name]), name)
         setattr(self, name, value)

@@ -1,4 +1,4 @@
-"""The command ``bnntvm``: build, run, explain, bench, tune, targets.
+"""The command ``bnntvm``: build, run, explain, bench, tune, package, export-c, targets.
 
 Exit status: 0 done, 1 a :class:`bnntvm.BnnError` (its message is on standard error), 2 wrong usage. Results go to standard output, progress
 and errors to standard error. Only what a command needs is imported, so that ``--help`` answers at once.
@@ -265,6 +265,26 @@ def package(model, output, batch, **options):
         make(model, output, batch)
     files = [p for p in output.rglob("*") if p.is_file()]
     click.echo(f"{output}: {len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB")
+
+
+@main.command(
+    "export-c",
+    short_help="Portable C99 that needs no library, for microcontrollers.",
+    epilog="\b\nExamples:\n  bnntvm export-c net.onnx -o net\n  make -C net check          # run the example here\n"
+    "  make -C net check-m4       # on a Cortex-M4 under QEMU",
+)
+@click.argument("model", type=_MODEL)
+@click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=pathlib.Path), help="Folder to write.")
+@click.option("--name", default="model", show_default=True, help="Prefix of files, functions and macros.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Size of dynamic dimensions.")
+@click.option("--vectors/--no-vectors", default=True, help="Evaluate the network once, so that the example checks itself.")
+@click.option("--weight-tolerance", type=click.FloatRange(0), default=0.0, help="As for build.")
+@click.option("--assume-nonzero", is_flag=True, help="As for build.")
+def export_c(model, output, **options):
+    """Write the ONNX file MODEL as C99 with static weights and one static workspace, an example and its Makefile; show what it takes."""
+    with _progress(f"writing {model} as C"):
+        sizes = bnntvm.export_c(str(model), output, **options)
+    click.echo(sizes.summary())
 
 
 @main.command(short_help="Instruction-set levels.")

@@ -355,7 +355,15 @@ class Lower(Rewriter):
         image, pads = self.padded[operand]
         window = replace(spec.window, in_height=dims(image)[1], in_width=dims(image)[2], pads=pads)
         inside = replace(spec, window=window, plus_one=True)
-        return (inside, image) if families.of(inside).pads_with_ones(inside, self.isa) else (spec, operand)
+        return (inside, image) if self.pads_with_ones(inside) else (spec, operand)
+
+    def pads_with_ones(self, spec):
+        """Whether the kernel for ``spec`` can do its own padding with +1."""
+        return families.of(spec).pads_with_ones(spec, self.isa)
+
+    def stores_planar(self, spec):
+        """Whether the kernel for ``spec`` can store float images in the order of an ONNX file."""
+        return getattr(families.of(spec), "stores_planar", lambda _spec, _isa: False)(spec, self.isa)
 
     def matmul_bits(self, call, ty):
         attrs, batch = call.attrs, dims(call.args[-1])[0]
@@ -390,7 +398,7 @@ class Lower(Rewriter):
             spec, operands[0] = replace(spec, planar=True), self.turned[operands[0]]
         spec, operands[0] = self.unpadded(spec, operands[0])
         types = _retyped(types, arguments, func)
-        if var in self.to_planes and getattr(families.of(spec), "stores_planar", lambda _spec, _isa: False)(spec, self.isa):
+        if var in self.to_planes and self.stores_planar(spec):
             spec, types = _planar(spec), [relax.TensorType([types[0].shape[a] for a in TO_CHANNEL_ORDER], types[0].dtype)]
             self.planar.add(var)
         return self.call(spec, operands, types, weights, layer)
