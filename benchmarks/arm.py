@@ -31,7 +31,7 @@ from tests.emulation.network import Network
 #: height and width, channels in and out
 LAYERS = ((56, 64), (28, 128), (14, 256), (7, 512))
 CLOCK_GHZ, LARQ_MS = 1.5, 45.0
-_LABEL, _BRANCH = re.compile(r"^(\.LBB\w+):"), re.compile(r"^\s(?:b\.?\w*|cbn?z|tbn?z)\s.*?(\.LBB\w+)")
+_LABEL, _BRANCH = re.compile(r"^\s*(\.L\w+):"), re.compile(r"^\s*(?:b\.?\w*|cbn?z|tbn?z)\s.*?(\.L\w+)")
 
 
 def innermost_loops(assembly):
@@ -40,10 +40,10 @@ def innermost_loops(assembly):
     for line in assembly.splitlines():
         if match := _LABEL.match(line):
             label, body = match[1], []
-        elif re.match(r"^\t[a-z]", line):
+        elif re.match(r"^\s*[a-z]", line):
             body.append(line.strip())
             if (match := _BRANCH.match(line)) and match[1] == label:
-                found.append(body)
+                found.append(list(body))
     return found
 
 
@@ -54,20 +54,25 @@ def counting_loop(assembly):
     return body, count
 
 
-def cycles(body, cpu):
-    """Cycles of one pass through a loop, in llvm-mca's model of a processor."""
+def cycles(body, isa):
+    """Cycles of one pass through a loop, in llvm-mca's model of a processor; in that of a Cortex-A57 in 32-bit mode for ``armv7``."""
     text = "\n".join(line for line in body if not re.match(r"(b|bl|br|blr|cb\w+|tb\w+|b\.\w+|adrp?|ret)\b", line))
     if not text:
         return 1.0
-    command = ["llvm-mca", "-mtriple=aarch64", f"-mcpu={cpu}", "-iterations=200"]
+    model = ["-mtriple=aarch64", f"-mcpu={isa.mcpu}"] if isa.machine == "aarch64" else ["-mtriple=armv7a", "-mcpu=cortex-a57"]
+    command = ["llvm-mca", *model, "-iterations=200"]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=True)
     return int(re.search(r"Total Cycles:\s+(\d+)", done.stdout)[1]) / 200
 
 
-def limit(pairs):
+def limit(pairs, isa):
     """A loop of ``pairs`` times eor, cnt and add, without loads."""
     body = []
     for i in range(pairs):
+        if isa.machine == "arm":
+            bits, sums = f"q{1 + i % 4}", f"q{8 + i % 8}"
+            body += [f"veor {bits}, q0, q0", f"vcnt.8 {bits}, {bits}", f"vadd.i8 {sums}, {bits}, {sums}"]
+            continue
         bits, sums = f"v{8 + i % 8}.16b", f"v{16 + i % 16}.16b"
         body += [f"eor {bits}, v0.16b, v1.16b", f"cnt {bits}, {bits}", f"add {sums}, {bits}, {sums}"]
     return body
@@ -100,7 +105,7 @@ def loops(isa):
     for size, channels in LAYERS:
         compiled, schedule = program(layer(size, channels), isa)
         body, pairs = counting_loop(compiled.assembly)
-        cost, least = cycles(body, isa.mcpu), cycles(limit(pairs), isa.mcpu)
+        cost, least = cycles(body, isa), cycles(limit(pairs, isa), isa)
         row = f"  3x3 {size}x{size}x{channels}: tile {schedule.pixels}x4, {len(body) / pairs:.3f} instructions"
         print(f"{row}, {cost / pairs:.3f} cycles, limit {least / pairs:.3f} ({cost / least - 1:+.1%})")
 
@@ -127,7 +132,7 @@ def quicknet(isa):
     total, time_ms, rows = 0, 0.0, []
     for name, calls in network.counts.items():
         count = len(calls) * sum(instructions * times for (_, instructions), times in calls[0].items())
-        spent = len(calls) * _block_cycles(network.program, calls[0], isa.mcpu) / CLOCK_GHZ / 1e6
+        spent = len(calls) * _block_cycles(network.program, calls[0], isa) / CLOCK_GHZ / 1e6
         total, time_ms = total + count, time_ms + spent
         rows.append((spent, f"  {name:<24} {len(calls)} x {count / len(calls) / 1e6:8.3f} {spent:8.2f}"))
     print(f"QuickNet for {isa.name}: calls, million instructions of each, estimated ms of all at {CLOCK_GHZ} GHz")
@@ -136,13 +141,13 @@ def quicknet(isa):
     print(f"  all: {total / 1e6:.1f} million instructions, estimated {time_ms:.1f} ms; Larq Compute Engine, measured: {LARQ_MS} ms")
 
 
-def _block_cycles(compiled, blocks, cpu):
+def _block_cycles(compiled, blocks, isa):
     """Cycles of the blocks that a kernel executes; those of less than a thousandth of all instructions take one per instruction."""
     every = sum(instructions * times for (_, instructions), times in blocks.items())
     total = 0.0
     for (address, instructions), times in blocks.items():
         body = [compiled.disassembly.get(address + 4 * i, "nop") for i in range(instructions)]
-        total += times * (instructions if instructions * times < every / 1000 else cycles(body, cpu))
+        total += times * (instructions if instructions * times < every / 1000 else cycles(body, isa))
     return total
 
 

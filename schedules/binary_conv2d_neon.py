@@ -381,9 +381,9 @@ class Kernel:
         """``row(r, k)`` for :class:`Product`, of the pixels from ``first`` on."""
         if self.direct:
             base = (self.first * self.plan.width + first) * self.row_words
-            return lambda r, k: neon.load_bytes(self.data, [self.image, 0, 0, base + (r * self.row_words + k * 4)])
+            return lambda r, k: (self.data, [self.image, 0, 0, base + (r * self.row_words + k * 4)])
         base = first * self.row_words
-        return lambda r, k: neon.load_bytes(self.copy, [base + (r * self.row_words + k * 4)])
+        return lambda r, k: (self.copy, [base + (r * self.row_words + k * 4)])
 
     def tiles(self, block, pixels):
         """All tiles of a block of channels."""
@@ -399,12 +399,12 @@ class Kernel:
 
     def weight(self, block, part):
         base = part * (self.plan.depth * 16)
-        return lambda quad, c, k: neon.load_bytes(self.weights, [block, base + (k * 16 + c * 4)])
+        return lambda _quad, c, k: (self.weights, [block, base + (k * 16 + c * 4)])
 
-    def product(self, rows, first, block, part, keep=None):
+    def product(self, rows, first, block, part, zeros=None):
         """One quad of channels of a tile, into ``results``."""
         base, bind = T.bind("rows", T.i64(0) + first)
-        product = neon_product.Product(self.isa, rows, 1, self.plan.depth, self.row(base), self.weight(block, part), keep)
+        product = neon_product.product(self.isa, rows, self.plan.depth, self.row(base), self.weight(block, part), zeros)
         stores = [T.store_vector(self.results, [part * 4 + r * BLOCK], product.sums(r, 0)) for r in range(rows)]
         return [bind, product.statements(), stores]
 
@@ -439,11 +439,11 @@ class Kernel:
         block, bind_block = T.bind("block", block)
 
         def pixel(p):
-            def keep(r, k):
-                return ~neon.load_bytes(self.zeros, [p * self.row_words + k * 4])
+            def zeros(_r, k):
+                return self.zeros, [p * self.row_words + k * 4]
 
             base, bind = T.bind("base", T.broadcast(T.load(self.base, p), 4))
-            parts = T.for_("part", BLOCK // 4, lambda part: self.product(1, p, block, part, keep))
+            parts = T.for_("part", BLOCK // 4, lambda part: self.product(1, p, block, part, zeros))
             counts = [T.load_vector(self.results, [v * 4], 4) for v in range(BLOCK // 4)]
             return [bind, parts, self.emit(block, p, [base - (count + count) for count in counts], None)]
 

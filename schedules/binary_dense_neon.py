@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnntvm import spec as specs
-from bnntvm.schedules import binary_dense, neon, neon_product, tir
+from bnntvm.schedules import binary_dense, neon_product, tir
 
 
 @dataclass(frozen=True)
@@ -88,19 +88,16 @@ class Kernel(binary_dense._Kernel):
         results, allocate = tir.local("results", height * self.width, "int32")
 
         def read(array):
-            return lambda r, k: neon.load_bytes(self.arrays[array], [first + r, k * 4])
-
-        def keep(r, k):
-            return ~read(self.mask)(r, k)
+            return lambda r, k: (self.arrays[array], [first + r, k * 4])
 
         def part(number):
             base, bind = tir.bind("quad", number * (self.steps * 16))
 
-            def weight(quad, c, k):
-                return neon.load_bytes(self.weights, [block, base + (k * 16 + c * 4)])
+            def weight(_quad, c, k):
+                return self.weights, [block, base + (k * 16 + c * 4)]
 
-            product = neon_product.Product(
-                self.isa, height, 1, self.steps, read(self.data), weight, keep if masked else None, self.spec.unipolar
+            product = neon_product.product(
+                self.isa, height, self.steps, read(self.data), weight, read(self.mask) if masked else None, self.spec.unipolar
             )
             stores = [tir.store_vector(results, [number * 4 + r * self.width], product.sums(r, 0)) for r in range(height)]
             return [bind, product.statements(), stores]

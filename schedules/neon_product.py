@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from tvm import tirx
 
-from bnntvm.schedules import neon
+from bnntvm.schedules import neon, neon_product_arm
 from bnntvm.schedules import tir as T
 
 #: Bits, and words, of one step.
@@ -45,6 +45,13 @@ def pack_rows(words, channels):
     return np.ascontiguousarray(padded.reshape(blocks, channels // QUAD, QUAD, depth, STEP_WORDS).transpose(0, 1, 3, 2, 4))
 
 
+def product(isa, rows, depth, row, weight, zeros=None, unipolar=False):
+    """The product of ``rows`` rows and a quad of channels; parameters as of :class:`Product`."""
+    if isa.machine == "arm":
+        return neon_product_arm.ArmProduct(rows, depth, row, weight, zeros, unipolar)
+    return Product(isa, rows, 1, depth, row, weight, zeros, unipolar)
+
+
 class Product:
     """Counts of a tile.
 
@@ -56,19 +63,19 @@ class Product:
     depth : int
         Steps of K.
     row : function
-        ``row(r, k)``: bytes of row r at step k, ``uint8x16``.
+        ``row(r, k)``: where the four words of row r at step k are, an array ``uint32`` and indices.
     weight : function
-        ``weight(quad, c, k)``: bytes of a channel.
-    keep : function, optional
-        ``keep(r, k)``: bits that count.
+        ``weight(quad, c, k)``: where those of a channel are; the four channels of a quad lie side by side.
+    zeros : function, optional
+        ``zeros(r, k)``: where the bits of row r are that do not count.
     unipolar : bool
         AND instead of XOR.
     """
 
-    def __init__(self, isa, rows, quads, depth, row, weight, keep=None, unipolar=False):
+    def __init__(self, isa, rows, quads, depth, row, weight, zeros=None, unipolar=False):
         self.isa = isa
         self.rows, self.quads, self.depth = rows, quads, depth
-        self.row, self.weight, self.keep, self.unipolar = row, weight, keep, unipolar
+        self.row, self.weight, self.zeros, self.unipolar = row, weight, zeros, unipolar
         self.counts = T.Registers("counts", rows * quads * QUAD, "uint8", 16)
         self.long = depth > neon.BYTE_STEPS
         if self.long:
@@ -107,10 +114,10 @@ class Product:
             body.append(statement)
             return variable
 
-        weights = [[name(self.weight(quad, c, k)) for c in range(QUAD)] for quad in range(self.quads)]
+        weights = [[name(neon.load_bytes(*self.weight(quad, c, k))) for c in range(QUAD)] for quad in range(self.quads)]
         for r in range(self.rows):
-            a = name(self.row(r, k))
-            keep = name(self.keep(r, k)) if self.keep else None
+            a = name(neon.load_bytes(*self.row(r, k)))
+            keep = name(~neon.load_bytes(*self.zeros(r, k))) if self.zeros else None
             for quad in range(self.quads):
                 for c in range(QUAD):
                     w, index = weights[quad][c], self._index(r, quad, c)

@@ -35,9 +35,7 @@ def run_signs(model, images):
     probed.CopyFrom(model)
     consumers = {i: n.op_type for n in model.graph.node for i in n.input}
     names = [
-        n.output[0]
-        for n in model.graph.node
-        if n.op_type in ("Sign", "Where") and consumers.get(n.output[0]) in ("Conv", "MatMul", "Pad")
+        n.output[0] for n in model.graph.node if n.op_type in ("Sign", "Where") and consumers.get(n.output[0]) in ("Conv", "MatMul", "Pad")
     ]
     for name in names:
         probed.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))

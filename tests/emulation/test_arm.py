@@ -125,10 +125,12 @@ def test_every_family(target):
                 np.testing.assert_array_equal(a, b, err_msg=str(spec))
 
 
-@pytest.mark.parametrize("size, channels", [(14, 256), (7, 512), (28, 128)])
-def test_inner_loop_and_whole_layer(size, channels):
+@pytest.mark.parametrize(
+    "target, size, channels", [("cortex-a72", 14, 256), ("armv7", 7, 512), ("cortex-a72", 28, 128), ("armv7", 28, 128)]
+)
+def test_inner_loop_and_whole_layer(target, size, channels):
     """At most 3.6 instructions per 128 binary MACs in the loop, nothing spilled, and the whole layer at most 1.35 times that."""
-    isa, spec = registry.resolve("cortex-a72"), layer(size, channels)
+    isa, spec = registry.resolve(target), layer(size, channels)
     compiled, schedule = program(spec, isa)
     body, pairs = counting_loop(compiled.assembly)
     assert len(body) / pairs <= 3.6 and not any("[sp" in line or line.startswith(("mov\tv", "str", "stp")) for line in body), body
