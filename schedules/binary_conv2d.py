@@ -37,6 +37,8 @@ class Schedule:
         ``plain``, ``carry_save`` or ``tables``, see :mod:`.binary_conv2d_adders`; ``neon``, see :mod:`.binary_conv2d_neon`.
     task_rows, task_blocks : int
         Output rows and blocks of 32 output channels of one parallel task.
+    prefetch : bool
+        Ask for the lines of the tensors that a tile's epilogue reads and writes before its products are computed.
     """
 
     pixels: int
@@ -44,6 +46,7 @@ class Schedule:
     adder: str
     task_rows: int
     task_blocks: int
+    prefetch: bool = False
 
 
 def default_schedule(spec, isa):
@@ -146,6 +149,8 @@ def space(spec, isa):
     row_counts = dict.fromkeys(r for r in (first.task_rows, 1, 2, 4, 7, 14, 28, rows) if r <= rows)
     block_counts = dict.fromkeys(b for b in (first.task_blocks, 1, 2, 4, 8, blocks) if b <= blocks)
     found = [replace(s, task_rows=r, task_blocks=b) for r in row_counts for b in block_counts for s in dict.fromkeys(found)]
+    if any(end.kind == "tensor" for end in (*spec.epilogue.inputs, *spec.epilogue.outputs)):
+        found += [replace(s, prefetch=True) for s in found if s.adder != by_bytes.ADDER]
     tiles = by_bytes.space(spec, isa) if isa.products == "tiles" else []
     return found + [Schedule(pixels, 1, by_bytes.ADDER, rows, blocks) for pixels, rows, blocks in tiles]
 

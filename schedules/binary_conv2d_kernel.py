@@ -281,7 +281,20 @@ class Kernel:
                 statement = T.when(condition, self.reduce(adder, place, x, pattern, number), statement)
             return statement
 
-        return [bind, T.for_("part", self.parts, part), self.epilogue(adder, place, x, plan.pixels)]
+        return [bind, self.prefetch(place, x), T.for_("part", self.parts, part), self.epilogue(adder, place, x, plan.pixels)]
+
+    def prefetch(self, place, x):
+        """Statements that ask for the lines of a tile's results and of what is added to them, while its products are computed."""
+        if not getattr(self.schedule, "prefetch", False):
+            return []
+        block, y = place[:2]
+        pixels = [(self.image, *self._position(y, x + p)) for p in range(self.plan.pixels)]
+        return [self.emitter.prefetch(pixel, block * BLOCK, BLOCK) for pixel in pixels]
+
+    def _position(self, y, x):
+        """Row and column of a pixel in the buffers. Rows may be joined rows of the image: addresses count, not coordinates."""
+        g = self.geometry
+        return (y, x) if g.out_width == self.spec.window.out_width else (T.i64(0), y * g.out_width + x)
 
     def point(self, adder, place, x):
         """One pixel, whose kernel columns are known at run time only."""
@@ -298,8 +311,7 @@ class Kernel:
 
         def pixel(p):
             values = [self.result(p * BLOCK + lane) for lane in range(0, BLOCK, self.lanes)]
-            # Rows may be joined rows of the image: addresses count, not coordinates.
-            place = (y, x + p) if g.out_width == self.spec.window.out_width else (T.i64(0), y * g.out_width + (x + p))
+            place = self._position(y, x + p)
             scope = self._half_thresholds(block * BLOCK) if self.halves(adder) else {}
             strip = self.strips.place(y * g.out_width + (x + p))
             fetch = self.strips.fetch(self.image, block, y * g.out_width + (x + p))

@@ -26,9 +26,12 @@ class Schedule:
     ----------
     unroll : int
         Vectors of one part that are copied without a loop.
+    ahead : int
+        Ask for the lines of the pixel that is so many pixels ahead; 0 leaves that to the processor.
     """
 
     unroll: int
+    ahead: int = 0
 
 
 def default_schedule(spec, isa):
@@ -38,7 +41,7 @@ def default_schedule(spec, isa):
 
 def space(spec, isa):
     """Valid schedules, the default one first."""
-    return [Schedule(16), Schedule(4), Schedule(8), Schedule(32)]
+    return [Schedule(unroll, ahead) for ahead in (0, 2, 4, 8) for unroll in (16, 4, 8, 32)]
 
 
 def build(spec, schedule, isa):
@@ -80,9 +83,16 @@ class _Kernel:
 
         def task(number):
             image, y = tirx.floordiv(number, height), tirx.floormod(number, height)
-            return tir.for_("x", width, lambda x: pixel((image, y, x)))
+            return tir.for_("x", width, lambda x: [self._fetch((image, y, x + self.schedule.ahead)), pixel((image, y, x))])
 
         return tir.parallel_if_large("row", height, self.leading, 8 * height * width * self.total, task)
+
+    def _fetch(self, position):
+        """Statements that ask for the lines of a pixel: the processor's own look ahead ends with a page."""
+        if not self.schedule.ahead:
+            return []
+        lines = [tir.prefetch(part, [*position, first]) for part in self.parts for first in range(0, tir.static(part.shape[-1]), 16)]
+        return [lines, self.emitter.prefetch(position, 0, self.total)]
 
     def _copy_pixel(self, position):
         output = self.emitter.outputs[0]

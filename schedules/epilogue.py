@@ -15,6 +15,7 @@ from tvm import tirx
 from bnntvm import spec
 from bnntvm.schedules import neon, tir, vector_math
 
+_LINE_BYTES = 64
 #: Comparisons of the anchor ``K - 2 p`` with t: (comparison of p with the half difference, whether that is rounded up).
 _ON_POPCOUNTS = {"less": (tirx.GT, 0), "less_equal": (tirx.GE, 1), "greater": (tirx.LT, 1), "greater_equal": (tirx.LE, 0)}
 _MIRRORED = {"less": "greater", "less_equal": "greater_equal", "greater": "less", "greater_equal": "less_equal"}
@@ -86,6 +87,16 @@ class Emitter:
         """
         scope = {} if scope is None else scope
         return _Tile(self, values, position, first_channel, scope, whole, popcounts_of, strip).statements()
+
+    def prefetch(self, position, first_channel, channels):
+        """Statements that ask for the lines of tensors that :meth:`emit` will read and write for ``channels`` channels of one pixel."""
+        kinds = [(array, False) for array, operand in zip(self.inputs, self.epilogue.inputs) if operand.kind == "tensor"]
+        kinds += [(array, True) for array, output in zip(self.outputs, self.epilogue.outputs) if output.kind == "tensor"]
+        return [
+            tir.prefetch(array, [*position, first_channel + at], write)
+            for array, write in kinds
+            for at in range(0, channels, _LINE_BYTES // np.dtype(str(array.dtype)).itemsize)
+        ]
 
     def compares_anchor(self, step):
         """Whether ``step`` orders the anchor and an integer that is the same for all pixels."""

@@ -27,6 +27,8 @@ from . import tir, windows
 _RESIDENT_BYTES = 1 << 20
 
 
+#: Steps of the reduction that weights are asked for ahead.
+_AHEAD = (0, 8, 24)
 #: Fields of a schedule that cut the work into parallel tasks.
 GRAIN = ("rows",)
 
@@ -45,12 +47,15 @@ class Schedule:
         Output rows of one parallel task (a task is an image, a block of output channels and ``rows`` rows).
     shared : bool
         Keep the weights of a kernel row in registers and load each input value once.
+    ahead : int
+        Ask for the weights that are so many steps of the reduction ahead; 0 leaves that to the processor.
     """
 
     pixels: int
     vectors: int
     rows: int
     shared: bool
+    ahead: int = 0
 
 
 def default_schedule(spec, isa):
@@ -77,7 +82,8 @@ def space(spec, isa):
     first = _task_rows(spec, window)
     rows = dict.fromkeys([first, min(4, window.out_height), window.out_height])
     found = [Schedule(windows.even_tile(window.out_width, most), vectors, r, share) for r in rows for most, share in tiles]
-    return list(dict.fromkeys([*found, *_every_tile(spec, vectors, isa, first)]))
+    found = dict.fromkeys([*found, *_every_tile(spec, vectors, isa, first)])
+    return [replace(s, ahead=ahead) for ahead in _AHEAD for s in found if not (ahead and s.shared)]
 
 
 def vector_counts(out_channels, isa):
@@ -383,7 +389,7 @@ class Kernel:
 
     def _separate_columns(self, at, x, r, group, sums):
         """Products of the taps of ``group``, which all meet the same pixels."""
-        window, depth = self.window, self.blocks.depth
+        window, depth, vectors, ahead = self.window, self.blocks.depth, self.schedule.vectors, self.schedule.ahead
 
         def step(s, c):
             def value(p):
@@ -392,7 +398,8 @@ class Kernel:
             def weight(v):
                 return self._weight(at, r, s, c, v)
 
-            return multiply_add(sums, range(group.low, group.high), self.schedule.vectors, value, weight)
+            fetch = [tir.prefetch(self.weights, [at.block, r, s, c + ahead, v * self.lanes]) for v in range(vectors) if ahead]
+            return [fetch, multiply_add(sums, range(group.low, group.high), vectors, value, weight)]
 
         taps = group.stop - group.first
         whole = depth == self.spec.in_channels and not self.spec.planar

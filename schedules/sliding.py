@@ -24,10 +24,13 @@ class Schedule:
         Pixels of an output row in the register tile.
     vectors : int
         Vectors of channels in the register tile; a whole 32-bit word of channels if the epilogue packs bits.
+    ahead : int
+        Ask for the lines of the tile that is so many tiles ahead in the row; 0 leaves that to the processor.
     """
 
     pixels: int
     vectors: int
+    ahead: int = 0
 
 
 def default_schedule(window, channels, epilogue, isa, extra):
@@ -49,7 +52,7 @@ def space(window, channels, epilogue, isa, extra):
     for vectors in counts if windows.has_bits(epilogue) else [v for v in (1, 2, 3, 4) if v == 1 or v * isa.lanes <= channels]:
         most = max(1, (isa.registers - extra - 1) // vectors)
         found += [Schedule(windows.even_tile(window.out_width, pixels), vectors) for pixels in range(1, min(most, 16) + 1)]
-    return list(dict.fromkeys(found))
+    return [Schedule(s.pixels, s.vectors, ahead) for ahead in (0, 1, 2) for s in dict.fromkeys(found)]
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,23 @@ class Kernel:
             totals = [sums.get(p * at.vectors + v) for v in range(at.vectors)]
             values = [self.result(at, p, total) for total in totals]
             finish.append(self.emitter.emit(values, (at.image, at.row, at.column + p), at.channel, scope, whole=whole))
-        return [sums.allocate, clear, rows, finish]
+        return [self._fetch(at), sums.allocate, clear, rows, finish]
+
+    def _fetch(self, at):
+        """Statements that ask for the lines of a tile further on in the row: the processor's own look ahead ends with a page."""
+        schedule, window = self.schedule, self.window
+        if not schedule.ahead:
+            return []
+        x = at.column + schedule.pixels * schedule.ahead
+        top, left = at.row * window.strides[0] - window.pads[0], x * window.strides[1] - window.pads[1]
+        columns, lanes = range(schedule.pixels * window.strides[1]), range(0, at.vectors * self.lanes, 16)
+
+        def row(r):
+            y = top + (at.first + r) * window.dilations[0]
+            return [tir.prefetch(self.data, [at.image, y, left + c, at.channel + lane]) for c in columns for lane in lanes]
+
+        results = [self.emitter.prefetch((at.image, at.row, x + p), at.channel, at.vectors * self.lanes) for p in range(schedule.pixels)]
+        return [tir.for_("r", at.count, row), results]
 
     def _taps(self, at, r, vector, sums):
         """Combine tap row ``r`` into one vector of channels of every pixel of the tile."""

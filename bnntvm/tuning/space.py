@@ -7,7 +7,9 @@ categorical decision. Not every combination of decisions is a valid schedule: wh
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import platform
 
 import tvm
@@ -97,19 +99,33 @@ class Space:
                 found[name] = value
         return self.by_fields[tuple((name, found[name]) for name, _ in fields(self.default))]
 
+    def schedule_from(self, values):
+        """The schedule with these fields, those that it lacks at their defaults; None if it is not in the space (any more)."""
+        try:
+            schedule = type(self.default)(**values)
+        except TypeError:  # fields of another version
+            return None
+        return schedule if fields(schedule) in self.by_fields else None
+
     def neighbours(self, schedule):
         """Schedules that differ from ``schedule`` in one field."""
         own = fields(schedule)
         return [s for s in self.schedules if sum(a != b for a, b in zip(own, fields(s))) == 1]
 
 
+@functools.lru_cache(maxsize=1)
 def machine():
-    """The processor that measures."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
+    """The processor that measures: its name and, as names of virtual machines say little, its family, model and stepping."""
+    facts = {}
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        for line in file:
+            name, separator, value = line.partition(":")
+            if separator:
+                facts.setdefault(name.strip(), value.strip())
+    if "model name" not in facts:
         return platform.processor() or platform.machine()
+    numbers = [facts[name] for name in ("cpu family", "model", "stepping") if name in facts]
+    return facts["model name"] + (f" ({'/'.join(numbers)})" if numbers else "")
 
 
 @derived_object

@@ -51,11 +51,8 @@ class Store:
     def measured(self, space):
         """Schedule -> seconds of a space's schedules that were measured before; infinite for those that failed."""
         known = self.known.get((space.task.id, space.task.isa.name, space.threads), {})
-        return {
-            space.by_fields[own]: float("inf") if any(r.failed for r in found) else found[-1].time
-            for own, found in known.items()
-            if own in space.by_fields
-        }
+        found = {space.schedule_from(dict(own)): results for own, results in known.items()}
+        return {s: float("inf") if any(r.failed for r in results) else results[-1].time for s, results in found.items() if s is not None}
 
     def commit(self, space, schedule, seconds, failure=None):
         """Append a measured candidate.

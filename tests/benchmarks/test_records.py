@@ -23,7 +23,9 @@ def kernel(spec, family, uses, level=LEVEL):
 
 
 def conv(uses, level=LEVEL, channels=64):
-    return kernel(specs.BinaryConv2d(specs.Window(8, 8, (3, 3)), 64, channels, epilogue=specs.store("float32", "int32")), binary_conv2d, uses, level)
+    return kernel(
+        specs.BinaryConv2d(specs.Window(8, 8, (3, 3)), 64, channels, epilogue=specs.store("float32", "int32")), binary_conv2d, uses, level
+    )
 
 
 def dense(uses):
@@ -96,7 +98,8 @@ def test_shipping_replaces_one_level(maker, tmp_path):
     maker.level = LEVEL
     maker.ship({"y": winner(second)}, target)
     assert [(r.isa, r.schedule) for r in records.read(target)[0]] == [
-        (level.name, fields(one.space.schedules[n])) for level, one, n in ((OTHER, other, 0), (OTHER, other, 2), (LEVEL, second, 0), (LEVEL, second, 1))
+        (level.name, fields(one.space.schedules[n]))
+        for level, one, n in ((OTHER, other, 0), (OTHER, other, 2), (LEVEL, second, 0), (LEVEL, second, 1))
     ]
     maker.ship({}, target)
     assert {r.isa for r in records.read(target)[0]} == {OTHER.name}
