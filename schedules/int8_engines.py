@@ -199,6 +199,7 @@ _TILE_TEXTS = {
     "store": "call void @llvm.x86.tilestored64(i8 {0}, ptr %p, i64 %stride)",
     "dot_ssd": "call void @llvm.x86.tdpbssd(i8 {0}, i8 {1}, i8 {2})",
     "dot_usd": "call void @llvm.x86.tdpbusd(i8 {0}, i8 {1}, i8 {2})",
+    "dot_sud": "call void @llvm.x86.tdpbsud(i8 {0}, i8 {1}, i8 {2})",
     "config": "call void @llvm.x86.ldtilecfg(ptr @bnn_tile_shapes)",
     "release": "call void @llvm.x86.tilerelease()",
 }
@@ -207,8 +208,8 @@ _TILE_TEXTS = {
 def tile(action, *args):
     """A statement on tile registers.
 
-    ``("zero", t)``, ``("load" or "store", t, array, indices, bytes from row to row)``, ``("dot_ssd" or "dot_usd", sums, data, weights)``,
-    ``("config",)``: all eight of 16 rows and 64 bytes, ``("release",)``.
+    ``("zero", t)``, ``("load" or "store", t, array, indices, bytes from row to row)``, ``("dot_ssd", sums, data, weights)`` of signed and
+    signed bytes, with ``u`` of unsigned ones, ``("config",)``: all eight of 16 rows and 64 bytes, ``("release",)``.
     """
     text = _TILE_TEXTS[action]
     memory_ = action in ("load", "store")
@@ -222,6 +223,7 @@ def tile(action, *args):
         params = "ptr %p, i64 %stride"
     declare = {"zero": "tilezero(i8 immarg)", "load": "tileloadd64(i8 immarg, ptr, i64)", "store": "tilestored64(i8 immarg, ptr, i64)",
                "dot_ssd": "tdpbssd(i8 immarg, i8 immarg, i8 immarg)", "dot_usd": "tdpbusd(i8 immarg, i8 immarg, i8 immarg)",
+               "dot_sud": "tdpbsud(i8 immarg, i8 immarg, i8 immarg)",
                "config": "ldtilecfg(ptr)", "release": "tilerelease()"}[action]  # fmt: skip
     body = f"i32 @{name}({params}) alwaysinline nounwind {{\n  {text.format(*numbers)}\n  ret i32 0\n}}\ndeclare void @llvm.x86.{declare}"
     if action == "config":

@@ -29,7 +29,7 @@ from . import epilogue as epilogues
 from . import neon, packed_weights, tir, windows
 
 #: Features that one 32-bit lane multiplies at a time.
-_QUAD = 4
+QUAD = 4
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def fields(coding):
 
 def steps(spec):
     """32-bit words of codes for each output channel."""
-    return -(-spec.in_features // (_QUAD * fields(spec.coding)))
+    return -(-spec.in_features // (QUAD * fields(spec.coding)))
 
 
 def pack_weights(spec, schedule, isa, weights):
@@ -97,9 +97,9 @@ def pack_weights(spec, schedule, isa, weights):
     planes = unpack_bits(weights, spec.in_features)
     codes = (planes[0] if spec.coding.kind == "sign" else 1 + planes[0] - planes[1]).astype(np.uint8)
     size, count = schedule.vectors * isa.lanes, fields(spec.coding)
-    padded = np.zeros((-(-spec.out_features // size) * size, steps(spec) * count * _QUAD), np.uint8)
+    padded = np.zeros((-(-spec.out_features // size) * size, steps(spec) * count * QUAD), np.uint8)
     padded[: spec.out_features, : spec.in_features] = codes
-    parts = padded.reshape(-1, size, steps(spec), count, _QUAD).transpose(3, 0, 2, 1, 4)  # field, block, step, lane, byte
+    parts = padded.reshape(-1, size, steps(spec), count, QUAD).transpose(3, 0, 2, 1, 4)  # field, block, step, lane, byte
     octets = np.zeros(parts.shape[1:], np.uint8)
     for f, part in enumerate(parts):
         octets |= part << (spec.coding.planes * f)
@@ -113,23 +113,31 @@ def build(spec, schedule, isa):
     -------
     tirx.PrimFunc
     """
-    return _Kernel(spec, schedule, isa).function()
+    from .weight_dense_int8_tiles import TileKernel
+
+    return (TileKernel if isa.products == "tiles" else Kernel)(spec, schedule, isa).function()
 
 
-class _Kernel:
+class Kernel:
+    """Builds one PrimFunc, from loops to instructions."""
+
     def __init__(self, spec, schedule, isa):
         self.spec, self.schedule, self.isa, self.lanes, self.vectors = spec, schedule, isa, isa.lanes, schedule.vectors
         self.size, self.fields, self.steps = schedule.vectors * isa.lanes, fields(spec.coding), steps(spec)
-        self.blocks, self.depth = -(-spec.out_features // self.size), self.steps * self.fields * _QUAD
+        self.blocks, self.depth = -(-spec.out_features // self.size), self.steps * self.fields * QUAD
+        self.pitch = self.depth  # bytes from one row of the data to the next
         self.rows = tirx.Var("m", "int64")
         self.data = tir.buffer("x", (self.rows, spec.in_features), "float32")
         self.weights = tir.buffer("w", (self.blocks, self.steps, self.size), "uint32")
         self.emitter = epilogues.Emitter(spec.epilogue, spec.out_features, isa, (self.rows,), "int32")
 
     def function(self):
+        return tir.function("weight_dense_int8", [self.data, self.weights, *self.emitter.inputs, *self.emitter.outputs], self.body())
+
+    def body(self):
+        """The statements of the kernel."""
         many = tir.i64(2 * self.schedule.tiles * self.schedule.rows)
-        body = tir.when(self.rows < many, self._by_blocks(), self._by_rows())
-        return tir.function("weight_dense_int8", [self.data, self.weights, *self.emitter.inputs, *self.emitter.outputs], body)
+        return tir.when(self.rows < many, self._by_blocks(), self._by_rows())
 
     # Loops
 
@@ -170,8 +178,8 @@ class _Kernel:
     # Data
 
     def _prepare(self, count, begin):
-        """Rows ``begin ... begin + count - 1`` as bytes ``int8[count, depth]``, padded with zeros, and their sums."""
-        self.bytes, allocate = tir.scratch("bytes", (count, self.depth), "int8")
+        """Rows ``begin ... begin + count - 1`` as bytes ``int8[count * pitch]``, padded with zeros, and their sums."""
+        self.bytes, allocate = tir.memory("bytes", count * self.pitch, "int8")
         self.totals, allocate_totals = tir.scratch("totals", (count,), "int32")
         whole, rest = divmod(self.spec.in_features, self.lanes)
 
@@ -183,21 +191,21 @@ class _Kernel:
                 x = tir.load_vector(self.data, at, self.lanes) if mask is None else tir.load_masked(self.data, at, mask)
                 number, bound = tir.bind("x", tirx.Cast(f"int32x{self.lanes}", x))
                 octets = tirx.Cast(f"int8x{self.lanes}", number)
-                return [bound, total.set(0, total.get(0) + number), tir.store_vector(self.bytes, [own, k], octets)]
+                return [bound, total.set(0, total.get(0) + number), tir.store_vector(self.bytes, [own * self.pitch + k], octets)]
 
             body = [*total.allocate, *total.fill(tir.splat(0, "int32", self.lanes))]
             body += [tir.for_("k", whole, lambda k: convert(k * self.lanes))] if whole else []
             body += [convert(tir.i64(whole * self.lanes), tir.prefix_mask(rest, self.lanes))] if rest else []
             zero = tir.splat(0, "int8", self.lanes)
             padding = range((whole + bool(rest)) * self.lanes, self.depth, self.lanes)
-            body += [tir.store_vector(self.bytes, [own, k], zero) for k in padding]
+            body += [tir.store_vector(self.bytes, [own * self.pitch + k], zero) for k in padding]
             return [*body, tir.store(self.totals, tir.sum_lanes(total.get(0)), own)]
 
         return [allocate, allocate_totals, tir.for_("row", count, row)]
 
     def _quad(self, own, number):
         """Features ``4 * number ...`` of a row, in every 32-bit lane."""
-        four = tir.load_vector(self.bytes, [own, number * _QUAD], _QUAD)
+        four = tir.load_vector(self.bytes, [own * self.pitch + number * QUAD], QUAD)
         return tir.broadcast(tirx.reinterpret("int32", four), self.lanes)
 
     # Tiles
@@ -215,14 +223,21 @@ class _Kernel:
             total, bound = tir.bind("total", tir.broadcast(tir.load(self.totals, own + r), self.lanes))
             totals.append(total)
             body.append(bound)
-        whole = self.spec.out_features % self.size == 0
+
+        def value(r, v):
+            return self._result(acc, (r * self.vectors + v) * sums, sums, totals[r])
+
+        return [*body, self._outputs(height, block, begin + own, value)]
+
+    def _outputs(self, height, block, row, value):
+        """The epilogue of ``height`` rows from ``row`` on, for a block; ``value(r, v)`` is vector ``v`` of row ``row + r``."""
+        body, whole = [], self.spec.out_features % self.size == 0
         chunk = self.vectors if whole else max(1, specs.WORD_BITS // self.lanes)
         for first in range(0, self.vectors, chunk):
             columns, scope, rows = block * self.size + first * self.lanes, {}, []
             for r in range(height):
-                part = range(first, min(first + chunk, self.vectors))
-                values = [self._result(acc, (r * self.vectors + v) * sums, sums, totals[r]) for v in part]
-                rows += self.emitter.emit(values, (begin + own + r,), columns, scope)
+                values = [value(r, v) for v in range(first, min(first + chunk, self.vectors))]
+                rows += self.emitter.emit(values, (row + r,), columns, scope)
             body.append(tir.when(columns < self.spec.out_features, rows) if first else rows)
         return body
 
@@ -235,6 +250,10 @@ class _Kernel:
         value = acc.get(index)
         for f in range(1, sums):
             value = value + (acc.get(index + f) >> tir.splat(self.spec.coding.planes * f, "int32", self.lanes))
+        return self._dot_product(value, total)
+
+    def _dot_product(self, value, total):
+        """What is meant by ``value``, a sum of products with codes, for a row whose sum is ``total``."""
         return total - (value + value) if self.spec.coding.kind == "sign" else value - total
 
     def _mask(self, f=0):

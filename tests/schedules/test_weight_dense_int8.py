@@ -12,8 +12,6 @@ from bnntvm.schedules import weight_dense_int8 as family
 from tests.schedules.kernels import ISAS, Kernel, assert_same, epilogue_inputs, epilogue_outputs, thresholds
 from tests.schedules.packed_weights import CODINGS, random_weights
 
-#: Tiles are not used here: their level has the kernels of the one below.
-ISAS = [isa for isa in ISAS if isa.id != "x86-64-v4-amx"]
 EPILOGUES = {"int32": specs.store("int32", "int32"), "float32": specs.store("float32", "int32"), "bits": thresholds("less", "greater")}
 
 
@@ -55,6 +53,12 @@ def test_extreme_sums(isa):
         data = np.full((rows, 4096), value, np.float32)
         packed = family.pack_weights(spec, kernel.schedule, isa, weights)
         assert np.all(kernel.run([data, packed], [((rows, 32), "int32")])[0] == 4096 * value)
+
+
+@pytest.mark.parametrize("coding", CODINGS[:2], ids=str)
+def test_tiles_of_rows(coding):
+    """Numbers of rows around those that fill tiles, groups of tiles and tasks; the last step of 64 features is not full."""
+    run(ISAS[0].values[0], (197, 150), coding, "bits", 5, (15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 150))
 
 
 @pytest.mark.parametrize("coding", CODINGS[:2], ids=str)
