@@ -18,6 +18,7 @@ _LAZY = {
     "export_c": "bnntvm.c99",
     "load": "bnntvm.module",
     "connect": "bnntvm.remote.client",
+    "profile": "bnntvm.profiling.profile",
     "Module": "bnntvm.module",
     "TensorInfo": "bnntvm.module",
     "Timing": "bnntvm.module",

@@ -15,6 +15,7 @@ from tvm.ir.expr import GenericConst
 
 import bnntvm
 from bnntvm import checked, runtime
+from bnntvm.calls import kernel_calls
 from bnntvm.errors import BnnError, TargetError, ToolchainError, UnsupportedError
 from bnntvm.graph import bindings, dims, op_name, operands
 from bnntvm.importer import import_model
@@ -127,8 +128,8 @@ def _last_line(error):
 class Compiled:
     """A Relax executable and what its memory plan says."""
 
-    def __init__(self, executable, entries, workspace_bytes, constants_bytes, fresh_outputs, unaligned_inputs):
-        self.entries = entries
+    def __init__(self, executable, entries, calls, workspace_bytes, constants_bytes, fresh_outputs, unaligned_inputs):
+        self.entries, self.calls = entries, calls
         self.executable, self.workspace_bytes, self.constants_bytes = executable, workspace_bytes, constants_bytes
         self.fresh_outputs, self.unaligned_inputs = fresh_outputs, unaligned_inputs
 
@@ -150,6 +151,7 @@ def compile_module(mod, isa):
     with target:
         mod = specialise_batch(legalise(mod))
         entries = [name for name in ("main", "main_1") if name in [gv.name_hint for gv in mod.get_global_vars()]]
+        calls = kernel_calls(mod)
         constants, fresh, unaligned = constants_bytes(mod), fresh_outputs(mod["main"]), unaligned_inputs(mod)
         mod = tvm.transform.Sequential(
             [
@@ -172,7 +174,7 @@ def compile_module(mod, isa):
         )(mod)
         mod[finite.NAME] = finite.build(isa)
         executable = relax.build(mod, target=target, relax_pipeline=None)
-    return Compiled(executable, entries, workspace, constants, fresh, unaligned)
+    return Compiled(executable, entries, calls, workspace, constants, fresh, unaligned)
 
 
 def legalise(mod):
@@ -312,7 +314,8 @@ def _manifest(imported, isa, decisions, lowered, compiled, library, options):
         format=1, bnntvm=bnntvm.__version__, target=dict(name=isa.name, needs=sorted(isa.needs), machine=isa.machine),
         inputs=[dict(name=i.name, shape=list(i.shape), dtype=i.dtype) for i in imported.inputs],
         outputs=[dict(name=o.name, shape=list(o.shape), dtype=o.dtype) for o in imported.outputs],
-        entries=compiled.entries, fresh_outputs=compiled.fresh_outputs, unaligned_inputs=compiled.unaligned_inputs, overridable=overridable,
+        entries=compiled.entries, calls=compiled.calls,
+        fresh_outputs=compiled.fresh_outputs, unaligned_inputs=compiled.unaligned_inputs, overridable=overridable,
         layers=[_layer(info, decisions, lowered) for info in imported.layers],
         constants_bytes=compiled.constants_bytes, code_bytes=code_bytes(library), workspace_bytes=compiled.workspace_bytes, options=options,
     )  # fmt: skip

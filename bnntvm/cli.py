@@ -1,4 +1,4 @@
-"""The command ``bnntvm``: build, run, explain, bench, tune, package, export-c, targets.
+"""The command ``bnntvm``: build, run, explain, bench, profile, tune, package, export-c, rpc-server, targets.
 
 Exit status: 0 done, 1 a :class:`bnntvm.BnnError` (its message is on standard error), 2 wrong usage. Results go to standard output, progress
 and errors to standard error. Only what a command needs is imported, so that ``--help`` answers at once.
@@ -65,6 +65,17 @@ def _build_options(command):
     return command
 
 
+def _board_options(command):
+    """Options of every command that can run on a board."""
+    for option in (
+        click.option("--key", help="The key under which the board is registered."),
+        click.option("--rpc", metavar="HOST:PORT", help="Run on a board of this RPC tracker; --target names its processor."),
+    ):
+        command = option(command)
+    return command
+
+
+_FILE = click.Path(dir_okay=False, path_type=pathlib.Path)
 _MODEL = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
 
 
@@ -99,10 +110,11 @@ def build(model, output, **options):
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=pathlib.Path), help="Folder for one .npy file per output.")
 @click.option("--random", is_flag=True, help="Random values for the inputs that are not given.")
 @click.option("--no-check-finite", is_flag=True, help="Let NaN and infinity through.")
+@_board_options
 @_build_options
-def run(model, inputs, output, random, no_check_finite, **options):
+def run(model, inputs, output, random, no_check_finite, rpc, key, **options):
     """Run MODEL, an artefact or an ONNX file, once, and show or store its outputs."""
-    module = _open(model, options)
+    module = _open_there(model, options, rpc, key)
     feed = (module.random_feed() if random else {}) | _read_inputs(module, inputs)
     outputs = module.run(feed, check_finite=not no_check_finite)
     files = _store(outputs, output) if output else {}
@@ -133,14 +145,17 @@ def explain(model, as_json, **options):
 @click.option("--onnx", type=_MODEL, help="ONNX file to compare with where MODEL is an artefact.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Size of dynamic dimensions.")
 @click.option("--repeat", type=click.IntRange(1), help="Timed runs [default: what fits into a second, at least 10].")
+@_board_options
 @_build_options
-def bench(model, compare, onnx, batch, repeat, **options):
+def bench(model, compare, onnx, batch, repeat, rpc, key, **options):
     """Time single runs of MODEL, an artefact or an ONNX file, on random inputs: median and spread."""
     from bnntvm import artefact
 
+    if rpc and (compare or onnx):
+        raise click.UsageError("ONNX Runtime is measured on this machine only: leave --rpc or --compare out")
     if compare and onnx is None and artefact.is_artefact(model):
         raise click.UsageError("an artefact holds no ONNX model: --onnx FILE names the one to compare with")
-    module = _open(model, options)
+    module = _open_there(model, options, rpc, key)
     feed = module.random_feed(batch=batch)
     if not (compare or onnx):
         click.echo(f"bnntvm, {_threads(module)}: {module.benchmark(feed, repeat)}")
@@ -148,6 +163,34 @@ def bench(model, compare, onnx, batch, repeat, **options):
     other = _onnxruntime(onnx or model, feed, module.threads)
     ours, theirs = module.benchmark(feed, repeat, against=other)
     click.echo(f"bnntvm, {_threads(module)}: {ours}\nONNX Runtime, {_threads(module)}: {theirs}\n{theirs.median_ms / ours.median_ms:.2f}x")
+
+
+@main.command(
+    short_help="Where the time goes, call by call.",
+    epilog="\b\nExamples:\n  bnntvm profile net.bnn --roofline roofline.svg\n"
+    "  bnntvm profile net.onnx --target aarch64 --rpc desk:9190 --key rpi4b",
+)
+@click.argument("model", type=_MODEL)
+@click.option("--json", "as_json", is_flag=True, help="The profile as JSON.")
+@click.option("--chrome-trace", type=_FILE, help="Write a trace for chrome://tracing or Perfetto.")
+@click.option("--roofline", type=_FILE, help="Write a picture (.svg, .png); needs matplotlib.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Size of dynamic dimensions.")
+@click.option("--seconds", type=click.FloatRange(0.01), default=1.0, show_default=True, help="How long to measure, about.")
+@_board_options
+@_build_options
+def profile(model, as_json, chrome_trace, roofline, batch, seconds, rpc, key, **options):
+    """Show the time of every call of MODEL, an artefact or an ONNX file, beside what the machine could do: computing and moving bytes."""
+    board = bnntvm.connect(rpc, key) if rpc else None
+    module = _module(model, options) if rpc else _open(model, options)
+    found = bnntvm.profile(module, board, batch=batch, seconds=seconds)
+    click.echo(json.dumps(found.as_dict(), indent=1) if as_json else str(found))
+    if chrome_trace:
+        try:
+            chrome_trace.write_text(json.dumps(found.chrome_trace()))
+        except OSError as error:
+            raise BnnError("the trace could not be written", where=str(chrome_trace), why=error.strerror or str(error)) from error
+    if roofline:
+        found.roofline(roofline)
 
 
 class _Tune(_Group):
@@ -367,6 +410,25 @@ def _open(model, options):
     if model.suffix == ".bnn" or artefact.is_artefact(model):
         return bnntvm.load(model, threads=options["threads"])
     return _build(model, options)
+
+
+def _module(model, options):
+    """A module that this machine need not be able to run."""
+    from bnntvm import artefact
+    from bnntvm.module import Module
+
+    if model.suffix == ".bnn" or artefact.is_artefact(model):
+        file, manifest, length = artefact.read(model, to_run=False)
+        return Module(file, manifest, length, options["threads"])
+    return _build(model, options)
+
+
+def _open_there(model, options, rpc, key):
+    """A module on the board that --rpc and --key name, or as :func:`_open`."""
+    if not rpc:
+        return _open(model, options)
+    board = bnntvm.connect(rpc, key)  # before a build: whether there is one
+    return board.load(_module(model, options))
 
 
 def _read_inputs(module, inputs):

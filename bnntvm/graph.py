@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import tvm
 import tvm_ffi
@@ -73,6 +75,23 @@ def operands(expr):
     return []
 
 
+def layer_hint(output):
+    """A name for variables that a layer's kernels make: passes keep names, so what a call computes is known behind all of them.
+
+    Parameters
+    ----------
+    output : str or None
+        Name of the ONNX node's first output.
+    """
+    return f"layer_{output.encode().hex()}_" if output else ""
+
+
+def layer_of(var):
+    """The layer that a name of :func:`layer_hint` stands for, or None."""
+    found = re.match("layer_((?:[0-9a-f]{2})+)_", var.name)
+    return bytes.fromhex(found[1]).decode() if found else None
+
+
 class Rewriter:
     """Rebuilds a function binding by binding.
 
@@ -104,7 +123,7 @@ class Rewriter:
 
     def rewrite(self, var, value):
         """The new expression for ``var``; the default re-emits ``value`` on the new operands."""
-        return self.emit(self.substitute(value), var.name_hint if hasattr(var, "name_hint") else "")
+        return self.emit(self.substitute(value), var.name)
 
     def finish(self, body):
         """The function's result on the new variables."""
@@ -112,7 +131,7 @@ class Rewriter:
 
     def emit(self, value, name=""):
         """Bind ``value`` unless it is already a variable or a constant."""
-        return value if isinstance(value, (relax.Var, GenericConst)) else self.builder.emit(value)
+        return value if isinstance(value, (relax.Var, GenericConst)) else self.builder.emit(value, name_hint=name)
 
     def substitute(self, expr):
         """``expr`` on the new operands."""

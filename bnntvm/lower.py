@@ -13,7 +13,7 @@ from tvm import relax
 
 from bnntvm import spec as sp
 from bnntvm.bits import dense_groups
-from bnntvm.graph import Rewriter, bindings, const, constant, dims, dtype, op_name, same_dim, uses
+from bnntvm.graph import Rewriter, bindings, const, constant, dims, dtype, layer_hint, op_name, same_dim, uses
 from bnntvm.passes.fuse_epilogues import operand_kind
 from bnntvm.schedules import families
 
@@ -371,7 +371,7 @@ class Lower(Rewriter):
         shared = isinstance(batch, int) and batch == 1 and not same_dim(dims(ty)[0], 1)
         words = dims(call.args[0])[-1]
         spec = sp.BinaryMatmul(rows, columns, int(attrs["features"]), words, str(attrs["left"]), str(attrs["right"]), shared)
-        out = self.call(spec, list(call.args), [ty], None)
+        out = self.call(spec, list(call.args), [ty], None, str(attrs["layer"]))
         kernel = next(reversed(self.lowered.kernels))
         self.lowered.layers.setdefault(str(attrs["layer"]), (kernel, 0))
         return out
@@ -463,7 +463,7 @@ class Lower(Rewriter):
             fresh = (layer, key) not in self.counted
             self.counted.add((layer, key))
             self.lowered.layers[layer] = first, bytes_ + packed.nbytes * fresh
-        return self.emit(relax.call_tir(gvar, relax.Tuple(operands), types if len(types) > 1 else types[0]))
+        return self.emit(relax.call_tir(gvar, relax.Tuple(operands), types if len(types) > 1 else types[0]), layer_hint(layer))
 
 
 def _read_in_channel_order(func):

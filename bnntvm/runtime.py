@@ -228,9 +228,18 @@ class Library:
         self._clear_pool = ffi().get_global_func("vm.builtin.memory_manager.clear")
         self._item = ffi().get_global_func("ffi.ArrayGetItem")  # without the checks of Array.__getitem__
 
-    def machine(self):
-        """A new virtual machine: it has registers of its own, constants and code are shared."""
-        return Machine(self._open(), self._clear_pool, self._item, self._is_finite)
+    def machine(self, instrument=None):
+        """A new virtual machine: it has registers of its own, constants and code are shared.
+
+        Parameters
+        ----------
+        instrument : tvm_ffi.Function, optional
+            Called before and after everything that the machine calls, see ``bnntvm/profiling/probe.c``.
+        """
+        vm = self._open()
+        if instrument is not None:
+            vm["set_instrument"](instrument)
+        return Machine(vm, self._clear_pool, self._item, self._is_finite)
 
 
 def _function(vm, name):

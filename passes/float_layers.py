@@ -7,7 +7,7 @@ Ordering contract: after FuseEpilogues, before TVM's LegalizeOps.
 import tvm
 from tvm import relax
 
-from bnntvm.graph import Rewriter, dims, op_name
+from bnntvm.graph import Rewriter, dims, layer_hint, op_name
 
 
 class _FloatLayers(Rewriter):
@@ -15,7 +15,7 @@ class _FloatLayers(Rewriter):
         name = op_name(value)
         new = self.substitute(value) if name else value
         if name == "bnn.matmul":
-            return self.emit(relax.op.matmul(new.args[0], new.args[1]))
+            return self.emit(relax.op.matmul(new.args[0], new.args[1]), layer_hint(str(value.attrs["layer"])))
         if name == "bnn.conv":
             return self.convolution(new)
         if name == "bnn.conv_transpose":
@@ -32,7 +32,8 @@ class _FloatLayers(Rewriter):
             make(
                 *call.args, strides=_ints(attrs["strides"]), padding=_ints(attrs["pads"]), dilation=_ints(attrs["dilations"]),
                 groups=int(attrs["groups"]), **layouts,
-            )
+            ),
+            layer_hint(str(attrs["layer"])),
         )  # fmt: skip
 
     def transposed(self, call):
@@ -42,7 +43,8 @@ class _FloatLayers(Rewriter):
             make(
                 *call.args, strides=_ints(attrs["strides"]), padding=_ints(attrs["pads"]), dilation=_ints(attrs["dilations"]),
                 output_padding=_ints(attrs["output_padding"]), groups=int(attrs["groups"]),
-            )
+            ),
+            layer_hint(str(attrs["layer"])),
         )  # fmt: skip
 
 

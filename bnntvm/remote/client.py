@@ -159,6 +159,24 @@ class Board:
                 raise
         return RemoteModule(file, manifest, length, self)
 
+    def measure(self, plan, artefact_path, probe):
+        """See :func:`bnntvm.profiling.measure.measure`; the files are sent there.
+
+        Raises
+        ------
+        BnnError
+            If the board's server is TVM's own, or the network fails there.
+        """
+        if self.machine is None:
+            raise BnnError("this board cannot be profiled", where=self.name, why="its server is TVM's own", hint="start bnntvm rpc-server")
+        names = {"artefact": "network.bnn", "probe": "probe.so"}
+        for path, name in zip((artefact_path, probe), names.values()):
+            self.upload(path.read_bytes(), name)
+        try:
+            return str(self.session.get_function("bnntvm.board.measure")(json.dumps(plan | {k: f"./{name}" for k, name in names.items()})))
+        except Exception as error:  # TVM's RPC errors have no common base
+            raise BnnError("the network could not be profiled there", where=self.name, why=_last_line(error)) from error
+
     def upload(self, data, name):
         """Write a file into the session's folder; returns the file's name there."""
         self.session.upload(bytearray(data), name)

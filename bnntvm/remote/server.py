@@ -95,6 +95,8 @@ def _register():
     """Functions that the other side of a session may call, beyond TVM's."""
     import tvm_ffi
 
+    from bnntvm.profiling.measure import measure
     from bnntvm.tuning import surroundings  # noqa: F401  (its functions are called from afar)
 
     tvm_ffi.register_global_func("bnntvm.board.about", about)
+    tvm_ffi.register_global_func("bnntvm.board.measure", measure)

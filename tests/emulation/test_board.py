@@ -33,6 +33,13 @@ def test_a_network_runs_there(address):
         board.load(here)
 
 
+def test_a_network_is_profiled_there(address):
+    module = bnntvm.build(Layer(32, 6).chain(2), "aarch64")
+    found = bnntvm.profile(module, bnntvm.connect(address, "arm"), seconds=0.1)
+    assert [c.layer for c in found.calls if c.layer] == [layer.output for layer in module.report.layers]
+    assert found.target == "aarch64" and all(c.time_us > 0 for c in found.calls) and 0 < found.limits["float"] < found.limits["bits"]
+
+
 def test_a_layer_is_tuned_there(address, tmp_path):
     model = Layer(32, 6).chain(1).SerializeToString()
     result = bnntvm.tune(
