@@ -65,7 +65,7 @@ class Step:
 
 @dataclass
 class Program:
-    """Steps in order; ``layers``: layer name -> bytes of its canonical weights."""
+    """Inputs and outputs in the order of the model, steps in the order in which they run."""
 
     inputs: list = field(default_factory=list)
     outputs: list = field(default_factory=list)
@@ -80,7 +80,7 @@ class _Specify(Lower):
         self.specs = {}
 
     def pads_with_ones(self, spec):
-        return spec.groups == 1
+        return spec.groups == 1 and spec.window.dilations == (1, 1)
 
     def stores_planar(self, spec):
         return all(o.kind == "tensor" and o.dtype == "float32" for o in spec.epilogue.outputs)

@@ -14,9 +14,13 @@ TYPES = {
     "uint16": "uint16_t", "int32": "int32_t", "uint32": "uint32_t", "int64": "int64_t", "uint64": "uint64_t",
 }  # fmt: skip
 
+#: Of C and C++, which may include the header.
 _KEYWORDS = set(
     "auto break case char const continue default do double else enum extern float for goto if inline int long register restrict return "
-    "short signed sizeof static struct switch typedef union unsigned void volatile while".split()
+    "short signed sizeof static struct switch typedef union unsigned void volatile while "
+    "alignas alignof and asm bool catch char16_t char32_t class compl concept const_cast constexpr decltype delete dynamic_cast explicit "
+    "export false friend mutable namespace new noexcept not nullptr operator or private protected public reinterpret_cast requires "
+    "static_assert static_cast template this thread_local throw true try typeid typename using virtual wchar_t xor".split()
 )
 
 
@@ -58,6 +62,14 @@ def identifier(name, taken=()):
         count += 1
         made = f"{text}_{count}"
     return made
+
+
+def comment(text):
+    """``text`` as it may stand in a comment: printable, no ends or beginnings of comments, no trigraphs."""
+    text = "".join(c if " " <= c <= "~" else "?" for c in text)
+    for bad in ("*/", "/*", "??"):
+        text = text.replace(bad, f"{bad[0]} {bad[1]}")
+    return text.rstrip("\\")
 
 
 class Writer:

@@ -11,7 +11,7 @@ from bnntvm.errors import UnsupportedError
 
 from . import kernels, tir
 from .collect import Buffer, Loose
-from .cwriter import TYPES, Writer, array, identifier
+from .cwriter import TYPES, Writer, array, comment, identifier
 from .plan import plan
 
 
@@ -65,15 +65,16 @@ class Emitter:
     def __init__(self, program, name, inputs, outputs, origin):
         self.program, self.name, self.origin = program, name, origin
         self.functions, self.texts, self.constants, self.scratch = {}, [], {}, {}
-        taken = {name, "n"}
+        taken = {name, "workspace", "AT"}
         self.inputs = [self.tensor(b, i, taken) for b, i in zip(program.inputs, inputs)]
         self.outputs = [self.tensor(b, o, taken) for b, o in zip(program.outputs, outputs)]
         self.places = {b: t.parameter for b, t in zip([*program.inputs, *program.outputs], [*self.inputs, *self.outputs])}
 
     def tensor(self, buffer, info, taken):
         parameter = identifier(info.name, taken)
-        taken.add(parameter)
-        return Tensor(parameter, f"{self.name}_{parameter}_SIZE".upper(), info.name, buffer.shape, buffer.dtype, str(info.dtype))
+        macro = identifier(f"{self.name}_{parameter}_SIZE".upper(), taken)
+        taken |= {parameter, macro}
+        return Tensor(parameter, macro, info.name, buffer.shape, buffer.dtype, str(info.dtype))
 
     def source(self):
         """Everything.
@@ -100,6 +101,9 @@ class Emitter:
         if isinstance(step.what, Loose):
             return self.loose(step)
         reads = [self.narrowed(b) for b in step.reads]
+        if kernels.weights_of_any_type(step.what):
+            at = kernels.anchor_of(step.what).names().index("w")
+            reads[at] = self.narrow_words(reads[at])
         types = tuple(TYPES[b.dtype] for b in (*reads, *step.writes))
         if (step.what, types) not in self.functions:
             name = self.fresh(_snake(type(step.what).__name__))
@@ -148,6 +152,13 @@ class Emitter:
             return buffer
         low, high = int(buffer.data.min(initial=0)), int(buffer.data.max(initial=0))
         kind = next(k for k in ("int8", "int16", "int32") if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
+        return Buffer(buffer.shape, kind, "constant", buffer.data.astype(kind))
+
+    @staticmethod
+    def narrow_words(buffer):
+        """Words of which 8 or 16 bits are used as uint8 or uint16."""
+        highest = int(buffer.data.max(initial=0))
+        kind = next(k for k in ("uint8", "uint16", "uint32") if highest <= np.iinfo(k).max)
         return Buffer(buffer.shape, kind, "constant", buffer.data.astype(kind))
 
     # Places
@@ -219,7 +230,7 @@ class Emitter:
             for t in tensors:
                 declared = "" if t.declared == t.dtype else f" ({t.declared} in the ONNX file)"
                 shape = f"[{', '.join(map(str, t.shape))}]"
-                out(f'/** {side} "{_comment(t.name)}": {TYPES[t.dtype]} {shape}{declared}; number of elements. */')
+                out(f'/** {side} "{comment(t.name)}": {TYPES[t.dtype]} {shape}{declared}; number of elements. */')
                 out(f"#define {t.macro} {t.size}", "")
         out("/** Bytes of the static workspace in this library; inputs and outputs are the caller's. */")
         out(f"#define {upper}_WORKSPACE_BYTES {placed.bytes}", "")
@@ -276,7 +287,3 @@ _ODD = """\
 
 def _snake(name):
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-
-
-def _comment(text):
-    return text.replace("*/", "* /").replace("\n", " ")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.resources
 import pathlib
-import re
 
 import bnntvm
 from bnntvm.build import _last_line, _tolerance
@@ -14,7 +13,7 @@ from bnntvm.pipeline import optimise
 
 from . import example, report
 from .collect import collect
-from .cwriter import identifier
+from .cwriter import comment, identifier
 from .emit import Emitter
 
 
@@ -55,7 +54,7 @@ def export_c(model, folder, *, name="model", batch=1, assume_nonzero=False, weig
         mod = optimise(imported.mod, {}, assume_nonzero=bool(assume_nonzero), weight_tolerance=tolerance)
         program = collect(mod, batch)
         origin = f"{where}compiled by bnntvm {bnntvm.__version__}"
-        source = Emitter(program, name, imported.inputs, imported.outputs, _comment(origin)).source()
+        source = Emitter(program, name, imported.inputs, imported.outputs, comment(origin)).source()
         source.files |= example.files(source, mod if vectors else None)
     except BnnError:
         raise
@@ -70,10 +69,6 @@ def export_c(model, folder, *, name="model", batch=1, assume_nonzero=False, weig
     _write(folder / "size.txt", f"{sizes}\n")
     _write(folder / "size.json", sizes.json())
     return sizes
-
-
-def _comment(text):
-    return re.sub(r"[^\x20-\x7e]|\*/", "?", text)
 
 
 def _templates(source):
@@ -98,7 +93,7 @@ def _empty_folder(folder):
 def _write(path, text):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise _unwritable(path, error) from error
 

@@ -41,7 +41,7 @@ class Anchor:
         self.spec = spec
 
     def names(self):
-        """Names of the operands."""
+        """Names of the operands; ``types`` has their C types when the function is written."""
         return ["x"] + [f"w{i}" for i in range(self.operands - 1)]
 
     def row(self, out):
@@ -67,7 +67,7 @@ def write(name, spec, types):
 
 
 def _elementwise(out, name, anchor, types):
-    count = anchor.operands
+    count, anchor.types = anchor.operands, dict(zip(anchor.names(), types))
     tail = Epilogue(anchor.spec.epilogue, anchor.channels, anchor.pixels, anchor.dtype, types[count:])
     parameters = [f"const {kind} *{n}" for kind, n in zip(types, anchor.names())] + tail.parameters
     out(f"/* {anchor.title} */")
@@ -278,7 +278,7 @@ class Bits(Windowed):
         out(f"{scalar} v0 = 0;")
         size = self.channels * self.window.kernel[0] * self.window.kernel[1] * self.words * planes.words_per_weight
         with out.loop("p", p), out.loop("q", q):
-            out(f"const uint32_t *const x = data[p], *const kernel = w + q * {size};", "int32_t dot = 0;")
+            out("const uint32_t *const x = data[p];", f"const {self.types['w']} *const kernel = w + q * {size};", "int32_t dot = 0;")
             self.dot(out, "dot", "x", "kernel")
             self.finish(out, "dot")
             if planes.scaled:
@@ -323,9 +323,15 @@ class Bits(Windowed):
             group = f" + c / {self.channels // self.groups} * {self.words}" if self.groups > 1 else ""
             for name, plane in planes:
                 out(f"const uint32_t *const {name} = {plane} + {term(_grouped(place), self.pixel_words)}{group};")
-        out(f"const uint32_t *const b = {weights} + {term(kernel, self.words)};")
+        plane = self.channels * self.window.kernel[0] * self.window.kernel[1] * self.words
+        if self.types["w"] == "uint32_t":
+            out(f"const uint32_t *const b = {weights} + {term(kernel, self.words)};")
+            mask = f"*const m = b + {plane}"
+        else:
+            out(f"const uint32_t b[1] = {{{weights}[{kernel}]}};")
+            mask = f"m[1] = {{{weights}[{kernel} + {plane}]}}"
         if self.planes.weight_kind == "ternary":
-            out(f"const uint32_t *const m = b + {self.channels * self.window.kernel[0] * self.window.kernel[1] * self.words};")
+            out(f"const uint32_t {mask};")
 
     def padded_dot(self, out, total, data, weights):
         """The same where the padding holds +1, whose bits are 0: weights differ from it where they are -1."""
@@ -388,7 +394,7 @@ class FloatWindow(Windowed):
                 out(f"const float *const a = x + {term(_grouped(self.place(r, s)), spec.in_channels)}{group};")
                 step = 1
             kernel = _grouped(self.weight_place(r, s))
-            out(f"const {'uint32_t' if self.coding else 'float'} *const b = w + {term(kernel, per_weight)};")
+            out(f"const {self.types['w']} *const b = w + {term(kernel, per_weight)};")
             plane = self.channels * w.kernel[0] * w.kernel[1] * per_weight
             with out.loop("k", self.depth):
                 out(multiply_add(self.coding, f"a[{term('k', step)}]", plane, self.channels))
@@ -553,11 +559,20 @@ def bit_pool(out, name, spec, types):
             with out.loop("ox", window.spatial[1]):
                 window.pixel(out)
                 with out.loop("k", words):
-                    out(f"uint32_t word = {'0xffffffffu' if spec.op == 'and' else '0'};")
+                    out(f"uint32_t word = {_every_bit(spec.channels) if spec.op == 'and' else '0'};")
                     with window.tap_loops(out) as (r, s):
                         out(f"word {'&=' if spec.op == 'and' else '|='} x[{term(_grouped(window.place(r, s)), words)} + k];")
                     pixel = f"((i * {window.spatial[0]} + oy) * {window.spatial[1]} + ox)"
                     out(f"y[{term(pixel, words)} + k] = word;")
+
+
+def _every_bit(channels):
+    """Word ``k`` of a pixel whose bits are all 1: there are none behind the last channel."""
+    whole, rest = divmod(channels, sp.WORD_BITS)
+    if rest == 0:
+        return "0xffffffffu"
+    last = f"0x{(1 << rest) - 1:08x}u"
+    return f"k < {whole} ? 0xffffffffu : {last}" if whole else last
 
 
 def bit_pad(out, name, spec, types):
@@ -632,6 +647,12 @@ def binary_matmul(out, name, spec, types):
 
 
 # ------------------------------------------------------------------------------------------------------------------- dispatch
+
+
+def weights_of_any_type(spec):
+    """Whether the kernel for ``spec`` reads its weights one by one, so that words of few bits may be stored as bytes."""
+    grouped = isinstance(spec, (sp.BinaryConv2d, sp.PlanesConv2d)) and spec.groups > 1
+    return (grouped or isinstance(spec, sp.WeightConv2d)) and sp.words(spec.in_channels // spec.groups) == 1
 
 
 def _sum_of_one(spec):

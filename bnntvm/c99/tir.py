@@ -55,7 +55,7 @@ class Printer:
     """
 
     def __init__(self, prim, results):
-        self.prim, self.names, self.scratch, self.out = prim, {}, [], Writer()
+        self.prim, self.names, self.scratch, self.counters, self.out = prim, {}, [], set(), Writer()
         count = len(prim.params)
         for i, param in enumerate(prim.params):
             self.names[param] = f"x{i}" if i < count - results else f"y{i - count + results}"
@@ -92,6 +92,7 @@ class Printer:
 
     def _for(self, node):
         var = self.fresh(node.loop_var)
+        self.counters.add(node.loop_var)
         low, extent = self.expr(node.min), self.expr(node.extent)
         stop = extent if low == "0" else f"{low} + {extent}"
         with self.out.block(f"for (int32_t {var} = {low}; {var} < {stop}; {var}++)"):
@@ -201,7 +202,7 @@ class Printer:
     def counts(self, node):
         """Whether an expression is made of loop variables and constants that are not negative, without subtraction."""
         if isinstance(node, tirx.Var):
-            return True
+            return node in self.counters
         if isinstance(node, tirx.IntImm):
             return node.value >= 0
         return type(node).__name__ in ("Add", "Mul", "FloorDiv", "FloorMod") and self.counts(node.a) and self.counts(node.b)
@@ -211,7 +212,7 @@ class Printer:
         if dtype == "bool":
             return f"({value} != 0)"
         if source == "float32" and np.dtype(dtype).kind in "iu":
-            return f"(({TYPES[dtype]})bnn_{'int64' if np.dtype(dtype).itemsize == 8 else 'int32'}({value}))"
+            return f"(({TYPES[dtype]})bnn_{'int64' if np.dtype(dtype).itemsize == 8 or dtype == 'uint32' else 'int32'}({value}))"
         return f"(({TYPES[dtype]}){value})"
 
     def call(self, node, dtype):

@@ -26,7 +26,7 @@ def execute(model, feed, folder, *, batch=1, name="net", **options):
     bnntvm.export_c(model, folder, name=name, batch=batch, vectors=False, **options)
     checks = ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
     sources = [f"{name}.c", f"{name}_weights.c"]
-    run(["gcc", *STRICT, "-O1", "-fPIC", "-shared", *checks, *sources, "-o", "network.so"], folder)
+    run(["gcc", *STRICT, "-O0", "-fPIC", "-shared", *checks, *sources, "-o", "network.so"], folder)
     library = ctypes.CDLL(str(pathlib.Path(folder, "network.so").resolve()))
     inputs = [_staged(feed[info.name]) for info in imported.inputs]
     outputs = [_room(info, batch) for info in imported.outputs]

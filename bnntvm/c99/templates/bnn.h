@@ -156,7 +156,7 @@ static inline float bnn_min(float a, float b)
 
 static inline float bnn_sign(float x)
 {
-    return (float)((x > 0.0f) - (x < 0.0f));
+    return x != x ? x : (float)((x > 0.0f) - (x < 0.0f));
 }
 
 /* To the nearest integer, ties to even: from 2^23 on every float is one. */
@@ -282,6 +282,7 @@ static inline float bnn_log(float x)
     return exponent * 0.693359375f + (f - (s * (f - series) - exponent * -2.12194440e-4f));
 }
 
+/* 0 where the result is subnormal. */
 static inline float bnn_sigmoid(float x)
 {
     return 1.0f / (1.0f + bnn_exp(-x));
