@@ -16,6 +16,8 @@ The checksum finds damage, not malice: **loading an artefact runs native code of
 """
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -71,8 +73,7 @@ def write(library, manifest, path, library_bytes=None):
         raise ArtefactError("the artefact could not be written", where=str(path), why=why, hint="give the path of a file")
     part = None
     try:
-        # Next to the target, so that the rename stays within one file system; a name of its own, so that two writers never share one.
-        handle, part = tempfile.mkstemp(prefix=f".{path.name[:60]}.", suffix=".part", dir=path.parent)
+        handle, part = _part(path)
         with os.fdopen(handle, "wb") as out:
             _write_parts(library, library_bytes, manifest, out)
             os.fchmod(out.fileno(), 0o666 & ~_umask())
@@ -92,6 +93,29 @@ def write(library, manifest, path, library_bytes=None):
             with contextlib.suppress(OSError):
                 os.unlink(part)
     _sync_folder(path.parent)
+
+
+def _part(path):
+    """(descriptor, path) of a new file next to ``path``, so that the rename stays within one file system; no two writers share one.
+
+    A writer holds a lock on its file: one without a lock was left by a process that was killed, and is removed.
+    """
+    prefix = f".{path.name[:60]}."
+    for old in path.parent.glob(glob.escape(prefix) + "*.part"):
+        _remove_if_left(old)
+    while True:
+        handle, part = tempfile.mkstemp(prefix=prefix, suffix=".part", dir=path.parent)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(part):  # nobody took it for one that was left before it was locked
+            return handle, part
+        os.close(handle)
+
+
+def _remove_if_left(path):
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
 
 
 def _write_parts(library, library_bytes, manifest, out):

@@ -292,9 +292,10 @@ def rpc_server(tracker, key, **options):
 @click.argument("model", type=_MODEL)
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=pathlib.Path), required=True, help="Folder to make.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Size of dynamic dimensions.")
+@click.option("--runtime/--no-runtime", default=True, show_default=True, help="With TVM's runtime libraries for the target.")
 @_build_options
-def package(model, output, batch, **options):
-    """Put MODEL, an artefact or an ONNX file, into a folder with TVM's runtime, a C interface and examples."""
+def package(model, output, batch, runtime, **options):
+    """Put MODEL, an artefact or an ONNX file, into a folder with TVM's runtime, interfaces for C and Python, and examples."""
     import tempfile
 
     from bnntvm import artefact
@@ -305,7 +306,7 @@ def package(model, output, batch, **options):
             module = _build(model, options)
             model = pathlib.Path(scratch, "network.bnn")
             module.export(model)
-        make(model, output, batch)
+        make(model, output, batch, runtime)
     files = [p for p in output.rglob("*") if p.is_file()]
     click.echo(f"{output}: {len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB")
 

@@ -5,9 +5,10 @@
     lib/network.so lib/libbnn.so lib/libtvm_ffi.so lib/libtvm_runtime.so
     include/bnn.h include/network.h     the C interface; sizes of this network's tensors
     src/bnn.c example.c example.cpp CMakeLists.txt
-    network.txt                         what bnn_open reads: machine, instructions, sha256 and tensors
-    manifest.json                       the artefact's manifest, and the sha256 of every file
-    licenses/                           of TVM
+    bnn.py                              the same for Python, with numpy and nothing else
+    network.txt                         what bnn_open reads: machine, instructions, sha256 of libraries, tensors, its own sha256
+    manifest.json                       the artefact's manifest, what has which licence, and the sha256 of every file
+    licenses/                           their texts
 
 The same artefact gives the same bytes, wherever and whenever it is packaged with the same compiler.
 """
@@ -20,6 +21,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -39,7 +41,7 @@ _RUNTIME = {"tvm": ("apache-tvm", "lib/libtvm_runtime.so"), "tvm_ffi": ("apache-
 _PLATFORMS = {"x86_64": "manylinux_2_28_x86_64", "aarch64": "manylinux_2_28_aarch64"}
 
 
-def package(path, folder, batch=1):
+def package(path, folder, batch=1, runtime=True):
     """Write the bundle of an artefact.
 
     Parameters
@@ -50,6 +52,8 @@ def package(path, folder, batch=1):
         Made; must not exist or be empty.
     batch : int
         Size of every dynamic dimension.
+    runtime : bool
+        Whether TVM's runtime libraries are part of it. Otherwise the device has to have them where its loader finds them.
 
     Returns
     -------
@@ -67,21 +71,28 @@ def package(path, folder, batch=1):
             raise TargetError("the artefact's target is unknown", where=str(path), why=str(manifest["target"].get("name")))
         if isa.machine not in _PLATFORMS:
             raise UnsupportedError(
-                f"no bundle for {isa.name}", why=f"TVM's runtime is not published for {isa.machine}", hint="package for x86-64 or aarch64"
+                f"no bundle for {isa.name}",
+                why=f"TVM's runtime is not published for {isa.machine}",
+                hint="bnntvm export-c writes C that needs no runtime; bundles are for x86-64 and aarch64",
             )
         folder = _empty_folder(folder)
         library = os.pread(file.fileno(), library_bytes, 0)
     _write(folder / "lib/network.so", library)
     tensors = {side: [_tensor(info, batch) for info in manifest[side]] for side in ("inputs", "outputs")}
-    dynamic = any(not isinstance(dim, int) for info in manifest["inputs"] for dim in info["shape"])
-    _write(folder / "network.txt", _description(isa, manifest, tensors, library, "main_1" if dynamic and batch == 1 else "main").encode())
+    entry = "main_1" if batch == 1 and "main_1" in manifest.get("entries", ()) else "main"
     _write(folder / "include/network.h", _header(tensors).encode())
-    for name, place in (("bnn.h", "include"), ("bnn.c", "src"), ("example.c", "."), ("example.cpp", "."), ("CMakeLists.txt", ".")):
-        _write(folder / place / name, (_SOURCES / name).read_bytes())
-    _runtime(folder, isa)
+    places = {"bnn.h": "include", "bnn.c": "src"}
+    for name in ("bnn.h", "bnn.c", "bnn.py", "example.c", "example.cpp", "CMakeLists.txt"):
+        _write(folder / places.get(name, ".") / name, (_SOURCES / name).read_bytes())
+    notices = _runtime(folder, isa, runtime) | _own_license(folder)
     _compile(folder, isa)
+    _write(folder / "network.txt", _description(isa, manifest, tensors, _libraries(folder, runtime), entry))
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    manifest = manifest | {"files": {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}}
+    manifest = manifest | {
+        "batch": batch,
+        "notices": notices,
+        "files": {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
+    }
     _write(folder / "manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
     return folder
 
@@ -115,13 +126,21 @@ def _bytes(dtype, shape):
     return dtype.itemsize * int(np.prod(shape, dtype=np.int64))
 
 
-def _description(isa, manifest, tensors, library, entry):
+def _libraries(folder, runtime):
+    """Name -> contents of the libraries that are checked before they are loaded."""
+    names = ["lib/network.so", *([library for _, library in _RUNTIME.values()] if runtime else [])]
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def _description(isa, manifest, tensors, libraries, entry):
+    """network.txt; its last line has the digest of those before it."""
     lines = [f"machine {isa.machine}", *(f"needs {flag}" for flag in sorted(manifest["target"].get("needs", []))), f"entry {entry}"]
-    lines.append(f"sha256 {hashlib.sha256(library).hexdigest()}")
+    lines += [f"file {hashlib.sha256(data).hexdigest()} {name}" for name, data in libraries.items()]
     for side, word in (("inputs", "input"), ("outputs", "output")):
         for dtype, shape in tensors[side]:
             lines.append(" ".join(map(str, [word, _CODES[dtype.kind], dtype.itemsize * 8, len(shape), *shape])))
-    return "\n".join(lines) + "\n"
+    text = ("\n".join(lines) + "\n").encode()
+    return text + f"check {hashlib.sha256(text).hexdigest()}\n".encode()
 
 
 def _header(tensors):
@@ -134,20 +153,48 @@ def _header(tensors):
     ])  # fmt: skip
 
 
-def _runtime(folder, isa):
-    """TVM's runtime libraries and their licences: of the installed packages, or of the wheels for the other machine."""
-    for module, (name, library) in _RUNTIME.items():
+def _runtime(folder, isa, wanted):
+    """TVM's runtime libraries, if ``wanted``, of the installed packages or of the wheels for the other machine, and their licences.
+
+    Returns
+    -------
+    dict
+        For the manifest: library -> where it comes from, its licence, and the files with the texts.
+    """
+    found = {}
+    for module, (name, library) in _RUNTIME.items() if wanted else ():
         if is_native(isa):
             root = pathlib.Path(importlib.util.find_spec(module).submodule_search_locations[0])
             data = (root / library).read_bytes()
-            notices = {p.name: p.locate().read_bytes() for p in importlib.metadata.files(name) or [] if "licenses" in p.parts}
+            texts = {str(p): p.locate().read_bytes() for p in importlib.metadata.files(name) or [] if _is_notice(p.name)}
         else:
             with zipfile.ZipFile(_wheel(name, isa)) as wheel:
                 data = wheel.read(f"{module}/{library}")
-                notices = {n.rsplit("/", 1)[1]: wheel.read(n) for n in wheel.namelist() if "/licenses/" in n}
+                texts = {n: wheel.read(n) for n in wheel.namelist() if _is_notice(n.rpartition("/")[2])}
         _write(folder / library, data)
-        for notice, text in notices.items():
-            _write(folder / "licenses" / f"{name}-{notice}", text)
+        files = []
+        for path, text in sorted(texts.items()):
+            files.append(f"licenses/{name}/" + re.sub(r"^[^/]*\.dist-info/(licenses/)?", "", path))
+            _write(folder / files[-1], text)
+        version = importlib.metadata.version(name)
+        found[library] = {"from": f"{name} {version} ({_PLATFORMS[isa.machine]})", "license": "Apache-2.0", "texts": files}
+    return found
+
+
+def _is_notice(name):
+    return name.startswith(("LICENSE", "NOTICE"))
+
+
+def _own_license(folder):
+    """What this project wrote, and the headers of TVM, are under the same licence."""
+    installed = [p.locate() for p in importlib.metadata.files("bnntvm") or [] if p.name == "LICENSE"]
+    text = next(iter([*installed, pathlib.Path(__file__).parents[1] / "LICENSE"])).read_bytes()
+    _write(folder / "licenses/LICENSE", text)
+    ours = {"from": "bnntvm", "license": "Apache-2.0", "texts": ["licenses/LICENSE"]}
+    names = ("lib/libbnn.so", "src/bnn.c", "include/bnn.h", "bnn.py", "example.c", "example.cpp")
+    return {name: ours for name in names} | {
+        "include/tvm/ffi/c_api.h": ours | {"from": "apache-tvm-ffi"}, "include/dlpack/dlpack.h": ours | {"from": "dlpack"},
+    }  # fmt: skip
 
 
 def _wheel(name, isa):

@@ -3,6 +3,7 @@
 #include "bnn.h"
 
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -10,10 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
+#include <unistd.h>
 #include <tvm/ffi/c_api.h>
 
 #define MOST 64
 #define ALIGNMENT 64
+#define CHECK_BYTES 71 /* of "check ", 64 digits, end of line */
 
 typedef struct {
   DLManagedTensor managed;
@@ -77,15 +80,18 @@ static void digest_block(uint32_t state[8], const unsigned char *block) {
   for (int i = 0; i < 8; ++i) state[i] += v[i];
 }
 
-static int digest_file(const char *path, char text[65]) {
+/* The digest of a file, of its first bytes only if `tail` at its end are to be left out. */
+static int digest_file(const char *path, long tail, char text[65]) {
   uint32_t state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   unsigned char block[64];
   uint64_t length = 0;
   FILE *file = fopen(path, "rb");
   if (!file) return -1;
-  size_t got;
-  while ((got = fread(block, 1, 64, file)) == 64) digest_block(state, block), length += 64;
-  int bad = ferror(file);
+  long left = fseek(file, 0, SEEK_END) ? -1 : ftell(file) - tail;
+  int bad = left < 0 || fseek(file, 0, SEEK_SET);
+  size_t got = 0;
+  while (!bad && (got = fread(block, 1, left < 64 ? (size_t)left : 64, file)) == 64) digest_block(state, block), length += 64, left -= 64;
+  bad = bad || ferror(file) || got != (size_t)left;
   fclose(file);
   if (bad) return -1;
   length = (length + got) * 8;
@@ -123,7 +129,6 @@ static int has(const char *flag) {
 #else
 #if defined(__x86_64__)
 #include <sys/syscall.h>
-#include <unistd.h>
 static const char *const this_machine = "x86_64";
 
 /* Linux gives the tile registers of AMX only to processes that ask for them: ARCH_REQ_XCOMP_PERM for XTILEDATA. */
@@ -138,7 +143,7 @@ static int permitted(const char *flag) { return flag != NULL; }
 #endif
 
 static int has(const char *flag) {
-  static char line[8192];
+  char line[8192];
   FILE *file = fopen("/proc/cpuinfo", "r");
   int found = file ? 0 : 1; /* a system that does not tell */
   while (file && !found && fgets(line, sizeof line, file)) {
@@ -166,7 +171,8 @@ static int reported(bnn *net, const char *doing) {
 static void *load(bnn *net, const char *folder, const char *name) {
   char path[4096];
   snprintf(path, sizeof path, "%s/lib/%s", folder, name);
-  void *library = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
+  /* A bundle without the runtime uses the system's. */
+  void *library = dlopen(access(path, F_OK) ? name : path, RTLD_NOW | RTLD_GLOBAL);
   if (!library) fail(net, BNN_FILE, "%s", dlerror());
   return library;
 }
@@ -282,12 +288,33 @@ static int read_tensor(FILE *file, Tensor *tensor, int allocate) {
   return BNN_OK;
 }
 
-static int read_bundle(bnn *net, const char *folder, char *entry) {
-  char path[4096], word[128], expected[65] = "", found[65];
-  snprintf(path, sizeof path, "%s/network.txt", folder);
+/* network.txt ends with the digest of what stands before it. */
+static int check_description(bnn *net, const char *path) {
+  char line[CHECK_BYTES + 1] = "", found[65];
   FILE *file = fopen(path, "r");
   if (!file) return fail(net, BNN_FILE, "%s cannot be read", path);
-  int status = BNN_OK;
+  int good = !fseek(file, -CHECK_BYTES, SEEK_END) && fread(line, 1, CHECK_BYTES, file) == CHECK_BYTES;
+  fclose(file);
+  good = good && !strncmp(line, "check ", 6) && !digest_file(path, CHECK_BYTES, found) && !strncmp(line + 6, found, 64);
+  return good ? BNN_OK : fail(net, BNN_FILE, "%s is damaged", path);
+}
+
+/* "file DIGEST NAME": the file must be the one that was packaged. */
+static int check_file(bnn *net, const char *folder, FILE *file) {
+  char path[4096], expected[65], name[128], found[65];
+  if (fscanf(file, "%64s %127s", expected, name) != 2) return BNN_FILE;
+  snprintf(path, sizeof path, "%s/%s", folder, name);
+  if (digest_file(path, 0, found)) return fail(net, BNN_FILE, "%s cannot be read", path);
+  return strcmp(found, expected) ? fail(net, BNN_FILE, "%s is not the file that was packaged", path) : BNN_OK;
+}
+
+static int read_bundle(bnn *net, const char *folder, char *entry) {
+  char path[4096], word[128];
+  snprintf(path, sizeof path, "%s/network.txt", folder);
+  int status = check_description(net, path);
+  if (status) return status;
+  FILE *file = fopen(path, "r");
+  if (!file) return fail(net, BNN_FILE, "%s cannot be read", path);
   while (!status && fscanf(file, "%127s", word) == 1) {
     if (!strcmp(word, "machine")) {
       if (fscanf(file, "%127s", word) != 1) status = BNN_FILE;
@@ -297,8 +324,10 @@ static int read_bundle(bnn *net, const char *folder, char *entry) {
       else if (!has(word)) status = fail(net, BNN_MACHINE, "this processor lacks %s", word);
     } else if (!strcmp(word, "entry")) {
       if (fscanf(file, "%63s", entry) != 1) status = BNN_FILE;
-    } else if (!strcmp(word, "sha256")) {
-      if (fscanf(file, "%64s", expected) != 1) status = BNN_FILE;
+    } else if (!strcmp(word, "file")) {
+      status = check_file(net, folder, file);
+    } else if (!strcmp(word, "check")) {
+      break;
     } else if (!strcmp(word, "input") && net->inputs < MOST) {
       status = read_tensor(file, &net->in[net->inputs], 1);
       net->inputs += 1;
@@ -311,10 +340,7 @@ static int read_bundle(bnn *net, const char *folder, char *entry) {
   fclose(file);
   if (status == BNN_MEMORY) return fail(net, status, "no memory for the inputs");
   if (status && !*net->message) fail(net, status, "%s is damaged", path);
-  if (status) return status;
-  snprintf(path, sizeof path, "%s/lib/network.so", folder);
-  if (digest_file(path, found)) return fail(net, BNN_FILE, "%s cannot be read", path);
-  return strcmp(found, expected) ? fail(net, BNN_FILE, "%s is not the file that was packaged", path) : BNN_OK;
+  return status;
 }
 
 int bnn_open(const char *folder, bnn **out) {
@@ -325,7 +351,12 @@ int bnn_open(const char *folder, bnn **out) {
   if (!folder || strlen(folder) > 3900) return fail(net, BNN_ARGUMENT, "no folder is given, or its name is too long");
   char path[4096], entry[64] = "main";
   int status = read_bundle(net, folder, entry);
-  if (!status) status = load_runtime(net, folder);
+  if (!status) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the functions of the runtime belong to all handles */
+    pthread_mutex_lock(&lock);
+    status = load_runtime(net, folder);
+    pthread_mutex_unlock(&lock);
+  }
   snprintf(path, sizeof path, "%s/lib/network.so", folder);
   if (!status) status = start(net, path, entry);
   for (int i = 0; !status && i < net->inputs; ++i)

@@ -7,7 +7,8 @@
  *     bnn_output(net, 0, scores, sizeof scores);
  *     bnn_close(net);
  *
- * A handle serves one thread at a time: a call while another thread is in one returns BNN_BUSY and does nothing. Handles are independent.
+ * A handle serves one thread at a time: a call while another thread is in one returns BNN_BUSY and does nothing. Handles are independent:
+ * threads may open, use and close their own at the same time. bnn_close is for a handle that no other thread uses any more.
  */
 #ifndef BNN_H_
 #define BNN_H_

@@ -1,9 +1,11 @@
 """The ``.bnn`` file: complete or refused, atomic, and never run on a machine that it was not made for."""
 
+import fcntl
 import json
 import os
 import pathlib
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -247,3 +249,34 @@ def test_modules_that_are_dropped_close_their_files(net, images):
     assert open_files() == 0
     kept = [bnntvm.load(net, threads=1) for _ in range(3)]
     assert open_files() == 3 and len(kept) == 3
+
+
+def test_what_a_killed_export_left_is_removed_and_what_another_writes_is_not(net, tmp_path):
+    folder = tmp_path / "there"
+    folder.mkdir()
+    left, used, foreign = (folder / name for name in (".net.bnn.killed.part", ".net.bnn.writing.part", ".other.bnn.x.part"))
+    for path in (left, used, foreign):
+        path.write_bytes(b"half")
+    with open(used, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        bnntvm.load(net).export(folder / "net.bnn")
+    assert {p.name for p in folder.iterdir()} == {used.name, foreign.name, "net.bnn"}
+
+
+def test_an_export_that_is_killed(net, tmp_path):
+    """It leaves the old file as it was, and the next export removes what it left."""
+    folder = tmp_path / "there"
+    folder.mkdir()
+    target = folder / "net.bnn"
+    bnntvm.load(net).export(target)
+    before = target.read_bytes()
+    code = (
+        "import os, signal, sys, bnntvm.artefact as a\n"
+        "a._write_parts = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import bnntvm; bnntvm.load(sys.argv[1]).export(sys.argv[2])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(net), str(target)])
+    assert done.returncode == -signal.SIGKILL
+    assert target.read_bytes() == before and len(list(folder.iterdir())) == 2
+    bnntvm.load(net).export(target)
+    assert [p.name for p in folder.iterdir()] == ["net.bnn"]

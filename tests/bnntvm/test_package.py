@@ -1,8 +1,12 @@
 """Bundles: the C interface natively under AddressSanitizer, and for aarch64 in the emulator."""
 
+import hashlib
 import json
+import os
 import pathlib
+import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ from onnx import helper, numpy_helper
 
 import bnntvm
 from bnntvm.package import check, package
+from tests.emulation.userland import Userland
 
 #: Every way to use the interface wrongly; the last line is printed when nothing surprised.
 MISUSE = r"""
@@ -22,6 +27,15 @@ MISUSE = r"""
   do { int got = (call); if (got != (code)) { printf("%s: %d, %s\n", #call, got, bnn_error(net)); exit(1); } } while (0)
 static bnn *net;
 static int busy, failed;
+static const char *folder;
+static void *opens(void *unused) {
+  for (int i = 0; i < 2; ++i) {
+    bnn *mine;
+    if (bnn_open(folder, &mine) || bnn_run(mine)) __atomic_add_fetch(&failed, 1, __ATOMIC_RELAXED);
+    bnn_close(mine);
+  }
+  return unused;
+}
 static void *other(void *unused) {
   for (int i = 0; i < 200; ++i) {
     int status = bnn_run(net);
@@ -59,6 +73,10 @@ int main(int count, char **words) {
   for (int i = 0; i < 3; ++i) pthread_join(threads[i], 0);
   if (failed) return printf("%d runs failed: %s\n", failed, bnn_error(net)), 1;
   bnn_close(net);
+  folder = words[1];
+  for (int i = 0; i < 3; ++i) pthread_create(&threads[i], 0, opens, 0);
+  for (int i = 0; i < 3; ++i) pthread_join(threads[i], 0);
+  if (failed) return printf("%d of 6 could not be opened\n", failed), 1;
   for (int i = 0; i < 3; ++i) {
     EXPECT(bnn_open(words[1], &net), BNN_OK);
     bnn_close(net);
@@ -120,7 +138,7 @@ def test_misuse_under_address_sanitizer(native, tmp_path):
     """Codes and messages, no memory errors, no leaks of the interface's own."""
     (tmp_path / "misuse.c").write_text(MISUSE)
     sources = [str(tmp_path / "misuse.c"), str(native / "src/bnn.c")]
-    options = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", f"-I{native}/include", "-ldl", "-lpthread"]
+    options = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", f"-I{native}/include", "-ldl", "-lpthread"]
     subprocess.run(["gcc", *sources, *options, "-o", str(tmp_path / "misuse")], check=True)
     done = subprocess.run([str(tmp_path / "misuse"), str(native)], capture_output=True, text=True, env={"ASAN_OPTIONS": "detect_leaks=0"})
     assert done.returncode == 0 and done.stdout == "fine\n", done.stdout + done.stderr
@@ -128,23 +146,30 @@ def test_misuse_under_address_sanitizer(native, tmp_path):
 
 @pytest.mark.parametrize("change, code, message", [
     ("altered", 3, "is not the file that was packaged"), ("missing", 3, "cannot be read"), ("machine", 4, "built for mips"),
-    ("needs", 4, "this processor lacks avx9"), ("text", 3, "is damaged"),
+    ("needs", 4, "this processor lacks avx9"), ("text", 3, "is damaged"), ("shape", 3, "network.txt is damaged"),
+    ("short", 3, "network.txt is damaged"), ("runtime", 3, "libtvm_runtime.so is not the file that was packaged"),
 ])  # fmt: skip
 def test_bundles_that_are_refused(native, tmp_path, change, code, message):
     folder = tmp_path / "bundle"
     subprocess.run(["cp", "-r", str(native), str(folder)], check=True)
     library, text = folder / "lib/network.so", folder / "network.txt"
-    if change == "altered":
+    if change in ("altered", "runtime"):
+        library = library if change == "altered" else folder / "lib/libtvm_runtime.so"
         data = bytearray(library.read_bytes())
         data[5000] ^= 1
         library.write_bytes(data)
     elif change == "missing":
         library.unlink()
+    elif change == "short":
+        text.write_text(text.read_text()[:40])
+    elif change == "shape":
+        text.write_text(text.read_text().replace("1 64 6 6", "1 64 1 1"))
     else:
         old = {"machine": "machine x86_64", "needs": "entry", "text": "input 2 32 4"}[change]
         new = {"machine": "machine mips", "needs": "needs avx9 entry", "text": "input 2 32 nine"}[change]
-        text.write_text(text.read_text().replace(old, new))
-    with pytest.raises(bnntvm.ArtefactError, match="network"):
+        described = text.read_text().partition("check ")[0].replace(old, new)
+        text.write_text(described + f"check {hashlib.sha256(described.encode()).hexdigest()}\n")
+    with pytest.raises(bnntvm.ArtefactError, match="network|runtime"):
         check(folder)
     done = subprocess.run([compile_example("gcc", folder), str(folder)], capture_output=True, text=True)
     assert done.returncode == code and message in done.stderr, done.stderr
@@ -157,12 +182,98 @@ def test_same_artefact_same_bytes(native, tmp_path):
     assert all((native / name).read_bytes() == data for name, data in first.items())
     files = json.loads((again / "manifest.json").read_text())["files"]
     assert set(files) == set(first) - {"manifest.json"}
-    assert {"licenses/apache-tvm-LICENSE", "include/bnn.h", "CMakeLists.txt"} <= set(files)
+    assert {"licenses/apache-tvm/LICENSE", "licenses/apache-tvm/tvm/NOTICE", "licenses/LICENSE", "include/bnn.h"} <= set(files)
+    notices = json.loads((again / "manifest.json").read_text())["notices"]
+    assert set(files) - set(notices) == {"network.txt", "lib/network.so", "include/network.h", "CMakeLists.txt"} | {
+        name for name in files if name.startswith("licenses/")
+    }
+    assert all(text in files for notice in notices.values() for text in notice["texts"])
 
 
 def test_no_bundle_for_armv7_nor_into_a_full_folder(model, native, tmp_path):
     bnntvm.build(model, "armv7").export(tmp_path / "network.bnn")
-    with pytest.raises(bnntvm.UnsupportedError, match="not published for arm"):
+    with pytest.raises(bnntvm.UnsupportedError, match="(?s)not published for arm.*export-c"):
         package(tmp_path / "network.bnn", tmp_path / "bundle")
     with pytest.raises(bnntvm.BnnError, match="not empty"):
         package(native.parent / "network.bnn", pathlib.Path(native))
+
+
+#: Runs the bundle ``argv[1]`` on ``x.npy`` with numpy and nothing else of Python's packages.
+LOADER = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+import bnn, numpy as np
+assert not [name for name in sys.modules if name.startswith(("tvm", "bnntvm"))]
+x = np.load(sys.argv[3])
+assert not bnn.check(sys.argv[1])
+with bnn.Network(sys.argv[1]) as net:
+    print(net.inputs, net.outputs)
+    (y,) = net.run({"x": x}).values()
+    again = net.run({"x": np.ascontiguousarray(x[..., ::-1])[..., ::-1]})["y"]
+    assert (y == again).all()
+    for feed, code in (({"z": x}, 1), ({"x": x[:, :1]}, 2), ({"x": x.astype(complex)}, 2)):
+        try:
+            net.run(feed)
+        except bnn.Error as error:
+            assert error.code == code, error
+        else:
+            raise SystemExit("no error")
+np.save(sys.argv[4], y)
+try:
+    bnn.Network("/nonexistent")
+except bnn.Error as error:
+    assert error.code == 3
+"""
+
+
+def only_numpy(site, folder):
+    """A folder of packages that has nothing but numpy."""
+    folder.mkdir()
+    for name in ("numpy", "numpy.libs"):
+        if (pathlib.Path(site) / name).exists():
+            (folder / name).symlink_to(pathlib.Path(site) / name)
+    return folder
+
+
+def run_loader(python, site, bundle, tmp_path):
+    x = np.random.default_rng(1).standard_normal((1, 64, 6, 6)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    words = [str(bundle), str(only_numpy(site, tmp_path / "site")), str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
+    done = subprocess.run([*python, "-I", "-S", "-c", LOADER, *words], capture_output=True, text=True, cwd="/")
+    assert done.returncode == 0, done.stderr
+    assert "x: float32[1, 64, 6, 6]" in done.stdout
+    return x, np.load(tmp_path / "y.npy")
+
+
+def test_python_loader_needs_numpy_only(model, native, tmp_path):
+    x, y = run_loader([sys.executable], pathlib.Path(np.__file__).parents[1], native, tmp_path)
+    np.testing.assert_array_equal(y, bnntvm.build(model)(x))
+
+
+def test_python_loader_on_emulated_arm(model, tmp_path):
+    (tmp_path / "bundle").mkdir()
+    made = bundle(model, "aarch64", tmp_path / "bundle")
+    land = Userland(tmp_path, with_bnntvm=False)
+    x, y = run_loader(land.python, land.site, made, tmp_path)
+    np.testing.assert_allclose(y, bnntvm.build(model)(x), rtol=1e-5)
+
+
+def test_without_the_runtime(native, tmp_path):
+    """It is smaller, says what is missing, and runs where the loader finds the runtime."""
+    folder = package(native.parent / "network.bnn", tmp_path / "bundle", runtime=False)
+    check(folder)
+    assert not list(folder.glob("lib/libtvm*")) and not (folder / "licenses/apache-tvm").exists()
+    command = [compile_example("gcc", folder), str(folder)]
+    alone = subprocess.run(command, capture_output=True, text=True)
+    assert alone.returncode == 3 and "libtvm_ffi.so" in alone.stderr
+    there = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"LD_LIBRARY_PATH": str(native / "lib")})
+    assert (there.returncode, there.stdout) == (0, "output 0: 40 bytes\n"), there.stderr
+
+
+def test_builds_with_cmake(native, tmp_path):
+    if not shutil.which("cmake"):
+        pytest.fail("cmake is missing: apt-get install cmake")
+    for command in (["cmake", "-S", str(native), "-B", str(tmp_path)], ["cmake", "--build", str(tmp_path)]):
+        subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run([str(tmp_path / "example_cpp"), str(native)], capture_output=True, text=True)
+    assert done.returncode == 0 and np.isfinite(float(done.stdout)), done.stderr
