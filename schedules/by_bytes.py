@@ -20,6 +20,9 @@ COUNTED_PER_CYCLE = 380
 def claims(spec, isa):
     """Whether the 8-bit kernel can do it."""
     other = spec.plus_one if isinstance(spec, BinaryConv2d) else spec.planes.scaled  # padding is 0 here
+    planar = any(output.kind == "planar" for output in spec.epilogue.outputs)
+    if isa.products == "tiles" and planar and not int8_conv2d.stores_planar(spec, isa, "planar"):
+        return False
     return bool(isa.products) and spec.groups == 1 and not other and _fits(as_bytes(spec))
 
 
@@ -47,7 +50,7 @@ def _tiles_beat_counting(spec, isa):
     taps = [_taps(window, axis) for axis in (0, 1)]
     macs = taps[0] * taps[1] * spec.in_channels * spec.out_channels
     wide = as_bytes(spec)
-    return 1.25 * int8_conv2d.image_cycles(wide, int8_conv2d.default_schedule(wide, isa), isa) < macs / COUNTED_PER_CYCLE
+    return 1.1 * int8_conv2d.image_cycles(wide, int8_conv2d.default_schedule(wide, isa), isa) < macs / COUNTED_PER_CYCLE
 
 
 def _taps(window, axis):

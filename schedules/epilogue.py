@@ -98,6 +98,45 @@ class Emitter:
             for at in range(0, channels, _LINE_BYTES // np.dtype(str(array.dtype)).itemsize)
         ]
 
+    @property
+    def by_planes(self):
+        """Whether :meth:`emit_planes` can do it: one result in channel order, no operand that has a value for every pixel."""
+        kinds = [output.kind for output in self.epilogue.outputs]
+        return kinds == ["planar"] and all(operand.kind in ("channel", "image") for operand in self.epilogue.inputs)
+
+    def emit_planes(self, values, image, channel):
+        """``(statements, results)``: the one output for vectors of pixels of one channel each.
+
+        Parameters
+        ----------
+        values : list of expressions
+            Anchor vectors of channels ``channel``, ``channel + 1``, ...
+        image, channel : int64 expressions
+        """
+        body = []
+
+        def bind(name, value):
+            variable, statement = tir.bind(name, value)
+            body.append(statement)
+            return variable
+
+        def operand(index, one, number):
+            array, last = self.inputs[index], channel + number
+            if one.kind == "channel":
+                return tir.broadcast(tir.load(array, last), self.lanes)
+            inside = (0,) * (len(array.shape) - 2)
+            return tir.broadcast(tir.load(array, image, *inside, tirx.min(last, tir.i64(self.channels - 1))), self.lanes)
+
+        results = []
+        for number, value in enumerate(values):
+            column = [value, *(operand(i, one, number) for i, one in enumerate(self.epilogue.inputs))]
+            for step in self.epilogue.steps:
+                count = self._uses[len(column)]
+                result = _apply(step, _operands(step, column, self.lanes), bind, self.compare) if count else None
+                column.append(bind("s", result) if count > 1 else result)
+            results.append(bind("plane", column[self.epilogue.outputs[0].value]))
+        return body, results
+
     def compares_anchor(self, step):
         """Whether ``step`` orders the anchor and an integer that is the same for all pixels."""
         if step.op not in _ON_POPCOUNTS or self.anchor_dtype != "int32" or 0 not in step.args:

@@ -11,6 +11,8 @@ from bnntvm.schedules import epilogue, int8_engines
 from bnntvm.schedules import tir as T
 from bnntvm.schedules.int8_kernel import Kernel
 from bnntvm.schedules.int8_layout import Layout, weight_quads
+from bnntvm.schedules.int8_tiles import HALVES
+from bnntvm.schedules.int8_tiling import MOST_TILES, TILE, Tiling, product_cycles
 from bnntvm.spec import Digits, words
 
 #: Bytes of an image that a task goes over again and again, once for each block of output channels: a part of a second-level cache of 1 MiB.
@@ -24,7 +26,7 @@ class Schedule:
     Attributes
     ----------
     cover : int
-        Flat pixels that are computed together; a multiple of 16, at most 64, where tiles are used.
+        Flat pixels that are computed together; where tiles are used 16 times as many as tiles, at most 6.
     task_tiles, task_blocks : int
         Groups of ``cover`` flat pixels and blocks of 32 output channels of one parallel task.
     """
@@ -36,50 +38,70 @@ class Schedule:
 
 def default_schedule(spec, isa):
     """A schedule that is fast without tuning."""
-    cover = best_cover(layout_of(spec, isa, 1), isa, spec.epilogue)
-    layout, blocks = layout_of(spec, isa, cover), words(spec.out_channels)
-    parts = min(layout.tiles, max(-(-layout.bytes // _TASK_BYTES), 8 if layout.tiles >= 32 else 1))
-    wanted = max(1, 8 // parts)
-    block_tasks = max(d for d in range(1, wanted + 1) if blocks % d == 0)
-    return Schedule(cover, -(-layout.tiles // parts), blocks // block_tasks)
-
-
-def best_cover(layout, isa, tail):
-    """The number of pixels of a tile that is estimated to take least time."""
     if isa.products == "tiles":
-        tiles = -(-layout.flat // 16)
-        return 16 * min(range(1, min(4, tiles) + 1), key=lambda g: (tile_cycles(layout, g, tail), -g))
+        return _tiled_schedule(spec, isa)
+    layout = layout_of(spec, isa, 1)
     wide = isa.registers == 32
     most = {"vnni": 12, "pairs": 10 if wide else 4, "dot": 5, "long": 4 if wide else 2}[isa.products]
-    pixels = -(-layout.flat // -(-layout.flat // most))
-    return pixels if pixels >= most // 2 or layout.flat < most else most
+    cover = -(-layout.flat // -(-layout.flat // most))
+    cover = cover if cover >= most // 2 or layout.flat < most else most
+    layout = layout_of(spec, isa, cover)
+    parts = min(layout.tiles, max(-(-layout.bytes // _TASK_BYTES), 8 if layout.tiles >= 32 else 1))
+    return Schedule(cover, -(-layout.tiles // parts), _task_blocks(spec, max(1, 8 // parts)))
 
 
-def tile_cycles(layout, group, tail):
-    """Estimated cycles of one block of output channels whose flat pixels are computed ``group`` tiles at a time.
+def _task_blocks(spec, wanted):
+    """Blocks of each of about ``wanted`` equal tasks."""
+    blocks = words(spec.out_channels)
+    return blocks // max(d for d in range(1, wanted + 1) if blocks % d == 0)
 
-    Measured on an Emerald Rapids processor: a product of tiles takes 26 cycles with its loads. Beside it goes the work of the vector units:
-    25 cycles for the weights of a step, and for each pixel 20, two more for each step of the epilogue ``tail`` and five for each tensor it
-    reads or stores. A group starts and drains in 100. A pixel takes about 25 more for each result in channel order, and 20 less if
-    bits are counted: the estimate has 6, with which the faster of both kernels is chosen where they were measured.
+
+#: Cycles of the shortest task on tiles: the epilogue of its last job runs beside nothing.
+_TASK_CYCLES = 40_000
+
+
+def _tiled_schedule(spec, isa):
+    """As few groups as possible, their sizes equal; tasks are blocks of channels, whose weights become bytes once, and parts of images."""
+    cover = MOST_TILES * TILE
+    layout, whole = layout_of(spec, isa, cover), Schedule(cover, 1, 1)
+    groups, _, _ = Tiling.of(layout).groups(MOST_TILES)
+    wanted = int(max(1, min(8, image_cycles(spec, whole, isa) // _TASK_CYCLES)))
+    parts = min(groups, -(-layout.bytes // _TASK_BYTES))
+    task_blocks = _task_blocks(spec, max(1, wanted // parts))
+    parts = max(parts, min(groups // 4, wanted * task_blocks // words(spec.out_channels)))
+    return Schedule(cover, -(-groups // max(parts, 1)), task_blocks)
+
+
+def tile_cycles(layout, most, tail):
+    """Estimated cycles of one block of output channels whose tiles are computed up to ``most`` at a time.
+
+    Measured on an Emerald Rapids processor, in cycles of its usual clock. Beside the products goes the work of the vector units: 25 cycles
+    for the weights of a step, and for each pixel 20, two more for each step of the epilogue ``tail`` and five for each tensor it reads or
+    stores. A step takes ten cycles on top of its products, a job 300. A line of a plane takes four cycles of the second-level cache.
     """
+    tiling = Tiling.of(layout)
+    groups, large, _ = tiling.groups(most)
     tensors = sum(operand.kind == "tensor" for operand in (*tail.inputs, *tail.outputs))
-    planar = 6 * layout.flat * sum(output.kind == "planar" for output in tail.outputs)
-    steps = len(layout.runs) * layout.steps
-    pixels = -(-16 * group // (2 * steps))
-    step = max(26 * group, 25 + pixels * (20 + 2 * len(tail.steps) + 5 * tensors))
-    return planar + -(-layout.flat // (16 * group)) * 2 * (steps * step + 100)
+    planar = sum(output.kind == "planar" for output in tail.outputs)
+    steps, pixels = HALVES * len(layout.runs) * layout.steps, tiling.tiles * tiling.rows
+    products = (product_cycles(tiling.rows) * tiling.tiles + 10 * groups) * steps
+    vectors = 25 * steps * groups + pixels * (20 + 2 * len(tail.steps) + 5 * tensors)
+    return max(products, vectors) + 300 * groups + 8 * planar * pixels
 
 
 def image_cycles(spec, schedule, isa):
-    """Estimated cycles of the whole kernel on tiles, one image."""
-    return tile_cycles(layout_of(spec, isa, schedule.cover), schedule.cover // 16, spec.epilogue) * words(spec.out_channels)
+    """Estimated cycles of the whole kernel on tiles, one image: the copy of the input is four for each vector."""
+    layout = layout_of(spec, isa, schedule.cover)
+    return tile_cycles(layout, schedule.cover // TILE, spec.epilogue) * words(spec.out_channels) + layout.bytes / 16
 
 
 def space(spec, isa):
     """Schedules worth trying, the default first."""
     first = default_schedule(spec, isa)
-    covers = (16, 32, 48, 64) if isa.products == "tiles" else range(1, first.cover + 1) if isa.lanes == 4 else range(2, first.cover + 1, 2)
+    if isa.products == "tiles":
+        covers = range(TILE, MOST_TILES * TILE + 1, TILE)
+    else:
+        covers = range(1, first.cover + 1) if isa.lanes == 4 else range(2, first.cover + 1, 2)
     found = [first, *(replace(first, cover=c) for c in covers)]
     found += [replace(first, task_tiles=t) for t in {first.task_tiles // 2, first.task_tiles // 4} if t]
     return list(dict.fromkeys(found))
@@ -87,7 +109,7 @@ def space(spec, isa):
 
 def layout_of(spec, isa, cover):
     """The layout of an image in scratch memory."""
-    return Layout(spec.window, spec.in_channels, int8_engines.step_bytes(isa), cover)
+    return Layout(spec.window, spec.in_channels, int8_engines.step_bytes(isa), TILE if isa.products == "tiles" else cover)
 
 
 def pack_weights(spec, schedule, isa, weights):
@@ -158,9 +180,10 @@ def convolve(window, values, weights):
     return total.astype(np.int32)
 
 
-def stores_planar(spec, _isa):
-    """Whether the kernel can store its one result in channel order (output kind ``planar``)."""
-    return [o.kind for o in spec.epilogue.outputs] == ["tensor"]
+def stores_planar(spec, isa, kind="tensor"):
+    """Whether the kernel can store its one result, of kind ``kind``, in channel order (output kind ``planar``)."""
+    pixels = any(operand.kind not in ("channel", "image") for operand in spec.epilogue.inputs)
+    return [o.kind for o in spec.epilogue.outputs] == [kind] and not (pixels and isa.products == "tiles")
 
 
 def build(spec, schedule, isa):
@@ -198,7 +221,7 @@ class _Conv(Kernel):
     def image(self, image):
         layout, schedule = self.layout, self.schedule
         self.scratch, allocation = T.memory("image", layout.bytes, self.engine.data_type)
-        tile_tasks, block_tasks = -(-layout.tiles // schedule.task_tiles), -(-self.blocks // schedule.task_blocks)
+        tile_tasks, block_tasks = -(-self.units // schedule.task_tiles), -(-self.blocks // schedule.task_blocks)
 
         def task(number):
             first, bind_first = T.bind("first", number // block_tasks * schedule.task_tiles)
@@ -211,7 +234,7 @@ class _Conv(Kernel):
 
     def task(self, image, first, block):
         """The tiles from ``first`` on and the blocks of channels from ``block`` on that belong to one task."""
-        tiles = _count(self.layout.tiles, self.schedule.task_tiles, first)
+        tiles = _count(self.units, self.schedule.task_tiles, first)
         blocks = _count(self.blocks, self.schedule.task_blocks, block)
 
         return T.seq(self.work((block, blocks), (first, tiles), lambda pixel: (image, T.i64(0), pixel)))

@@ -2,7 +2,7 @@
 
 All engines compute a tile of flat pixels times the 32 output channels of a block, int32, into ``kernel.results``, ``[pixels, 32]``.
 
-``Tiles`` (AMX)
+``Tiles`` (AMX), see :mod:`.int8_tiles`
     TDPBSSD adds the products of 16 pixels x 64 channels with 64 channels x 16 outputs to 16 x 16 sums, in 16 cycles.
 ``Vnni`` (AVX-512 VNNI)
     VPDPBUSD adds four products of unsigned with signed bytes to each of 16 sums.
@@ -20,19 +20,19 @@ from tvm import tirx
 
 from bnntvm.schedules import tir as T
 from bnntvm.schedules.int8_layout import BLOCK, QUAD
+from bnntvm.schedules.int8_tiles import TILE_BYTES, Tiles
 from bnntvm.spec import Digits
 
-TILE = 16  #: rows of a tile register
-TILE_BYTES = 64  #: bytes of a row
 
-
-def of(isa):
-    """The engine of an instruction-set level."""
-    if isa.products in ("dot", "long"):
+def of(kernel):
+    """The engine of a kernel for its instruction-set level."""
+    if kernel.isa.products == "tiles":
+        return Tiles(kernel, "uint8" if data_range(kernel.spec)[1] > 127 else "int8")
+    if kernel.isa.products in ("dot", "long"):
         from bnntvm.schedules import int8_engines_neon
 
-        return {"dot": int8_engines_neon.Dot, "long": int8_engines_neon.Long}[isa.products]
-    return {"tiles": Tiles, "vnni": Vnni, "pairs": Pairs}[isa.products]
+        return {"dot": int8_engines_neon.Dot, "long": int8_engines_neon.Long}[kernel.isa.products](kernel)
+    return {"vnni": Vnni, "pairs": Pairs}[kernel.isa.products](kernel)
 
 
 def step_bytes(isa):
@@ -52,190 +52,9 @@ def weight_range(spec):
     return (-128, 127) if spec.weights == "int8" else (spec.weights.low, spec.weights.high)
 
 
-class Tiles:
-    """Register tiles of AMX: four of sums, two of data in turn, one of weights.
-
-    Weights: ``[runs, steps, 2, 16 quads, 16 outputs x 4 channels]``.
-    """
-
-    #: Whether tiles are multiplied beside what vectors do.
-    overlaps = True
-
-    def __init__(self, kernel):
-        self.kernel, self.layout = kernel, kernel.layout
-        self.offset = 0
-        self.data_type = "uint8" if data_range(kernel.spec)[1] > 127 else "int8"
-        self.weight_bytes = len(self.layout.runs) * self.layout.steps * 2 * TILE * TILE_BYTES
-
-    def start(self):
-        """Statements at the start of a task."""
-        return tile("config")
-
-    def finish(self):
-        """Statements at the end of a task: the system saves less of a thread that holds no tiles."""
-        return tile("release")
-
-    def expand(self, block):
-        """Statements that unpack the first weights of a block; the others are unpacked where they are used, beside the products."""
-        self.block = block
-        if self.kernel.spec.weights == "int8":
-            return []
-        return self.unpack(T.i64(0))
-
-    @staticmethod
-    def order(quads):
-        """Vectors ``[blocks, runs, quads, 2, 64]`` in the order of the kernel, ``[blocks, vectors, 64]``."""
-        import numpy as np
-
-        blocks, runs, count = quads.shape[:3]
-        full = count // TILE * TILE
-        parts = [quads[:, :, :full].reshape(blocks, runs, -1, TILE, 2, TILE_BYTES).swapaxes(3, 4), quads[:, :, full:].swapaxes(2, 3)]
-        return np.concatenate([p.reshape(blocks, runs, -1, TILE_BYTES) for p in parts], 2).reshape(blocks, -1, TILE_BYTES)
-
-    def pad(self, quads):
-        """The same with the zeros of the last step of every run."""
-        import numpy as np
-
-        missing = self.layout.steps * TILE - quads.shape[2]
-        return self.order(np.pad(quads, ((0, 0), (0, 0), (0, missing), (0, 0), (0, 0))))
-
-    def tables(self):
-        """Statements that note, for every step, the distance of its data from a flat pixel, and where its bits begin in a block.
-
-        The bits of the first half of a block's channels come first, then those of the second, then the first step once more: what is
-        unpacked ahead of the last step of a tile of pixels belongs to the next.
-        """
-        layout, steps = self.layout, self.layout.steps
-        self.data_at, data_at = T.memory("data_at", self.total, "int64")
-        fill = [
-            T.for_("k", T.runtime(steps), lambda k, r=run, o=offset: T.store(self.data_at, o + k * TILE_BYTES, r * steps + k))
-            for run, offset in enumerate(layout.offsets)
-        ]
-        if self.kernel.spec.weights == "int8":
-            return [data_at, fill]
-        self.bits_at, bits_at = T.memory("bits_at", 2 * self.total + 1, "int64")
-        full, rest = divmod(layout.quads, TILE)
-        fill.append(T.store(self.bits_at, T.i64(0), 2 * self.total))
-        for run in range(len(layout.runs)):
-            first, begin = run * steps, run * layout.quads * 2
-            for n in range(2):
-                at, place = begin + n * TILE, first + n * self.total
-                fill.append(
-                    T.for_(
-                        "k",
-                        T.runtime(full),
-                        lambda k, a=at, p=place: T.store(self.bits_at, (a + k * (2 * TILE)) * self.source_bytes, p + k),
-                    )
-                )
-                if rest:
-                    fill.append(T.store(self.bits_at, T.i64((begin + 2 * TILE * full + n * rest) * self.source_bytes), place + full))
-        self.bytes, room = T.memory("bytes", 2 * TILE * TILE_BYTES, "int8")
-        return [room, data_at, bits_at, fill]
-
-    @property
-    def total(self):
-        """Steps of a block."""
-        return len(self.layout.runs) * self.layout.steps
-
-    @property
-    def source_bytes(self):
-        """Bytes of a vector of weights as stored."""
-        digits = self.kernel.spec.weights
-        return TILE_BYTES if digits == "int8" else self.kernel.mask_bytes * len(digits.coefficients)
-
-    def products(self, first, results=0, beside=None):
-        """The tile of flat pixels from ``first`` on, 16 output channels at a time, into ``kernel.results`` from ``results`` on.
-
-        ``beside(number)`` gives statements that vector units execute beside step ``number`` of ``2 * total``.
-        """
-        kernel, count = self.kernel, self.layout.cover // TILE
-        at, bind = T.bind("at", first * self.layout.pixel)
-
-        def half(n):
-            return [[tile("zero", m) for m in range(count)],
-                    T.for_("step", T.runtime(self.total), lambda step: self.step(n, step, at, beside)),
-                    [tile("store", m, kernel.results, [results + (m * BLOCK + n) * TILE], 4 * BLOCK) for m in range(count)]]  # fmt: skip
-
-        return [bind, T.for_("n", T.runtime(2), half)]
-
-    def step(self, n, step, at, beside):
-        """One tile of weights times every tile of data. Bits are unpacked one step ahead: a tile is not loaded from stores under way."""
-        layout = self.layout
-        kind = "dot_usd" if self.data_type == "uint8" else "dot_ssd"
-        data, bind = T.bind("data", at + T.load(self.data_at, step))
-        if self.kernel.spec.weights == "int8":
-            body, source = [bind], (self.kernel.weights, [self.block, (step * 2 + n) * (TILE * TILE_BYTES)])
-        else:
-            number, bind_number = T.bind("number", n * self.total + step)
-            body = [bind, bind_number, self.unpack(number + 1)]
-            source = (self.bytes, [number % 2 * (TILE * TILE_BYTES)])
-        if beside is not None:
-            body.append(beside(n * self.total + step))
-        body.append(tile("load", 6, *source, TILE_BYTES))
-        for m in range(layout.cover // TILE):
-            place = data + m * TILE * layout.pixel
-            body += [tile("load", 4 + m % 2, self.kernel.scratch, [place], layout.pixel), tile(kind, m, 4 + m % 2, 6)]
-        return body
-
-    def unpack(self, number):
-        """Statements that write the weights of a step as bytes; the last step of a run may have fewer than 16 quads."""
-        full, rest = divmod(self.layout.quads, TILE)
-        at, bind = T.bind("bits", T.load(self.bits_at, number))
-        to, bind_to = T.bind("to", number % 2 * (TILE * TILE_BYTES))
-
-        def vectors(quads):
-            zero, size = T.splat(0, "int8", TILE_BYTES), self.source_bytes
-            made = [self.kernel.unpacked(self.block, at + i * size) for i in range(quads)] + [zero] * (TILE - quads)
-            return [T.store_vector(self.bytes, [to + i * TILE_BYTES], one) for i, one in enumerate(made)]
-
-        if not full or not rest:
-            return [bind, bind_to, vectors(rest or TILE)]
-        return [bind, bind_to, T.when(number % self.layout.steps == T.i64(full), vectors(rest), vectors(TILE))]
-
-
-_TILE_TEXTS = {
-    "zero": "call void @llvm.x86.tilezero(i8 {0})",
-    "load": "call void @llvm.x86.tileloadd64(i8 {0}, ptr %p, i64 %stride)",
-    "store": "call void @llvm.x86.tilestored64(i8 {0}, ptr %p, i64 %stride)",
-    "dot_ssd": "call void @llvm.x86.tdpbssd(i8 {0}, i8 {1}, i8 {2})",
-    "dot_usd": "call void @llvm.x86.tdpbusd(i8 {0}, i8 {1}, i8 {2})",
-    "dot_sud": "call void @llvm.x86.tdpbsud(i8 {0}, i8 {1}, i8 {2})",
-    "config": "call void @llvm.x86.ldtilecfg(ptr @bnn_tile_shapes)",
-    "release": "call void @llvm.x86.tilerelease()",
-}
-
-
-def tile(action, *args):
-    """A statement on tile registers.
-
-    ``("zero", t)``, ``("load" or "store", t, array, indices, bytes from row to row)``, ``("dot_ssd", sums, data, weights)`` of signed and
-    signed bytes, with ``u`` of unsigned ones, ``("config",)``: all eight of 16 rows and 64 bytes, ``("release",)``.
-    """
-    text = _TILE_TEXTS[action]
-    memory_ = action in ("load", "store")
-    numbers, rest = (args[:1], args[1:]) if memory_ else (args, ())
-    name = "_".join(["bnn_tile", action, *map(str, numbers)])
-    params, values = "", []
-    if memory_:
-        array, indices, stride = rest
-        # Not a base and an offset: TVM may narrow an index to 32 bits, and the types would no longer match.
-        values = [tirx.address_of(T.load(array, *indices)), T.i64(stride)]
-        params = "ptr %p, i64 %stride"
-    declare = {"zero": "tilezero(i8 immarg)", "load": "tileloadd64(i8 immarg, ptr, i64)", "store": "tilestored64(i8 immarg, ptr, i64)",
-               "dot_ssd": "tdpbssd(i8 immarg, i8 immarg, i8 immarg)", "dot_usd": "tdpbusd(i8 immarg, i8 immarg, i8 immarg)",
-               "dot_sud": "tdpbsud(i8 immarg, i8 immarg, i8 immarg)",
-               "config": "ldtilecfg(ptr)", "release": "tilerelease()"}[action]  # fmt: skip
-    body = f"i32 @{name}({params}) alwaysinline nounwind {{\n  {text.format(*numbers)}\n  ret i32 0\n}}\ndeclare void @llvm.x86.{declare}"
-    if action == "config":
-        shapes = [1] + [0] * 15 + [TILE_BYTES, 0] * 8 + [0] * 16 + [TILE] * 8 + [0] * 8
-        body += f"\n@bnn_tile_shapes = weak_odr hidden constant [64 x i8] [{', '.join(f'i8 {b}' for b in shapes)}], align 64"
-    return tirx.Evaluate(T.extern(name, body, "int32", *values))
-
-
 class Vnni:
     """A register tile of sums, ``cover`` pixels by the vectors of a block or half of it. Weights: ``[runs, quads, vectors, lanes x 4]``."""
 
-    overlaps = False
     #: Largest number of vectors in the register tile.
     most_vectors = 2
 
@@ -245,12 +64,6 @@ class Vnni:
         self.data_type = "uint8"
         self.size = self.lanes * QUAD
         self.weight_bytes = len(self.layout.runs) * self.layout.quads * self.vectors * self.size
-
-    def start(self):
-        return []
-
-    def finish(self):
-        return []
 
     def order(self, quads):
         """Vectors ``[blocks, runs, quads, vectors, bytes]`` in the order of the kernel, ``[blocks, vectors, bytes]``."""

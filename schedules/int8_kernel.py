@@ -14,6 +14,7 @@ from bnntvm.schedules import int8_engines, neon
 from bnntvm.schedules import tir as T
 from bnntvm.schedules.epilogue import Emitter
 from bnntvm.schedules.int8_layout import BLOCK, QUAD, round_up
+from bnntvm.schedules.int8_tile_walk import Walk
 from bnntvm.schedules.strips import Strips
 from bnntvm.spec import WORD_BITS, Digits, words
 
@@ -35,7 +36,8 @@ class Kernel:
         self.spec, self.schedule, self.isa, self.layout, self.outputs = spec, schedule, isa, layout, outputs
         self.blocks, self.channels = words(outputs), layout.channels
         self.lanes, self.vectors = isa.lanes, BLOCK // isa.lanes
-        self.engine = int8_engines.of(isa)(self)
+        self.tiled = isa.products == "tiles"
+        self.engine = int8_engines.of(self)
         self.digits = neon.digits if neon.is_neon(isa) else T.digits
 
     # Parameters -----------------------------------------------------------------------------------------------------------------------
@@ -48,6 +50,7 @@ class Kernel:
         self.data = [T.buffer(f"data{i or ''}", shape, kind) for i in range(count)]
         self.weights = T.buffer("weights", self.weight_shape(), "int8" if self.spec.weights == "int8" else "uint8")
         self.emitter = Emitter(self.spec.epilogue, self.outputs, self.isa, out_dims, "int32")
+        self.walk = Walk(self) if self.tiled else None
         before = count - 1 if self.spec.mask_last else count
         return [*self.data[:before], self.weights, *self.data[before:], *self.emitter.inputs, *self.emitter.outputs]
 
@@ -119,17 +122,22 @@ class Kernel:
 
     # Weights and tiles ----------------------------------------------------------------------------------------------------------------
 
-    def work(self, blocks, tiles, place):
-        """The tiles of flat pixels and the blocks of output channels of a task, each (first, number).
+    @property
+    def units(self):
+        """What tasks are cut into: groups of flat pixels that are computed together."""
+        return self.walk.groups if self.tiled else self.layout.tiles
+
+    def work(self, blocks, units, place):
+        """The units and the blocks of output channels of a task, each (first, number).
 
         ``place(pixel)`` is the position of a pixel of the result, counted through the image.
         """
         self.place = place
+        if self.tiled:
+            return self.walk.work(blocks, units)
         self.strips = Strips.of_pixels(self.emitter, self.layout.cover)
-        slots = 2 if self.engine.overlaps else 1
-        self.results, results = T.memory("results", slots * self.layout.cover * BLOCK, "int32")
-        walk = self.overlapped if self.engine.overlaps else self.in_turn
-        return [self.engine.tables(), *results, self.strips.allocation, self.engine.start(), walk(blocks, tiles), self.engine.finish()]
+        self.results, results = T.memory("results", self.layout.cover * BLOCK, "int32")
+        return [self.engine.tables(), results, self.strips.allocation, self.in_turn(blocks, units)]
 
     def span(self, first):
         """(first pixel of the result, their number, statements) of the flat pixels from ``first`` on, whatever lies between them."""
@@ -153,7 +161,7 @@ class Kernel:
 
         def tile(block, number):
             first, bind_first = T.bind("first", (tiles[0] + number) * self.layout.cover)
-            return [bind_first, self.engine.products(first), self.finish(block, first, 0)]
+            return [bind_first, self.engine.products(first), self.finish(block, first)]
 
         def one(number):
             block, bind = T.bind("block", blocks[0] + number)
@@ -161,63 +169,29 @@ class Kernel:
 
         return T.for_("block", blocks[1], one)
 
-    def overlapped(self, blocks, tiles):
-        """The sums of a tile and beside them the epilogue of the tile before, so that matrix and vector units work at a time."""
-        layout, cover = self.layout, self.layout.cover
-        share = -(-cover // (2 * self.engine.total))  # pixels of the epilogue beside one step
-
-        def parts(number):
-            """Block and first flat pixel of a job."""
-            block, bind_block = T.bind("block", blocks[0] + number // tiles[1])
-            first, bind_first = T.bind("first", (tiles[0] + number % tiles[1]) * cover)
-            return block, first, [bind_block, bind_first]
-
-        def job(number):
-            block, first, binds = parts(number)
-            last, last_first, last_binds = parts(tirx.max(number - 1, T.i64(0)))
-            results = number % 2 * (cover * BLOCK)
-            there = number > 0
-            # Before the first tile there are only flat pixels of no use.
-            at, bind_at = T.bind("at", tirx.Select(there, last_first, T.i64(layout.tiles * cover)))
-            begin, count, bind_span = self.span(last_first)
-            self.strips.first = begin
-
-            def beside(step):
-                return [self.flat_pixel(last, at, step * share + i, cover * BLOCK - results, share * 2 * self.engine.total > cover)
-                        for i in range(share)]  # fmt: skip
-
-            expand = T.when(number % tiles[1] == 0, self.engine.expand(block)) if self.engine.expand(block) else []
-            self.engine.block = block
-            products = self.engine.products(first, results, beside)
-            flush = self.strips.collect(begin, count, self.image_number, last, list)
-            return [binds, last_binds, bind_at, bind_span, expand, products, T.when(there, flush) if self.strips.numbers else []]
-
-        jobs = blocks[1] * tiles[1]
-        block, first, binds = parts(jobs - 1)
-        return [T.for_("job", jobs, job), T.seq(binds, self.finish(block, first, (jobs - 1) % 2 * (cover * BLOCK)))]
-
-    def finish(self, block, first, results):
-        """The epilogue of a tile that is behind all sums."""
+    def finish(self, block, first):
+        """The epilogue of the flat pixels from ``first`` on."""
         begin, count, binds = self.span(first)
 
         def pixels():
-            return T.for_("p", self.layout.cover, lambda p: self.flat_pixel(block, first, p, results, False))
+            return T.for_("p", self.layout.cover, lambda p: self.flat_pixel(block, first, p))
 
         return [binds, self.strips.collect(begin, count, self.image_number, block, pixels)]
 
-    def flat_pixel(self, block, first, p, results, ragged):
-        """The epilogue of pixel ``p`` of the tile at flat pixel ``first``, if it is one of the result; ``ragged``: p may be too large."""
+    def flat_pixel(self, block, first, p):
+        """The epilogue of pixel ``p`` behind flat pixel ``first``, if it is one of the result."""
         pixel, bind = T.bind("pixel", tirx.Cast("int64", T.load(self.pixels, first + p)))
-        values = [T.load_vector(self.results, [results + p * BLOCK + v * self.lanes], self.lanes) for v in range(self.vectors)]
+        values = [T.load_vector(self.results, [p * BLOCK + v * self.lanes], self.lanes) for v in range(self.vectors)]
         emitted = self.emitter.emit(values, self.place(pixel), block * BLOCK, {}, strip=self.strips.place(pixel))
         emitted = [self.strips.fetch(self.image_number, block, pixel), emitted]
-        exists = pixel >= T.i64(0)
-        return [bind, T.when(tirx.And(exists, p < T.i64(self.layout.cover)) if ragged else exists, emitted)]
+        return [bind, T.when(pixel >= T.i64(0), emitted)]
 
     def number_pixels(self):
         """Statements that note for every flat pixel which one of the result it is, -1 for none; sets ``pixels``."""
+        if self.tiled and not self.walk.numbers_pixels:
+            return []
         layout, width = self.layout, self.layout.window.out_width
-        size = round_up((layout.tiles + 2) * layout.cover, self.lanes)
+        size = round_up(layout.flat + layout.cover, self.lanes)
         self.pixels, allocation = T.memory("pixels", size, "int32")
         none = T.splat(-1, "int32", self.lanes)
 

@@ -64,7 +64,8 @@ class Layout:
         kernel, depth = self.window.kernel[1], round_up(self.channels, QUAD)
         if self.window.strides[1] != 1 or self.dilations[1] != 1 or kernel == 1:
             return False
-        return round_up(kernel * depth, self.step) <= kernel * round_up(depth, self.step)
+        saved = kernel * round_up(depth, self.step) - round_up(kernel * depth, self.step)
+        return saved > 0 or self.step == QUAD  # pixels that are read one by one may lie at any distance
 
     @cached_property
     def pixel(self):
@@ -72,7 +73,7 @@ class Layout:
         if self.contiguous:
             return round_up(self.channels, QUAD)
         depth = round_up(self.channels, self.step)
-        return depth + self.step if self.step == 64 and depth % 1024 == 0 else depth
+        return depth + self.step if self.step == 64 and depth % 256 == 0 else depth
 
     @cached_property
     def quads(self):
@@ -129,7 +130,7 @@ class Layout:
     def phase_bytes(self):
         """Bytes of a phase, with room for what is read past its end."""
         most = max(run.shift for run in self._runs())
-        pixels = max(round_up(self.flat, self.cover) + most, self.lines * self.pitch + self.window.pads[1] + self.pitch)
+        pixels = max(self.flat + self.cover + most, self.lines * self.pitch + self.window.pads[1] + self.pitch)
         return round_up((pixels + 1) * self.pixel + self.steps * self.step, 64)
 
     @property

@@ -429,6 +429,16 @@ def shuffle(vectors, lanes):
     return tirx.Shuffle(vectors, [constant(lane, "int32") for lane in lanes])
 
 
+def compress(value, mask):
+    """The lanes of a float32 vector that are set in ``mask``, one after the other from the first on; the others are 0 (AVX-512)."""
+    kind = _llvm_vector("float32", lanes := lanes_of(value))
+    name, call = f"bnn_compress_{lanes}", f"@llvm.x86.avx512.mask.compress.v{lanes}f32"
+    text = (f"{kind} @{name}({kind} %v, <{lanes} x i1> %m) alwaysinline nounwind {{\n"
+            f"  %r = call {kind} {call}({kind} %v, {kind} zeroinitializer, <{lanes} x i1> %m)\n  ret {kind} %r\n}}\n"
+            f"declare {kind} {call}({kind}, {kind}, <{lanes} x i1>)")  # fmt: skip
+    return extern(name, text, dtype_of(value), value, mask)
+
+
 def reinterpret(dtype, value):
     """The bits of a vector as another element type of the same width."""
     return tirx.reinterpret(vector_type(dtype, lanes_of(value)), value)

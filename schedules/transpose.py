@@ -93,7 +93,7 @@ class _Kernel:
         return [named, tir.for_("block", -(-inner // lanes), block)]
 
     def _block(self, n, row, column):
-        body, columns = square(lambda i, j: self._load(n, row + i, column + j, _QUAD), self.lanes)
+        body, columns = square(lambda i, j: self._load(n, row + i, column + j, QUAD), self.lanes)
         return [
             *body,
             *(tir.store_vector(self.out, self._at(self.out, n, (column + i) * self.spec.rows + row), c) for i, c in enumerate(columns)),
@@ -101,14 +101,11 @@ class _Kernel:
 
 
 #: Numbers in the part of a vector within which x86 moves lanes cheaply.
-_QUAD = 4
+QUAD = 4
 
 
 def square(load, lanes):
     """A block of ``lanes`` x ``lanes`` float32 numbers, transposed in registers.
-
-    Vectors are put together from quads of four rows as they are loaded, which is cheap; what is left is to transpose 4 x 4 blocks within
-    quads.
 
     Parameters
     ----------
@@ -122,7 +119,29 @@ def square(load, lanes):
     (list of statements, list of vectors)
         The columns of the block, in order.
     """
-    body, columns = [], []
+    parts = [quad(lambda row, column=column: load(row, column), lanes) for column in range(0, lanes, QUAD)]
+    return [statement for body, _ in parts for statement in body], [column for _, four in parts for column in four]
+
+
+def quad(load, lanes):
+    """Four columns of ``lanes`` rows of numbers of four bytes, transposed in registers.
+
+    Vectors are put together from quads of four rows as they are loaded, which is cheap; what is left is to transpose 4 x 4 blocks within
+    quads.
+
+    Parameters
+    ----------
+    load : callable
+        Row, a Python int, to the vector of its four numbers.
+    lanes : int
+        A multiple of 4.
+
+    Returns
+    -------
+    (list of statements, list of vectors)
+        The four columns.
+    """
+    body, columns, rows = [], [], []
 
     def named(value):
         variable, statement = tir.bind("t", value)
@@ -131,18 +150,16 @@ def square(load, lanes):
 
     def pairs(a, b, first, second):
         """Quad by quad: numbers ``first`` and ``second`` of ``a`` and of ``b``, alternating."""
-        return named(tir.shuffle([a, b], [at for q in range(0, lanes, _QUAD) for k in (q + first, q + second) for at in (k, lanes + k)]))
+        return named(tir.shuffle([a, b], [at for q in range(0, lanes, QUAD) for k in (q + first, q + second) for at in (k, lanes + k)]))
 
     def halves(a, b, first):
         """Quad by quad: two numbers of ``a`` and two of ``b``, from number ``first`` on."""
-        return named(tir.shuffle([a, b], [side + q + first + k for q in range(0, lanes, _QUAD) for side in (0, lanes) for k in (0, 1)]))
+        return named(tir.shuffle([a, b], [side + q + first + k for q in range(0, lanes, QUAD) for side in (0, lanes) for k in (0, 1)]))
 
-    for column in range(0, lanes, _QUAD):
-        rows = []
-        for row in range(_QUAD):
-            quads = [named(load(row + first, column)) for first in range(0, lanes, _QUAD)]
-            rows.append(quads[0] if lanes == _QUAD else named(tir.shuffle(quads, range(lanes))))
-        for first in (0, 2):
-            low, high = pairs(rows[0], rows[1], first, first + 1), pairs(rows[2], rows[3], first, first + 1)
-            columns += [halves(low, high, 0), halves(low, high, 2)]
+    for row in range(QUAD):
+        quads = [named(load(row + first)) for first in range(0, lanes, QUAD)]
+        rows.append(quads[0] if lanes == QUAD else named(tir.shuffle(quads, range(lanes))))
+    for first in (0, 2):
+        low, high = pairs(rows[0], rows[1], first, first + 1), pairs(rows[2], rows[3], first, first + 1)
+        columns += [halves(low, high, 0), halves(low, high, 2)]
     return body, columns

@@ -10,7 +10,7 @@ Products with what lies in the second tile behind the last feature are 0, becaus
 from __future__ import annotations
 
 from . import tir
-from .int8_engines import TILE, TILE_BYTES, tile
+from .int8_tiles import TILE, TILE_BYTES, configure, tile
 from .weight_dense_int8 import Kernel
 
 #: Registers: sums, two of data in turn, weights.
@@ -45,7 +45,7 @@ class TileKernel(Kernel):
                 return tir.for_("group", tir.tirx.floordiv(self.rows + (height - 1), tir.i64(height)), group)
 
             by_height = tir.when(self.rows < 2 * TILE, groups(1), tir.when(self.rows < _TASK, groups(2), groups(_SUMS)))
-            return tir.seq(tile("config"), by_height, tile("release"))
+            return tir.seq(configure(TILE), by_height, tile("release"))
 
         return [prepare, tir.parallel("block", self.blocks, block)]
 
@@ -56,7 +56,7 @@ class TileKernel(Kernel):
             begin, bound = tir.bind("begin", tir.tirx.min(number * _TASK, self.rows - _TASK))
             prepare = self._prepare(tir.i64(_TASK), begin)
             blocks = tir.for_("block", self.blocks, lambda block: self._group(_SUMS, block, begin, tir.i64(0)))
-            return tir.seq(bound, prepare, tile("config"), blocks, tile("release"))
+            return tir.seq(bound, prepare, configure(TILE), blocks, tile("release"))
 
         return tir.parallel("task", tir.tirx.floordiv(self.rows + (_TASK - 1), tir.i64(_TASK)), task)
 
