@@ -305,10 +305,14 @@ class Tuned:
     ----------
     folders : list of path
         The first that knows a task decides.
+    shipped : path, optional
+        One more, whose records count only beside a record of the default schedule: a default that has changed since may well be faster.
     """
 
-    def __init__(self, folders):
-        self.groups = [_ranked(pathlib.Path(folder), _stamp(folder)) for folder in folders]
+    def __init__(self, folders, shipped=None):
+        self.groups = [(_ranked(pathlib.Path(folder), _stamp(folder)), True) for folder in folders]
+        if shipped:
+            self.groups.append((_ranked(pathlib.Path(shipped), _stamp(shipped)), False))
 
     def schedule(self, task, levels, threads, valid, default):
         """The schedule to use.
@@ -330,17 +334,17 @@ class Tuned:
         -------
         Schedule
         """
-        for groups in self.groups:
+        for groups, trusted in self.groups:
             for level in levels:
                 for key in dict.fromkeys([(task, level, threads), (task, level, 1)]):
                     if key in groups:
-                        return _choose(groups[key], valid, default, level == levels[0])
+                        return _choose(groups[key], valid, default, trusted and level == levels[0])
         return default
 
 
 def _choose(ranked, valid, default, own):
     """The fastest valid schedule, if it is sufficiently faster than the default was, where the default was measured (as it must have been
-    where the records are not the level's ``own``)."""
+    where the records are not the user's ``own``, of this level)."""
     made = [(seconds, valid(dict(fields))) for seconds, fields in ranked]
     limit = next((seconds for seconds, schedule in made if schedule == default), None)
     for seconds, schedule in made if own or limit is not None else []:

@@ -96,11 +96,10 @@ def chooser(tuning, threads):
         Threads that the network will run on.
     """
     own = [] if tuning in (None, False) else [tuning] if isinstance(tuning, (str, os.PathLike)) else list(tuning)
-    package = records.shipped()
-    folders = [] if tuning is False else [*own, *([package] if package else [])]
-    if not folders:
+    package = None if tuning is False else records.shipped()
+    if not own and not package:
         return None
-    tuned = records.Tuned(folders)
+    tuned = records.Tuned(own, package)
     return lambda family, spec, isa, shape: tuned_schedule(tuned, threads, family, spec, isa, rows_of(shape))
 
 

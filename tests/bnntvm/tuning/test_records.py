@@ -246,3 +246,18 @@ def test_measured_schedules_outlive_new_fields(tmp_path):
     assert store.measured(Space(CONV, 1)) == {default: pytest.approx(1e-3), first: pytest.approx(5e-4)}
     store.close()
     assert chosen(tmp_path, CONV) == first
+
+
+def test_shipped_records_are_compared_with_the_default_of_today(tmp_path, monkeypatch):
+    """Where the default schedule is another one than when the package's records were made, they do not count; a user's own do."""
+    first, second = Space(CONV, 1).schedules[1:3]
+    commit(tmp_path, (first, [8e-4]), (second, [9e-4]))
+    monkeypatch.setattr(records, "shipped", lambda: tmp_path)
+
+    def taken(tuning):
+        return chooser(tuning, 1)(CONV.module, CONV.spec, ISA, CONV.operands[0].shape)
+
+    default = Space(CONV, 1).default
+    assert taken(None) == default and taken(str(tmp_path)) == first and chooser(False, 1) is None
+    commit(tmp_path, (default, [9e-4]))
+    assert taken(None) == first
