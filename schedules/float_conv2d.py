@@ -49,6 +49,8 @@ class Schedule:
         Keep the weights of a kernel row in registers and load each input value once.
     ahead : int
         Ask for the weights that are so many steps of the reduction ahead; 0 leaves that to the processor.
+    paired : bool
+        Input channels in pairs, for certain groups: see :mod:`.float_conv2d_paired`.
     """
 
     pixels: int
@@ -56,6 +58,7 @@ class Schedule:
     rows: int
     shared: bool
     ahead: int = 0
+    paired: bool = False
 
 
 def default_schedule(spec, isa):
@@ -113,7 +116,15 @@ def _gathering(spec, window, vectors, isa):
     most = max(1, min(16, (isa.registers - 2) // vectors - window.kernel[1]))
     pixels = [windows.even_tile(window.out_width, count) for count in dict.fromkeys((most, max(1, most // 2)))]
     rows = dict.fromkeys([1, min(4, window.out_height), window.out_height])
-    return [Schedule(count, vectors, r, True) for r in rows for count in dict.fromkeys(pixels)]
+    found = [Schedule(count, vectors, r, True) for r in rows for count in dict.fromkeys(pixels)]
+    return found + _paired().schedules(spec, window, vectors, isa) if _paired().fits(spec, isa) else found
+
+
+def _paired():
+    """The kernel with input channels in pairs, which is made from this one."""
+    from . import float_conv2d_paired
+
+    return float_conv2d_paired
 
 
 def _vectors(spec, isa):
@@ -237,6 +248,8 @@ def pack_weights(spec, schedule, isa, weights):
     ndarray
         float32 ``[blocks, kh, kw, depth, block]``, output channels padded with zeros to whole blocks; see :class:`_Blocks`.
     """
+    if schedule.paired:
+        return _paired().pack_weights(spec, schedule, isa, weights)
     blocks = _blocks(spec, schedule, isa)
     packed = np.zeros((blocks.count, *weights.shape[1:3], blocks.depth, blocks.size), weights.dtype)
     per_out, per_in = spec.out_channels // spec.groups, spec.in_channels // spec.groups
@@ -259,7 +272,7 @@ def build(spec, schedule, isa):
     -------
     tirx.PrimFunc
     """
-    return Kernel(spec, schedule, isa).function()
+    return (_paired().Kernel if schedule.paired else Kernel)(spec, schedule, isa).function()
 
 
 class Kernel:

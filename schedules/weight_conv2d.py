@@ -16,9 +16,9 @@ from bnntvm import spec as specs
 from bnntvm.bits import unpack_bits
 
 from . import float_conv2d, packed_weights, tir
-from .float_conv2d import Schedule
+from .float_conv2d import GRAIN, Schedule
 
-__all__ = ["Schedule", "build", "default_schedule", "pack_weights", "reference", "space"]
+__all__ = ["GRAIN", "Schedule", "build", "default_schedule", "pack_weights", "reference", "space"]
 
 #: Tiles that share a decoded block of weights, at least where the image has so many.
 _TILES = 16
@@ -33,7 +33,7 @@ def space(spec, isa):
     """Valid schedules, the default one first."""
     found = []
     for one in float_conv2d.space(spec, isa):
-        if one.ahead:  # its weights are a thirtieth
+        if one.ahead or one.paired:  # its weights are a thirtieth, and packed in another way
             continue
         window = float_conv2d.flattened(spec.window, float_conv2d.most_pixels(one.vectors, isa))
         per_row = -(-window.out_width // one.pixels)
