@@ -21,7 +21,7 @@ import numpy as np
 from tvm import tirx
 
 from . import epilogue as epilogues
-from . import tir, windows
+from . import float_neon, tir, windows
 
 #: Bytes of weights up to which all of them are expected to stay in the level-2 cache while a row is computed.
 _RESIDENT_BYTES = 1 << 20
@@ -75,12 +75,20 @@ def space(spec, isa):
     """Valid schedules, the default one first."""
     vectors = _vectors(spec, isa)
     large = most_pixels(vectors, isa)
-    window = flattened(spec.window, large)
+    if float_neon.by_element(isa) and contiguous(spec):
+        large, vectors = float_neon.tile(spec.out_channels, spec.epilogue)
+    planar = float_neon.planar_tile(spec) if float_neon.by_element(isa) else None
+    vectors = planar[1] if planar else vectors
+    window = flattened(spec.window, most_pixels(vectors, isa))
     if _Gather.of(spec, isa):
         return _gathering(spec, window, vectors, isa)
     tiles = [(pixels, False) for pixels in (large, large // 2 + 1)]
     shared = _shared_pixels(window, vectors, isa)
-    if shared:
+    if float_neon.by_element(isa) and contiguous(spec):
+        tiles[:0] = [(large, False)]
+    elif planar:
+        tiles[:0] = [(planar[0], True)]
+    elif shared:
         tiles[:0] = [(shared, True), (shared // 2 + 1, True)]
     first = _task_rows(spec, window)
     rows = dict.fromkeys([first, min(4, window.out_height), window.out_height])
@@ -94,6 +102,11 @@ def vector_counts(out_channels, isa):
     padded = -(-out_channels // 32) * 32
     most = 4 if out_channels % 32 == 0 else 32 // isa.lanes
     return [v for v in range(1, min(most, -(-out_channels // isa.lanes)) + 1) if padded % (v * isa.lanes) == 0]
+
+
+def contiguous(spec):
+    """Whether the channels of a pixel, which all are multiplied, lie side by side."""
+    return spec.groups == 1 and not spec.planar
 
 
 def _every_tile(spec, vectors, isa, first):
@@ -281,7 +294,7 @@ class Kernel:
     name = "float_conv2d"
 
     def __init__(self, spec, schedule, isa):
-        self.spec, self.schedule, self.lanes = spec, schedule, isa.lanes
+        self.spec, self.schedule, self.isa, self.lanes = spec, schedule, isa, isa.lanes
         window = spec.window
         self.window = flattened(window, most_pixels(schedule.vectors, isa))
         self.flat = self.window is not window
@@ -359,11 +372,15 @@ class Kernel:
         return [self._separate_columns(at, x, r, group, sums) for group in taps]
 
     def _value(self, at, x, r, column, c):
-        """Input value at row of taps ``r``, ``column`` columns from the first tap of output column ``x``."""
+        array, indices = self._place(at, x, r, column, c)
+        return tir.load(array, *indices)
+
+    def _place(self, at, x, r, column, c):
+        """Array and indices of the input value at row of taps ``r``, ``column`` columns from the first tap of output column ``x``."""
         window = self.window
         y = at.row * window.strides[0] - window.pads[0] + r * window.dilations[0]
         pixel, channel = self._pixel(y, x * window.strides[1] - window.pads[1] + column), at.channel + c
-        return tir.load(self.data, at.image, *((channel, *pixel) if self.spec.planar else (*pixel, channel)))
+        return self.data, [at.image, *((channel, *pixel) if self.spec.planar else (*pixel, channel))]
 
     def _weight(self, at, r, s, c, v):
         """Vector ``v`` of the weights of tap (r, s) and the block's input channel ``c``."""
@@ -376,18 +393,32 @@ class Kernel:
             for v in range(vectors):
                 weights[s, v], statement = tir.bind("w", self._weight(at, r, s, c, v))
                 body.append(statement)
-        for column, uses in windows.column_uses(self.window, taps).items():
+        used = windows.column_uses(self.window, taps)
+        lanes_of = self._columns(at, x, r, c, sorted(used), body) if self.spec.planar and float_neon.by_element(self.isa) else {}
+        for column, uses in used.items():
             if self.gather:
                 values = [self._gathered(at, x, r, column, c, v) for v in range(vectors)]
+            elif column in lanes_of:
+                values = [lanes_of[column]]
             else:
                 values = [tir.broadcast(self._value(at, x, r, column, c), lanes)]
-            named = [tir.bind("x", value) for value in values]
+            named = [(value, []) if column in lanes_of else tir.bind("x", value) for value in values]
             body += [statement for _, statement in named]
             for p, s in uses:
                 for v in range(vectors):
                     index = p * vectors + v
                     body.append(sums.set(index, sums.get(index) + named[v % len(named)][0] * weights[s, v]))
         return body
+
+    def _columns(self, at, x, r, c, columns, body):
+        """Columns of a planar row, which lie side by side, four in a register; statements that load them go to ``body``."""
+        found = {}
+        for first in range(columns[0], columns[-1] - 2, 4):
+            array, indices = self._place(at, x, r, first, c)
+            value, bind = tir.bind("x", tir.load_vector(array, indices, 4))
+            body.append(bind)
+            found.update({first + lane: tir.shuffle([value], [lane] * self.lanes) for lane in range(4)})
+        return found
 
     def _gathered(self, at, x, r, column, c, v):
         """Channel ``c`` of each lane's group, for vector ``v`` of the block: broadcasts, merged."""
@@ -415,8 +446,18 @@ class Kernel:
             return [fetch, multiply_add(sums, range(group.low, group.high), vectors, value, weight)]
 
         taps = group.stop - group.first
-        whole = depth == self.spec.in_channels and not self.spec.planar
-        if whole and (window.dilations[1] == 1 or taps == 1):  # taps are neighbours: run on through the channels
+        if contiguous(self.spec) and (window.dilations[1] == 1 or taps == 1):  # taps are neighbours: run on through the channels
+            first = tir.i64(group.first)
+            if float_neon.by_element(self.isa):
+
+                def data(p, k):
+                    return self._place(at, x, r, p * window.strides[1] + first * window.dilations[1], k)
+
+                def vector(k, v):
+                    return self._weight(at, r, first, k, v)
+
+                rows, vectors = range(group.low, group.high), self.schedule.vectors
+                return float_neon.reduction(sums, rows, vectors, data, vector, taps * depth, lambda k: step(first, k))
             return tir.for_("k", taps * depth, lambda k: step(tir.i64(group.first), k))
         return tir.for_("s", taps, lambda s: tir.for_("c", depth, lambda c: step(group.first + s, c)))
 

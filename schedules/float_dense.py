@@ -16,7 +16,7 @@ import numpy as np
 from tvm import tirx
 
 from . import epilogue as epilogues
-from . import tir, windows
+from . import float_neon, tir, windows
 from .float_conv2d import most_pixels, multiply_add, tile_vectors, vector_counts
 
 #: float32 values of a cache line.
@@ -62,6 +62,9 @@ def default_schedule(spec, isa):
     """A schedule that is fast without tuning."""
     vectors = tile_vectors(spec.out_features, spec.epilogue, isa)
     rows = min(14, most_pixels(vectors, isa))
+    if float_neon.by_element(isa):
+        rows, vectors = float_neon.tile(spec.out_features, spec.epilogue)
+        return Schedule(rows, min(4, rows), vectors, min(4, max(1, 16 // vectors)), 8, 16, 128)
     return Schedule(rows, min(4, rows), vectors, max(1, 8 // vectors), 8, 16, 128)
 
 
@@ -121,7 +124,7 @@ class _Kernel:
     """Writes one dense layer."""
 
     def __init__(self, spec, schedule, isa):
-        self.spec, self.schedule, self.lanes = spec, schedule, isa.lanes
+        self.spec, self.schedule, self.isa, self.lanes = spec, schedule, isa, isa.lanes
         self.size = schedule.vectors * isa.lanes
         self.blocks = _ceildiv(spec.out_features, self.size)
         self.rows = tirx.Var("m", "int64")
@@ -246,6 +249,11 @@ class _Kernel:
 
             return multiply_add(sums, range(count), self.schedule.vectors, lambda p: tir.load(data, origin + p, k), weight)
 
+        if float_neon.by_element(self.isa):
+            rows, vectors = range(count), self.schedule.vectors
+            return float_neon.reduction(
+                sums, rows, vectors, lambda p, k: (data, [origin + p, k]), lambda k, v: self._weight(block, base + k, v), length, step
+            )
         return tir.for_("k", length, step)
 
     def _emit(self, sums, block, first, count):
@@ -267,9 +275,21 @@ class _Kernel:
             a, statement = tir.bind("x", tir.broadcast(tir.load(self.data, row, k), lanes))
             return [statement, [add(part, v, a * self._weight(block, k, v)) for v in range(vectors)]]
 
-        whole, rest = divmod(self.spec.in_features, split)
-        body = [tir.for_("k", whole, lambda k: [step(k * split + part, part) for part in range(split)])] if whole else []
-        body += [step(tir.i64(whole * split + part), part) for part in range(rest)]
+        def four(k):
+            """Steps whose data are the lanes of a register."""
+            x, bind = tir.bind("x", tir.load_vector(self.data, [row, k * float_neon.STEPS], float_neon.STEPS))
+            body = [bind]
+            for lane in range(float_neon.STEPS):
+                a, at = tir.shuffle([x], [lane] * float_neon.STEPS), k * float_neon.STEPS + lane
+                body.append([add(lane % split, v, a * self._weight(block, at, v)) for v in range(vectors)])
+            return body
+
+        by_element = float_neon.by_element(self.isa) and float_neon.STEPS % split == 0
+        unrolled = float_neon.STEPS if by_element else split
+        whole, rest = divmod(self.spec.in_features, unrolled)
+        many = four if by_element else lambda k: [step(k * split + part, part) for part in range(split)]
+        body = [tir.for_("k", whole, many)] if whole else []
+        body += [step(tir.i64(whole * unrolled + part), part % split) for part in range(rest)]
         body += [add(0, v, sums.get(part * vectors + v)) for part in range(1, split) for v in range(vectors)]
         values = [sums.get(v) for v in range(vectors)]
         return [sums.allocate, sums.fill(self._zero), body, self.emitter.emit(values, (row,), block * self.size)]
