@@ -2,8 +2,8 @@
 
 NEON has sixteen registers of 128 bits here. Eight count the bits of two rows times four channels, four hold the channels' words, and four
 the row's word and what becomes of it. A step is 24 operations, two loads of channels and two of rows; four steps and the loop's two
-instructions are 3.56 for 128 binary multiply-accumulates. (``vldmia`` would load all channels at once, 3.5, but in several times the cycles,
-says LLVM's model of a Cortex-A57.) LLVM's own loop takes 4.9 and more: addresses are moved one by one, and registers run out.
+instructions are 3.56 for 128 binary multiply-accumulates. (``vldmia`` would load all channels at once, 3.5, but takes several times the
+cycles in LLVM's model of a Cortex-A57.) LLVM's own loop takes 4.9 and more: addresses are moved one by one, and registers run out.
 """
 
 from __future__ import annotations
