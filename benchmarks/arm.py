@@ -47,9 +47,9 @@ def innermost_loops(assembly):
     return found
 
 
-def counting_loop(assembly):
-    """The loop with the most ``cnt``, and how many."""
-    loops = [(sum(line.startswith(("cnt", "vcnt")) for line in body), body) for body in innermost_loops(assembly)]
+def counting_loop(assembly, names=("cnt", "vcnt")):
+    """The loop with the most instructions of these names, ``cnt`` by default, and how many."""
+    loops = [(sum(line.split()[0].split(".")[0] in names for line in body), body) for body in innermost_loops(assembly)]
     count, body = max(loops, key=lambda item: item[0])
     return body, count
 

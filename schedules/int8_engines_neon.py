@@ -180,7 +180,10 @@ class Long(Dot):
         quads, once = self.layout.quads, self.layout.quads * len(self.layout.runs) <= self.fits
 
         def count(base, data, length):
-            return T.for_("q", neon.hidden(length), lambda q: [neon.rolled(), self.counted(shorts, part, base + q, data + q * QUAD)])
+            whole = length // _QUADS
+            loop = T.for_("q", neon.hidden(whole), lambda q: self.four_counted(shorts, part, base + q * _QUADS, data + q * _SIZE))
+            last = [self.counted(shorts, part, base + q, self.quads(data + q * QUAD)) for q in range(whole * _QUADS, length)]
+            return [loop if whole else [], last]
 
         def run(base, data):
             if once:
@@ -192,15 +195,34 @@ class Long(Dot):
 
         return [shorts.allocate, clear if once else [], self.runs(at, run), empty if once else []]
 
-    def counted(self, shorts, part, quad, data):
-        """One quad, into sums of 16 bits."""
+    def quads(self, data):
+        """``quad(p)``: four bytes of pixel p from byte ``data`` on."""
+        return lambda p: self.four_times(data + p * self.layout.pixel)
+
+    def four_counted(self, shorts, part, quad, data):
+        """Four quads, whose data are loaded together."""
+        body, loaded = [neon.rolled()], []
+        for p in range(self.layout.cover):
+            x, bind = T.bind("x", tirx.reinterpret("int32x4", T.load_vector(self.kernel.scratch, [data + p * self.layout.pixel], _SIZE)))
+            loaded.append(x)
+            body.append(bind)
+        for lane in range(_QUADS):
+
+            def four_bytes(p, lane=lane):
+                return tirx.reinterpret(f"int8x{_SIZE}", T.shuffle([loaded[p]], [lane] * _QUADS))
+
+            body.append(self.counted(shorts, part, quad + lane, four_bytes))
+        return body
+
+    def counted(self, shorts, part, quad, four_bytes):
+        """One quad, into sums of 16 bits; ``four_bytes(p)`` is that of a pixel, repeated."""
         body, weights = [], []
         for v in range(self.group):
             w, bind = T.bind("w", self.bytes_of(part, quad, v))
             weights.append(w)
             body.append(bind)
         for p in range(self.layout.cover):
-            x, bind = T.bind("x", self.four_times(data + p * self.layout.pixel))
+            x, bind = T.bind("x", four_bytes(p))
             body.append(bind)
             for v, w in enumerate(weights):
                 for half in range(2):

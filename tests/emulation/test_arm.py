@@ -14,37 +14,58 @@ from bnntvm.linker import find_cross_compiler
 from bnntvm.schedules import (
     binary_conv2d,
     binary_dense,
+    binary_matmul,
     bit_pad,
     bit_pool,
+    bitserial_conv2d,
+    bitserial_dense,
     concat,
     depthwise_conv2d,
     epilogue,
     float_conv2d,
     float_dense,
+    int8_conv2d,
     planar_pack,
     pool2d,
     reduce,
+    row_extreme,
+    top_k,
     transpose,
+    weight_conv2d,
+    weight_dense,
+    weight_dense_int8,
 )
 from bnntvm.schedules import map as map_family
 from bnntvm.spec import (
     BinaryConv2d,
     BinaryDense,
+    BinaryMatmul,
     BitPad,
     BitPool,
     Concat,
+    Digits,
     Epilogue,
     EpilogueInput,
     FloatConv2d,
     FloatDense,
     GlobalPool,
+    Int8Conv2d,
     Map,
     Output,
     PlanarPack,
+    PlanesConv2d,
+    PlanesDense,
+    PlaneSum,
     Pool2d,
+    RowExtreme,
     Softmax,
     Step,
+    TopK,
     Transpose,
+    WeightCoding,
+    WeightConv2d,
+    WeightDense,
+    WeightDenseInt8,
     Window,
     store,
 )
@@ -53,13 +74,14 @@ from bnntvm.targets import aarch64, armv7, registry
 from .emulator import Program
 from .network import Network
 
-TARGETS = ("cortex-a72", "armv7")
+TARGETS = ("cortex-a72", "cortex-a76", "armv7")
 INTS = store("int32", "int32")
 SIGNS = Epilogue(steps=(Step("less", (0, 0.0), "bool"),), outputs=(Output("bits", 1),))
 LEVELS = Epilogue(
     (EpilogueInput("channel", "int32"),), (Step("greater_equal", (0, 1), "bool"),), (Output("bits", 2), Output("tensor", 0, "int32"))
 )
 SAME = (1, 1, 1, 1)
+TWO_BITS = Digits(0, (1, 2))
 
 
 def bits(rng, *shape):
@@ -101,6 +123,45 @@ def cases(rng):
     yield pool2d, Pool2d(window, 12, "avg", plain), [image], None, [], [((1, 5, 7, 12), "float32")]
     yield reduce, GlobalPool("avg", (9, 7), 12, plain), [image], None, [], [((1, 1, 1, 12), "float32")]
     yield reduce, Softmax(30), [whole(rng, 3, 30)], None, [], [((3, 30), "float32")]
+    yield row_extreme, RowExtreme("max", 30), [whole(rng, 3, 30)], None, [], [((3, 1), "float32")]
+    yield top_k, TopK(30, 4, True), [whole(rng, 3, 30)], None, [], [((3, 4), "float32"), ((3, 4), "int64")]
+    operands_ = [bits(rng, 2, 5, 96), rng.integers(0, 2**32, (2, 3, 11), dtype=np.uint32)]
+    yield binary_matmul, BinaryMatmul(5, 11, 96, 3), operands_, None, [], [((2, 5, 11), "int32")]
+    yield from planes_cases(rng, window, thresholds, conv)
+    yield from weight_cases(rng, window)
+
+
+def planes_cases(rng, window, thresholds, conv):
+    """Sums of bit planes: looked up, counted and multiplied as bytes; bytes."""
+    for planes in (
+        PlaneSum((1, 2), (1,), "unipolar", "bipolar"),
+        PlaneSum((1, 2), (1,), "unipolar", "ternary"),
+        PlaneSum((1, 2, 4, 8), (1, 2, 4, -8), "unipolar", "unipolar"),
+    ):
+        weights = rng.random((len(planes.weights) * planes.words_per_weight, 70, 3, 3, 40)) < 0.5
+        if planes.weight_kind == "ternary":
+            weights[0] &= weights[1]
+        data = [bits(rng, 1, 9, 7, 40) for _ in planes.data]
+        yield bitserial_conv2d, PlanesConv2d(window, 40, 70, planes, epilogue=LEVELS), data, epilogue.pack(weights), [thresholds], conv
+        rows, results = [bits(rng, 3, 360) for _ in planes.data], [((3, 3), "uint32"), ((3, 70), "int32")]
+        weights = epilogue.pack(weights.reshape(*weights.shape[:2], -1))
+        yield bitserial_dense, PlanesDense(360, 70, planes, epilogue=LEVELS), rows, weights, [thresholds], results
+    for kind, low, high in (("int8", -128, 128), ("uint8", 0, 256)):
+        data = [rng.choice([low, high - 1, 3, 5], (1, 9, 7, 21)).astype(kind)]
+        weights = rng.choice([-128, 127, 5], (40, 3, 3, 21)).astype(np.int8)
+        yield int8_conv2d, Int8Conv2d(window, 21, 40, kind, epilogue=INTS), data, weights, [], [((1, 5, 7, 40), "int32")]
+
+
+def weight_cases(rng, window):
+    """Packed weights, whose data are floats or bytes."""
+    for coding in (WeightCoding("sign", 1), WeightCoding("ternary", 2)):
+        weights = rng.random((coding.planes, 20, 3, 3, 12)) < 0.4
+        weights[1:] &= ~weights[:1]
+        image, rows, results = whole(rng, 1, 9, 7, 12), whole(rng, 5, 108), [((1, 5, 7, 20), "float32")]
+        yield weight_conv2d, WeightConv2d(window, 12, 20, 1, store(), False, coding), [image], epilogue.pack(weights), [], results
+        flat = epilogue.pack(weights.reshape(coding.planes, 20, -1))
+        yield weight_dense, WeightDense(108, 20, coding, store()), [rows], flat, [], [((5, 20), "float32")]
+        yield weight_dense_int8, WeightDenseInt8(108, 20, coding, INTS), [rows], flat, [], [((5, 20), "int32")]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -112,8 +173,9 @@ def test_every_family(target):
         kernels[name] = family.build(spec, schedule, isa)
         arrays, plain = list(data), list(data)
         if weights is not None:
-            arrays.insert(1, family.pack_weights(spec, schedule, isa, weights))
-            plain.insert(1, weights)
+            at = len(spec.planes.data) if hasattr(spec, "planes") else 1
+            arrays.insert(at, family.pack_weights(spec, schedule, isa, weights))
+            plain.insert(at, weights)
         runs.append((name, spec, [*arrays, *inputs], family.reference(spec, plain, inputs), results))
     compiled = Program(kernels, isa)
     for name, spec, arrays, expected, results in runs:
@@ -136,6 +198,29 @@ def test_inner_loop_and_whole_layer(target, size, channels):
     assert len(body) / pairs <= 3.6 and not any("[sp" in line or line.startswith(("mov\tv", "str", "stp")) for line in body), body
     executed = compiled.instructions(operands(spec, schedule, isa))
     assert executed / (size * size * channels * channels * 9 / 128) <= 1.35 * len(body) / pairs
+
+
+def same(height, width, channels, outputs, family, **kinds):
+    """A 3x3 convolution."""
+    return family(Window(height, width, (3, 3), (1, 1), SAME), channels, outputs, **kinds)
+
+
+@pytest.mark.parametrize(
+    "family, spec, target, name",
+    [
+        (int8_conv2d, same(14, 14, 64, 64, Int8Conv2d, epilogue=INTS), "cortex-a76", "sdot"),
+        (int8_conv2d, same(14, 14, 64, 64, Int8Conv2d, data=TWO_BITS, weights=Digits(1, (-2,)), epilogue=INTS), "cortex-a72", "smlal"),
+        (float_conv2d, same(14, 14, 64, 64, FloatConv2d, epilogue=store()), "cortex-a72", "fmla"),
+        (float_dense, FloatDense(128, 64, store()), "cortex-a72", "fmla"),
+    ],
+)  # fmt: skip
+def test_loops_of_products(family, spec, target, name):
+    """Loads and all else are at most a quarter of the products (smlal: three quarters, bytes are repeated), and nothing is spilled."""
+    isa = registry.resolve(target)
+    compiled = Program(family.build(spec, family.default_schedule(spec, isa), isa), isa)
+    body, count = counting_loop(compiled.assembly, (name, f"{name}2"))
+    assert len(body) / count <= (1.75 if name == "smlal" else 1.25), body
+    assert not any("[sp" in line or line.startswith("mov\tv") for line in body), body
 
 
 def network_of(levels):
