@@ -118,13 +118,13 @@ def _grid(values):
     """(step, integers) with values = step * integers as closely as float32 has it, or None."""
     values = np.asarray(values, np.float64)
     gaps = np.diff(np.unique(np.concatenate([values, [0.0]])))
-    base = float(gaps.min())
+    base, largest = float(gaps.min()), np.argmax(np.abs(values))
     for divisor in (1, 2, 3):  # levels 2 and 3 of a grid have no gap of two steps, but 0, 2, 5 have
-        step = base / divisor
-        numbers = np.rint(values / step)
+        numbers = np.rint(values / base * divisor)
+        # A gap between two large levels has the rounding errors of both: the largest level tells the step more closely.
+        step = values[largest] / numbers[largest]
         if np.all(np.abs(numbers * step - values) <= GRID_ERROR * np.abs(values)) and np.max(np.abs(numbers)) < 2 * MOST_LEVELS:
-            largest = np.argmax(np.abs(numbers))
-            return float(np.float32(values[largest] / numbers[largest])), [int(n) for n in numbers]
+            return float(np.float32(step)), [int(n) for n in numbers]
     return None
 
 

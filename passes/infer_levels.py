@@ -31,6 +31,7 @@ from bnntvm.levels import (
     quiet,
 )
 from bnntvm.pieces import (
+    BOUNDS,
     UNKNOWN,
     Pieces,
     absolute,
@@ -190,11 +191,13 @@ class Analysis:
         if name == "nn.relu":
             return self.arithmetic("maximum", fact, np.zeros((), _f32), False)
         if isinstance(fact, Pieces):
-            return negative(fact) if name == "negative" else rising(fact, function) if name in RISING else None
+            if name == "negative":
+                return negative(fact)
+            return rising(fact, function) if name in RISING or name == "log" and np.min(_ends(fact)[0]) > 0 else None
         if name == "negative":
             parts = lambda: negative(as_pieces(fact))  # noqa: E731
             return Mono(fact.source, fact.domain, lambda x: -fact.function(x), -fact.direction, fact.integral, parts, fact.stepped)
-        if name in RISING:
+        if name in RISING or name == "log" and np.min(ends(fact)[0]) > 0:
             return Mono(fact.source, fact.domain, lambda x: function(fact.function(x)), fact.direction, stepped=fact.stepped)
         return None
 
@@ -223,7 +226,8 @@ class Analysis:
         return self.rounded(fact, np.rint) if getattr(fact, "integral", False) else fact
 
     def rounded(self, fact, function):
-        low, high = (function(v) for v in _ends(fact))
+        # Levels that only rounding errors of large numbers reach are none: quantise_pieces proves up to where there are no others.
+        low, high = (function(v) for v in _ends(fact, BOUNDS[-1]))
         low, high = float(np.min(low)), float(np.max(high))
         if np.isfinite([low, high]).all() and high - low + 1 <= MAX_LEVELS:
             levels = np.arange(low, high + 1, dtype=_f32)
@@ -450,9 +454,23 @@ class Analysis:
             return self.moved([call.args[0]], float(call.attrs["pad_value"]) if str(call.attrs["pad_mode"]) == "constant" else None)
         if name == "nn.avg_pool2d" or name == "mean":
             return _hull([self.value_domain(call.args[0])], [0.0])
+        if dtype(var) == "float32" and (few := self.outcomes(name, call)) is not None:
+            return few
         if name in ("add", "subtract"):
             return self.summed(name, call)
         return _domain_of_dtype(dtype(var))
+
+    def outcomes(self, name, call):
+        """Domain of an elementwise operator on tensors of few values, whatever they have to do with each other; None if there are many."""
+        if name != "where" and (name not in BINARY or len(call.args) != 2):
+            return None
+        parts = [self.value_domain(arg).values for arg in (call.args[1:] if name == "where" else call.args)]
+        if any(part is None for part in parts) or len(parts[0]) * len(parts[1]) > MAX_LEVELS**2:
+            return None
+        a, b = (np.array(part, _f32) for part in parts)
+        values = np.concatenate([a, b]) if name == "where" else quiet(BINARY[name], a[:, None], b)
+        values = np.unique(values.astype(_f32) + 0)
+        return Domain(values=tuple(values.tolist())) if len(values) <= MAX_LEVELS and np.isfinite(values).all() else None
 
     def summed(self, name, call):
         parts = [self.value_domain(arg) for arg in call.args]
@@ -532,15 +550,18 @@ def _arithmetic_parts(name, fact, other, swapped, function):
     return shifted(fact, name, other, swapped, function)
 
 
-def _ends(fact):
-    """Smallest and largest value of a Mono or of Pieces (infinite where a piece is not known), arrays of shape S."""
+def _ends(fact, bound=2.0**24):
+    """Smallest and largest value of a Mono or of Pieces (infinite where a piece is not known), arrays of shape S.
+
+    Where a piece's rounding errors grow with the source, those of sources up to ``bound`` are counted.
+    """
     if isinstance(fact, Mono):
         return ends(fact)
     begin, end = fact.edges()
     low, high = np.minimum(begin, end).astype(np.float64), np.maximum(begin, end).astype(np.float64)
     unknown, there = fact.directions == UNKNOWN, fact.stops() > fact.starts()
     if np.any(unknown & there):
-        slope, offset, error = quiet(fact.model, min(fact.bound(), 2.0**24))
+        slope, offset, error = quiet(fact.model, min(fact.bound(), bound))
         flat = slope == 0
         low = np.where(unknown, np.where(flat, offset - error, -np.inf), low)
         high = np.where(unknown, np.where(flat, offset + error, np.inf), high)

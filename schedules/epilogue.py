@@ -372,6 +372,8 @@ def _apply(step, args, bind, compare=None):
     """One operation on vectors; ``bind(name, value)`` names an intermediate result, ``compare`` compares floats where the target's does
     not do."""
     lanes, dtype = tir.lanes_of(args[0]), tir.element_of(tir.dtype_of(args[-1]))
+    if step.op in _COMPARISONS and args[0].same_as(args[1]) and dtype != "bool":
+        args = [args[0], tir.opaque(args[1])]  # TVM's simplifier fails on vectors that are compared with themselves
     if compare and dtype == "float32" and step.op in _COMPARISONS:
         return compare(_COMPARISONS[step.op], *args, bind)
 

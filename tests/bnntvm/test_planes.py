@@ -102,3 +102,13 @@ def test_three_neighbouring_floats_are_binary_on_request_only(seed):
     taken = weight_planes(weight, 1e-6)
     assert len(taken.planes) == 1 and np.array_equal(taken.planes[0][1], w < 0)
     np.testing.assert_allclose(taken.scale, alpha.reshape(-1), rtol=1e-6)
+
+
+@given(st.integers(2, 4), st.booleans(), st.floats(0.0078125, 12, width=32))
+@settings(max_examples=60, deadline=None)
+def test_a_grid_takes_one_plane_for_each_bit_however_its_scale_is_spelled(bits, signed, scale):
+    """Differences of neighbouring levels carry the rounding of both; the step must not come from one of them."""
+    numbers = np.float32(np.arange(2**bits) - signed * 2 ** (bits - 1))
+    scale, top = np.float32(scale), np.float32(2**bits - 1)
+    for levels in (numbers * scale, numbers / scale, numbers / top * scale, numbers / (top / scale), numbers * (np.float32(1) / top)):
+        assert activation_planes(np.unique(levels)).count == bits

@@ -82,3 +82,22 @@ def test_attention_of_any_batch():
     assert kinds == {"y": "binary"}
     one = module.run({"q": feed["q"][:1]})["y"]
     np.testing.assert_array_equal(one, module.run(feed)["y"][:1])
+
+
+def test_attention_as_einsum():
+    """Heads and tokens as they come out of the projection: no transposed copies in the file."""
+    nodes = [
+        node("Sign", ["q"], ["qs"]),
+        node("Sign", ["k"], ["ks"]),
+        node("Einsum", ["qs", "ks"], ["scores"], equation="bqhd,bkhd->bhqk"),
+        node("Greater", ["scores", "two"], ["on"]),
+        node("Cast", ["on"], ["mask"], to=TensorProto.FLOAT),
+        node("Einsum", ["mask", "ks"], ["mixed"], equation="bhqk,bkhd->bqhd"),
+        node("Sign", ["mixed"], ["ms"]),
+        node("Einsum", ["ms", "w"], ["y"], equation="bqhd,hdo->bqo"),
+    ]
+    rng = np.random.default_rng(6)
+    feed = {name: eighths(rng, 2, 7, 3, 32, bound=1) for name in "qk"}
+    weight = np.where(rng.random((3, 32, 20)) < 0.5, -1, 1).astype(np.float32)
+    kinds, _ = built(model(nodes, feed, ["y"], {"two": np.float32(2), "w": weight}), feed)
+    assert kinds == {"scores": "binary", "mixed": "binary", "y": "binary"}

@@ -111,6 +111,30 @@ def round_then_clamp(x, s=0.5):
     return torch.clamp(torch.round(x / s), -2, 1) * s
 
 
+def pact_four_bits(x, alpha=6.0):
+    """15 steps of 0.4: neighbouring levels differ by 0.4 only roughly in float32."""
+    scale = 15 / alpha
+    return torch.round(torch.minimum(torch.relu(x), torch.tensor(alpha)) * scale) / scale
+
+
+def power_of_two_log(x):
+    """Exponents rounded (Lin et al. 2016; Miyashita et al. 2016)."""
+    return torch.sign(x) * torch.pow(2.0, torch.round(torch.log2(x.abs().clamp(min=0.125, max=1.0))))
+
+
+def ternary_of_mean(x):
+    """TBN (Wan et al. 2018): the threshold is made of the tensor itself."""
+    delta = 0.4 * x.abs().mean()
+    return (x > delta).float() - (x < -delta).float()
+
+
+def two_signs(x):
+    """FracBNN (Zhang et al. 2021): the second bit compares with a threshold that the first one turns."""
+    first = torch.where(x >= 0, 1.0, -1.0)
+    second = torch.where(x - 0.7 * first >= 0, 1.0, -1.0)
+    return (2 * first + second) / 3
+
+
 def unsigned_ternary(x):
     return (x > 0.5).float() + (x > 1.5).float()
 
@@ -129,7 +153,7 @@ ACTIVATIONS = {
     f.__name__: f
     for f in (
         binarynet, bireal, irnet, where_sign, dorefa_activation, dorefa_scaled, pact, pact_ste, pact_where, lsq, lsq_signed, lsq_plus,
-        round_then_clamp, unsigned_ternary, ternary_activation, power_of_two,
+        round_then_clamp, pact_four_bits, power_of_two_log, ternary_of_mean, two_signs, unsigned_ternary, ternary_activation, power_of_two,
     )
 }  # fmt: skip
 

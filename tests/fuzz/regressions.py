@@ -8,6 +8,9 @@ FOUND = [
     ("interpreter", 1146, "0:batch_norm,3:batch_norm,8:residual,10:family_layer"),
     # attention with a batch of any size
     ("build", 100009, "4:binary_convolution,8:attention"),
+    # PACT's clip behind gains of several channels and signs: levels that only rounding errors of huge numbers reach
+    ("interpreter", 200016, "0:scale,3:family_layer"),
+    ("interpreter", 200320, "0:batch_norm,1:family_layer"),
     # a plane whose source packed layers hide
     (
         "interpreter",

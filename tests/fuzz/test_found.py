@@ -122,3 +122,15 @@ def test_selections_that_are_nested_compile_in_linear_time():
         ]
     nodes.append(node("Identity", ["t8"], ["y"]))
     assert compiled_equals_runtime(nodes, quarters(2, 40), {"slope": quarters(40)}) == {}
+
+
+@pytest.mark.parametrize("kind", ["Greater", "LessOrEqual", "Equal"])
+def test_a_tensor_compared_with_itself(kind):
+    nodes = [
+        node("MaxPool", ["x"], ["p"], kernel_shape=[2, 2]),
+        node("Relu", ["p"], ["r"]),
+        node(kind, ["r", "r"], ["bit"]),
+        node("Cast", ["bit"], ["f"], to=1),
+        node("Sub", ["f", "r"], ["y"]),
+    ]
+    compiled_equals_runtime(nodes, quarters(2, 40, 4, 4), {})

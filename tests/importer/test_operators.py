@@ -359,6 +359,39 @@ def test_einsum():
     check(one("Einsum", {"a": a, "b": b}, equation="bij,bjk->bik"), {"a": a, "b": b})
 
 
+@pytest.mark.parametrize(
+    "equation, left, right",
+    [
+        ("bct,cd->btd", (2, 3, 4), (3, 5)),
+        ("btc,dc->btd", (2, 3, 4), (5, 4)),
+        ("bhqd,bhkd->bhqk", (2, 3, 4, 5), (2, 3, 6, 5)),
+        ("bqhd,bkhd->bhqk", (2, 4, 3, 5), (2, 6, 3, 5)),
+        ("bhqk,bkhd->bqhd", (2, 3, 4, 6), (2, 6, 3, 5)),
+        ("bchw,oc->bohw", (2, 3, 4, 5), (6, 3)),
+        ("bij,ijk->bk", (2, 3, 4), (3, 4, 5)),
+        ("bk,bk->b", (2, 5), (2, 5)),
+        ("bnc,c->bn", (2, 3, 4), (4,)),
+        ("bnc,chd->bnhd", (2, 3, 4), (4, 2, 5)),
+        ("bij,bkj->ki", (2, 3, 4), (2, 5, 4)),
+    ],
+)
+@pytest.mark.parametrize("constant", [None, "a", "b"])
+def test_einsum_of_two_is_a_product(equation, left, right, constant):
+    given = {"a": data(*left), "b": data(*right)}
+    consts = {constant: given[constant]} if constant else {}
+    feed = {name: value for name, value in given.items() if name not in consts}
+    imported = check(one("Einsum", feed, consts, order=["a", "b"], equation=equation), feed)
+    (layer,) = imported.layers
+    assert layer.op_type == "Einsum"
+    assert "bnn.matmul" in calls(imported)
+
+
+@pytest.mark.parametrize("equation, left, right", [("ij,ij->ij", (3, 4), (3, 4)), ("ij,k->ik", (3, 4), (5,)), ("i,j->ij", (3,), (4,))])
+def test_einsum_of_another_kind(equation, left, right):
+    feed = {"a": data(*left), "b": data(*right)}
+    assert not check(one("Einsum", feed, equation=equation), feed).layers
+
+
 # ---- normalisations
 
 

@@ -373,3 +373,13 @@ def test_floats_stay_unknown():
     mod = module(lambda emit, x: emit(ops.call(ops.MATMUL, [x, c(np.eye(8))], layer="m")), ("n", 8))
     fact = infer_levels(mod["main"]).facts[mod["main"].body.blocks[0].bindings[0].var]
     assert isinstance(fact, Mono) and fact.domain.values is None and fact.domain.count() > 2**31
+
+
+def test_few_values_of_different_tensors_make_few_values():
+    def total(emit, x, y):
+        return emit(r.add(emit(r.sign(x)), emit(r.multiply(emit(r.sign(y)), c(2.0)))))
+
+    main = module(total, ("n", 8), ("n", 8))["main"]
+    facts = infer_levels(main).facts
+    found = [facts[b.var] for b in main.body.blocks[0].bindings if getattr(b.value, "op", None) is not None and "add" in str(b.value.op)]
+    assert [fact.levels().tolist() for fact in found] == [[-3, -2, -1, 0, 1, 2, 3]]

@@ -7,6 +7,7 @@ from ...errors import ModelError
 from ..registry import converts
 from ..values import is_constant, shape_of
 from .elementwise import Arithmetic
+from .layers import product
 from .shape import axes_of, part, product_of, reshaped
 
 _REDUCTIONS = {
@@ -102,7 +103,42 @@ def einsum(ctx, node, *xs):
     equation = node.attrs["equation"].replace(" ", "")
     if "..." in equation or "->" not in equation:
         raise ctx.unsupported("this Einsum is not supported", why=f"'{equation}' has an ellipsis or no result")
-    return ctx.emit(relax.op.einsum([ctx.tensor(x) for x in xs], equation))
+    as_product = _as_product(ctx, node, equation, *xs) if len(xs) == 2 else None
+    return as_product if as_product is not None else ctx.emit(relax.op.einsum([ctx.tensor(x) for x in xs], equation))
+
+
+def _as_product(ctx, node, equation, a, b):
+    """A contraction of two operands as a matrix product, which is a layer; None where it is another sum of products."""
+    (left, right), result = equation.split("->")[0].split(","), equation.split("->")[1]
+    both = set(left) & set(right)
+    if any(len(set(part)) < len(part) for part in (left, right, result)) or set(left) ^ set(right) != set(result) - both:
+        return None
+    if is_constant(a) and not is_constant(b):
+        (left, a), (right, b) = (right, b), (left, a)
+    batch, summed = ("".join(c for c in left if c in both and (c in result) == kept) for kept in (True, False))
+    rows, columns = ("".join(c for c in part if c not in both) for part in (left, right))
+    sizes = dict(zip(left, shape_of(a))) | dict(zip(right, shape_of(b)))
+    rows_apart = [rows] if batch else [*rows]  # a matrix on the right takes any leading axes
+    joined = [group for group in (*rows_apart, summed, columns) if len(group) != 1]
+    if not summed or any(not isinstance(sizes[c], int) for group in joined for c in group):
+        return None
+    a = _arranged(ctx, a, left, [*batch, *rows_apart, summed], sizes)
+    b = _arranged(ctx, b, right, [*batch, summed, columns], sizes)
+    have = batch + rows + columns
+    out = reshaped(ctx, product(ctx, node, a, b, b if is_constant(b) else None), [sizes[c] for c in have])
+    axes = [have.index(c) for c in result]
+    return out if axes == sorted(axes) else ctx.emit(relax.op.permute_dims(ctx.tensor(out), axes))
+
+
+def _arranged(ctx, x, names, groups, sizes):
+    """``x``, whose axes are called ``names``, with its axes in the order of ``groups``, those of each group as one."""
+    axes = [names.index(c) for c in "".join(groups)]
+    if axes != sorted(axes):
+        x = np.ascontiguousarray(x.transpose(axes)) if is_constant(x) else ctx.emit(relax.op.permute_dims(x, axes))
+    if all(len(group) == 1 for group in groups):
+        return x
+    shape = [sizes[group] if len(group) == 1 else int(np.prod([sizes[c] for c in group])) for group in groups]
+    return x.reshape(shape) if is_constant(x) else reshaped(ctx, x, shape)
 
 
 # ---- normalisations
