@@ -13,7 +13,7 @@ import numpy as np
 
 from bnntvm.schedules import binary_conv2d_neon as neon
 from bnntvm.schedules import binary_conv2d_sliced as sliced
-from bnntvm.schedules import by_bytes, epilogue
+from bnntvm.schedules import by_bytes, epilogue, tile_product
 from bnntvm.schedules.binary_conv2d_adders import Tables
 from bnntvm.schedules.binary_conv2d_kernel import Kernel
 from bnntvm.schedules.binary_conv2d_tiles import Geometry
@@ -34,7 +34,8 @@ class Schedule:
     vectors : int
         Vectors of output channels in the register tile; times the lanes, a divisor of 32.
     adder : str
-        ``plain``, ``carry_save`` or ``tables``, see :mod:`.binary_conv2d_adders`; ``neon``, see :mod:`.binary_conv2d_neon`.
+        ``plain``, ``carry_save`` or ``tables``, see :mod:`.binary_conv2d_adders`; ``neon``, see :mod:`.binary_conv2d_neon`; ``planes``,
+        see :mod:`.tile_product`.
     task_rows, task_blocks : int
         Output rows and blocks of 32 output channels of one parallel task.
     prefetch : bool
@@ -59,6 +60,9 @@ def default_schedule(spec, isa):
     if neon.claims(spec, isa) and not sliced.claims(spec):
         pixels, rows, blocks = neon.schedule_numbers(spec, isa)
         return Schedule(pixels, 1, "neon", rows, blocks)
+    if tile_product.wins(spec, isa):
+        pixels, vectors, rows = tile_product.numbers(spec)
+        return Schedule(pixels, vectors, tile_product.ADDER, rows, 1)
     if by_bytes.wins(spec, isa):
         pixels, rows, blocks = by_bytes.numbers(spec, isa)
         return Schedule(pixels, 1, by_bytes.ADDER, rows, blocks)
@@ -126,7 +130,7 @@ def space(spec, isa):
     """
     first = default_schedule(spec, isa)
     found = [first]
-    if first.adder == by_bytes.ADDER:
+    if first.adder in (by_bytes.ADDER, tile_product.ADDER):
         first = _counting_schedule(spec, isa)
         found.append(first)
     if sliced.claims(spec):
@@ -151,6 +155,8 @@ def space(spec, isa):
     found = [replace(s, task_rows=r, task_blocks=b) for r in row_counts for b in block_counts for s in dict.fromkeys(found)]
     if any(end.kind == "tensor" for end in (*spec.epilogue.inputs, *spec.epilogue.outputs)):
         found += [replace(s, prefetch=True) for s in found if s.adder != by_bytes.ADDER]
+    if tile_product.claims(spec, isa):
+        found += [Schedule(pixels, vectors, tile_product.ADDER, rows, 1) for pixels, vectors, rows in tile_product.space(spec)]
     tiles = by_bytes.space(spec, isa) if isa.products == "tiles" else []
     return found + [Schedule(pixels, 1, by_bytes.ADDER, rows, blocks) for pixels, rows, blocks in tiles]
 
@@ -168,10 +174,13 @@ def pack_weights(spec, schedule, isa, weights):
     uint32[words(O), parts * kh * kw * words(in_channels / groups) * channels], parts * channels = 32
         ``channels`` output channels side by side, one per lane. For ``carry_save`` the second word of each
         pair of a tap is xored with the first. ``tables``: see :meth:`.binary_conv2d_adders.Tables.pack`.
-        Other layouts for depthwise convolutions, see :mod:`.binary_conv2d_sliced`, and for products of bytes, see :mod:`.int8_conv2d`.
+        Other layouts for depthwise convolutions, see :mod:`.binary_conv2d_sliced`, and for products of bytes, see :mod:`.int8_conv2d` and
+        :mod:`.tile_product`.
     """
     if schedule.adder == by_bytes.ADDER:
         return by_bytes.pack_weights(spec, schedule, isa, weights)
+    if schedule.adder == tile_product.ADDER:
+        return tile_product.pack_weights(spec, weights)
     if sliced.claims(spec):
         return sliced.pack_weights(weights)
     if schedule.adder == "neon":
@@ -288,5 +297,7 @@ def build(spec, schedule, isa):
     """
     if schedule.adder == by_bytes.ADDER:
         return by_bytes.build(spec, schedule, isa)
+    if schedule.adder == tile_product.ADDER:
+        return tile_product.Kernel(spec, schedule, isa).build()
     kernel = sliced.Kernel if sliced.claims(spec) else neon.Kernel if schedule.adder == "neon" else Kernel
     return kernel(spec, schedule, isa).build()
