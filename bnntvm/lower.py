@@ -195,6 +195,11 @@ def anchor_spec(call, epilogue, shape):
         return _weight_spec(name, call, epilogue)
     if name in ("bnn.conv2d_planes", "bnn.dense_planes"):
         return planes_spec(call, epilogue)
+    if name == "bnn.conv2d_int8":
+        weights, digits = constant(call.args[1]), sp.Digits(int(attrs["base"]), _pair(attrs["coefficients"]))
+        window = _window(call.args[0], weights.shape[1:3], attrs)
+        spec = sp.Int8Conv2d(window, weights.shape[3], weights.shape[0], str(attrs["data"]), digits, epilogue, floats=True)
+        return spec, [call.args[0], None], weights
     if name == "bnn.conv":
         weights = constant(call.args[1])
         spec = sp.FloatConv2d(

@@ -7,7 +7,8 @@ High-level operators (what the importer emits)
 Packed operators (what the passes make of them)
     ``bnn.encode``: "the packed plane of this float tensor"; ``bnn.pack``, ``bnn.conv2d_bits``, ``bnn.dense_bits``, ``bnn.pool_bits``;
     ``bnn.conv2d_planes``, ``bnn.dense_planes``: several planes at once;
-    ``bnn.conv2d_weight``, ``bnn.dense_weight``: float data, packed weights.
+    ``bnn.conv2d_weight``, ``bnn.dense_weight``: float data, packed weights;
+    ``bnn.conv2d_int8``: data of 8 bits, weights of few levels.
     Words are ``uint32`` with channel c at bit c % 32 of word c // 32.
 
 A layer's attributes are a ``DictAttrs``: ``call.attrs["strides"]`` and so on.
@@ -138,6 +139,14 @@ def _infer_conv_weight(call_):
     return relax.TensorType([shape[0], *out, kernel[0]], "float32")
 
 
+def _infer_conv_int8(call_):
+    data, weight, attrs = call_.args[0], call_.args[1], call_.attrs
+    shape, kernel = list(data.ty.shape), _ints(weight.ty.shape)
+    strides, pads, dilations = _ints(attrs["strides"]), _ints(attrs["pads"]), _ints(attrs["dilations"])
+    out = [conv_out_dim(shape[1 + i], kernel[1 + i], strides[i], pads[i], pads[2 + i], dilations[i]) for i in range(2)]
+    return relax.TensorType([shape[0], *out, kernel[0]], "int32")
+
+
 def _infer_dense_weight(call_):
     kind = "int32" if bool(call_.attrs["integer"]) else "float32"
     return relax.TensorType([call_.args[0].ty.shape[0], int(call_.args[1].ty.shape[1])], kind)
@@ -205,3 +214,7 @@ CONV_WEIGHT = define("bnn.conv2d_weight", _infer_conv_weight)
 #: Dense layer of float data [M, K] with packed weights uint32 [planes, N, ceil(K / 32)], levels as above. Attributes: layer, channels,
 #: coding, integer: the data hold integers from -128 to 127 and the result, exact, is int32, one of reachable = [low, high, stride].
 DENSE_WEIGHT = define("bnn.dense_weight", _infer_dense_weight)
+#: Convolution of float32 data [N, H, W, C] that hold integers of type ``data`` ("int8" or "uint8") with weights int8 [O, kh, kw, C] that
+#: are ``base + sum(coefficients[j] * bit_j)``; the exact sums, int32. Attributes: layer, strides, pads, dilations, data, base,
+#: coefficients, reachable.
+CONV_INT8 = define("bnn.conv2d_int8", _infer_conv_int8)

@@ -260,6 +260,7 @@ class Int8Conv2d:
     ``data``: "int8" or "uint8" for a tensor ``[N, H, W, I]`` of that type, or :class:`Digits` of planes ``uint32[N, H, W, words(I)]``.
     ``weights``: "int8", or :class:`Digits` of which every weight is a value: they are stored at one bit for each coefficient.
     ``mask_last``: the last data plane is a mask, its operand comes behind the weights, as in BinaryConv2d.
+    ``floats``: the tensor is float32 and holds integers that ``data`` ("int8" or "uint8") has room for.
     Zero padding contributes 0.
     """
 
@@ -270,6 +271,7 @@ class Int8Conv2d:
     weights: str | Digits = "int8"
     epilogue: Epilogue = field(default_factory=Epilogue)
     mask_last: bool = False
+    floats: bool = False
 
 
 @dataclass(frozen=True)

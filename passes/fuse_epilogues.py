@@ -28,8 +28,9 @@ DTYPES = {"float32", "int32", "bool"}
 #: "Anchor" of a group of one operator that no kernel family takes.
 LOOSE = "loose"
 ANCHORS = {
-    "bnn.conv2d_bits", "bnn.dense_bits", "bnn.conv2d_planes", "bnn.dense_planes", "bnn.conv2d_weight", "bnn.dense_weight", "bnn.conv",
-    "bnn.matmul", "relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.mean", "relax.concat", "relax.nn.softmax",
+    "bnn.conv2d_bits", "bnn.dense_bits", "bnn.conv2d_planes", "bnn.dense_planes", "bnn.conv2d_weight", "bnn.dense_weight",
+    "bnn.conv2d_int8", "bnn.conv", "bnn.matmul", "relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.mean", "relax.concat",
+    "relax.nn.softmax",
 }  # fmt: skip
 
 

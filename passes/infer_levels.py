@@ -87,7 +87,9 @@ BINARY = {
 #: Integer types whose values are followed.
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
 #: Layers on packed planes; their accumulators are integers.
-PACKED_LAYERS = {"bnn.conv2d_bits", "bnn.dense_bits", "bnn.conv2d_planes", "bnn.dense_planes", "bnn.matmul_bits", "bnn.dense_weight"}
+PACKED_LAYERS = {
+    "bnn.conv2d_bits", "bnn.dense_bits", "bnn.conv2d_planes", "bnn.dense_planes", "bnn.matmul_bits", "bnn.dense_weight", "bnn.conv2d_int8",
+}  # fmt: skip
 #: Operators that only move values.
 MOVING = {
     "reshape", "permute_dims", "strided_slice", "take", "squeeze", "expand_dims", "nn.max_pool2d", "broadcast_to", "flatten", "tile", "max",

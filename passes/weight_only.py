@@ -12,7 +12,8 @@ with l0 = 0 where zero is a level, else the level of least magnitude: nothing is
 selected terms do not drown in the rounding of large ones that cancel.
 
 Data that hold integers of 8 bits, or such integers times a number of their row or of the tensor (BitNet b1.58: activations quantised by
-each token's largest magnitude; Ma et al. 2024), make an exact integer product, which the row's number then multiplies.
+each token's largest magnitude; Ma et al. 2024), make an exact integer product, which the row's number then multiplies. So do
+convolutions of such integers, times one number, with weights of up to 16 evenly spaced levels (W1A8, W2A8, ...), in bytes.
 
 Ordering contract: after Binarise, on the layers that it left in float; before FuseEpilogues.
 """
@@ -27,8 +28,10 @@ from tvm import relax
 
 from bnntvm import ops
 from bnntvm.bits import pack_bits
+from bnntvm.digits import integer_weights
 from bnntvm.graph import Rewriter, bindings, const, constant, dims, dtype, op_name, same_dims
 from bnntvm.levels import Mono, Step, ends, quiet
+from bnntvm.planes import weight_planes
 
 from .binarise import Decision
 from .infer_levels import infer_levels
@@ -90,15 +93,21 @@ def decompose(weight):
 
 @dataclass(frozen=True)
 class Integers:
-    """A tensor as ``tensor * factor`` or ``tensor / factor`` where ``tensor`` holds integers of magnitude ``most`` at most.
+    """A tensor as ``tensor * factor`` or ``tensor / factor`` where ``tensor`` holds integers from ``low`` to ``high``.
 
     ``operator`` is relax.op.multiply or relax.op.divide, None for no factor; ``factor`` is one number for each row, or a constant.
     """
 
     tensor: relax.Var
-    most: int
+    low: int
+    high: int
     operator: object = None
     factor: object = None
+
+    @property
+    def most(self):
+        """The largest magnitude."""
+        return max(-self.low, self.high)
 
 
 class _WeightOnly(Rewriter):
@@ -141,6 +150,8 @@ class _WeightOnly(Rewriter):
         if dense and (weight.ndim != 2 or len(dims(data)) != 2) or not dense and str(call.attrs["layout"]) != "NHWC":
             return None
         layer, weight = str(call.attrs["layer"]), weight.T if dense else weight
+        if not dense and (out := self.integer_convolution(call, source, weight)) is not None:
+            return out
         found = decompose(weight)
         if found is None or found[0] == "levels":
             found = self.nearly(layer, weight, found)
@@ -196,6 +207,33 @@ class _WeightOnly(Rewriter):
         factor = const(constant(factor).reshape(())) if constant(factor) is not None else self.two_dimensional(factor, rows)
         return self.emit(integers.operator(out, factor))
 
+    def integer_convolution(self, call, source, weight):
+        """The exact product of bytes and weights of few levels, times its scales; None if it is none."""
+        integers = self.integers(source, 255) if int(call.attrs["groups"]) == 1 else None
+        if integers is None or integers.operator is not None and constant(integers.factor) is None:
+            return None
+        planes = weight_planes(weight, self.tolerance)
+        found = None if isinstance(planes, str) else integer_weights(planes)
+        if found is None:
+            return None
+        scale, values = found
+        bound = int(np.abs(values).reshape(len(values), -1).sum(1).max()) * integers.most
+        if bound >= 2**31:
+            return None
+        base, coefficients = _digits(values)
+        layer = str(call.attrs["layer"])
+        before = self.decisions.get(layer, Decision("float"))
+        reason = "" if before.reason == "the activation is real-valued" else before.reason
+        self.decisions[layer] = replace(before, kind="int8", reason=reason, planes=f"int8 x {len(coefficients)}")
+        attrs = {key: [int(v) for v in call.attrs[key]] for key in ("strides", "pads", "dilations")}
+        attrs |= dict(layer=layer, base=base, coefficients=coefficients, reachable=[-bound, bound, 1])
+        operands = [self.env[integers.tensor], const(values.astype(np.int8))]
+        out = self.emit(ops.call(ops.CONV_INT8, operands, data="int8" if integers.low < 0 else "uint8", **attrs))
+        if integers.operator is not None:
+            factor = np.float64(constant(integers.factor).reshape(()))
+            scale = (scale * factor if integers.operator is relax.op.multiply else scale / factor).astype(np.float32)
+        return self.scaled(self.emit(relax.op.astype(out, "float32")), scale)
+
     def two_dimensional(self, var, rows):
         """The new form of a variable, as rows of its last axis."""
         new = self.env[var]
@@ -210,26 +248,28 @@ class _WeightOnly(Rewriter):
             return out
         return self.emit(relax.op.multiply(out, const(numbers if np.any(numbers != numbers[0]) else numbers[0])))
 
-    def integers(self, data):
-        """A tensor as :class:`Integers`, or None."""
+    def integers(self, data, highest=127):
+        """A tensor as :class:`Integers`, or None; they are -128 to 127, or up to ``highest`` if none is negative."""
         value = self.producer.get(data)
         if op_name(value) == "relax.reshape" and dims(value.args[0])[-1] == dims(data)[-1]:
             data = value.args[0]
             value = self.producer.get(data)
-        if (most := self.magnitude(data)) is not None:
-            return Integers(data, most)
+        if (bounds := self.bounds(data, highest)) is not None:
+            return Integers(data, *bounds)
         if op_name(value) not in ("relax.multiply", "relax.divide"):
             return None
         sides = [tuple(value.args)] + ([tuple(reversed(value.args))] if op_name(value) == "relax.multiply" else [])
         for tensor, factor in sides:
             single = constant(factor) is not None and constant(factor).size == 1
             of_rows = isinstance(factor, relax.Var) and len(dims(factor)) == len(dims(data)) and dims(factor)[-1] == 1
-            if (single or of_rows and same_dims(dims(factor)[:-1], dims(data)[:-1])) and (most := self.magnitude(tensor)) is not None:
-                return Integers(tensor, most, relax.op.multiply if op_name(value) == "relax.multiply" else relax.op.divide, factor)
+            if not (single or of_rows and same_dims(dims(factor)[:-1], dims(data)[:-1])):
+                continue
+            if (bounds := self.bounds(tensor, highest)) is not None:
+                return Integers(tensor, *bounds, relax.op.multiply if op_name(value) == "relax.multiply" else relax.op.divide, factor)
         return None
 
-    def magnitude(self, var):
-        """The largest magnitude of a float32 tensor if it provably holds integers from -128 to 127, else None."""
+    def bounds(self, var, highest):
+        """``(low, high)`` of a float32 tensor if it provably holds integers from -128 to 127, or from 0 to ``highest``; else None."""
         if not isinstance(var, relax.Var) or dtype(var) != "float32":
             return None
         if self.facts is None:
@@ -243,8 +283,17 @@ class _WeightOnly(Rewriter):
             values = quiet(fact.function, fact.domain.at(np.arange(fact.domain.count())).reshape(-1, *(1 for _ in fact.shape)))
         else:
             return None
-        good = np.isfinite(values).all() and np.all(values == np.rint(values)) and np.min(values) >= -128 and np.max(values) <= 127
-        return int(np.max(np.abs(values))) if good else None
+        if not (np.isfinite(values).all() and np.all(values == np.rint(values))):
+            return None
+        low, high = int(np.min(values)), int(np.max(values))
+        return (low, high) if -128 <= low and high <= (127 if low < 0 else highest) else None
+
+
+def _digits(values):
+    """``(base, coefficients)`` of which all ``values``, integers, are ``base + sum(coefficients[j] * bit_j)``."""
+    low, step = int(values.min()), 2 if np.all(values % 2) else 1
+    bits = max(1, ((int(values.max()) - low) // step).bit_length())
+    return low, [step << j for j in range(bits)]
 
 
 @tvm.transform.module_pass(opt_level=0, name="bnn.WeightOnly")

@@ -46,13 +46,18 @@ class Kernel:
         """Buffers of the data (``dims`` and channels), of the weights, and of the epilogue."""
         planes = isinstance(self.spec.data, Digits)
         count = len(self.spec.data.coefficients) if planes else 1
-        shape, kind = ((*dims, words(self.channels)), "uint32") if planes else ((*dims, self.channels), self.spec.data)
+        shape, kind = ((*dims, words(self.channels)), "uint32") if planes else ((*dims, self.channels), self.element)
         self.data = [T.buffer(f"data{i or ''}", shape, kind) for i in range(count)]
         self.weights = T.buffer("weights", self.weight_shape(), "int8" if self.spec.weights == "int8" else "uint8")
         self.emitter = Emitter(self.spec.epilogue, self.outputs, self.isa, out_dims, "int32")
         self.walk = Walk(self) if self.tiled else None
         before = count - 1 if self.spec.mask_last else count
         return [*self.data[:before], self.weights, *self.data[before:], *self.emitter.inputs, *self.emitter.outputs]
+
+    @property
+    def element(self):
+        """The type of a data tensor's elements."""
+        return "float32" if self.spec.floats else self.spec.data
 
     def weight_shape(self):
         """Shape of the packed weights: bytes as the engine reads them, or the bits of every vector in the same order, without its zeros."""
@@ -91,11 +96,13 @@ class Kernel:
 
         def copy(at, size):
             value = T.load_vector(source, [*self.index(place), at], size)
+            if self.spec.floats:
+                value = tirx.Cast(T.vector_type(self.spec.data, size), tirx.Cast(T.vector_type("int32", size), value))
             if self.engine.data_type != self.spec.data:
                 value = T.byte_cast(value, self.engine.data_type, offset)
             return T.store_vector(self.scratch, [to + at], value)
 
-        widest = self.isa.lanes * QUAD
+        widest = self.isa.lanes * (1 if self.spec.floats else QUAD)
         whole = self.channels // widest
         body = [T.for_("c", whole, lambda i: copy(i * widest, widest))] if whole > 4 else [copy(i * widest, widest) for i in range(whole)]
         at, size = whole * widest, widest // 2

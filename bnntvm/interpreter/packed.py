@@ -172,3 +172,12 @@ def dense_weight(attrs, x, words, levels=None):
     assert np.all(x == np.rint(x)) and x.min(initial=0) >= -128 and x.max(initial=0) <= 127, "the analysis promised bytes"
     assert low <= out.min(initial=0) and out.max(initial=0) <= high, "the analysis promised other values"
     return out.astype(np.int32)
+
+
+@implements("bnn.conv2d_int8")
+def conv2d_int8(attrs, x, weights):
+    info, values = np.iinfo(attrs["data"]), np.float64(x)
+    assert np.all(values == np.rint(values)) and values.min(initial=0) >= info.min and values.max(initial=0) <= info.max, "no such bytes"
+    moved = values.transpose(0, 3, 1, 2), weights.astype(np.float64).transpose(0, 3, 1, 2)
+    out = convolve(*moved, attrs["strides"], attrs["pads"], attrs["dilations"], 1)
+    return _reachable(attrs, np.ascontiguousarray(out.transpose(0, 2, 3, 1)).astype(np.int32))

@@ -47,6 +47,42 @@ def test_two_layers_of_learned_step_sizes(bits):
     assert set(kinds.values()) <= {"binary", "bitserial", "int8"}
 
 
+@pytest.mark.parametrize("low, high", [(0, 31), (0, 255), (-128, 127), (-20, 43)])
+@pytest.mark.parametrize("levels, bits", [((-1, 1), 1), ((-1, 0, 1), 2), ((-3, -1, 1, 3), 2), ((-2, -1, 0, 1), 2)], ids=str)
+def test_activations_of_up_to_eight_bits(levels, bits, low, high):
+    """More levels than planes pay for are bytes, the weights keep their bits; strides and odd channels on the way."""
+    rng = np.random.default_rng(5)
+    nodes, constants = [], {"half": F32(0.5)}
+    for i, data in (1, "x"), (2, "b"):
+        made, more = lsq(data, f"q{i}", low, high, f"a{i}")
+        nodes, constants = nodes + made, constants | more
+        nodes.append(node("Conv", [f"q{i}", f"w{i}"], [f"y{i}"], pads=[1, 0, 1, 1], strides=[1, i]))
+        nodes += [node("Mul", ["y1", "gain"], ["g"]), node("Add", ["g", "shift"], ["b"])] if i == 1 else []
+    constants |= {"w1": rng.choice(F32(levels), (40, 33, 3, 3)) / 4, "w2": rng.choice(F32(levels), (9, 40, 3, 3)) * F32(2)}
+    constants |= {"gain": rng.choice([-0.125, 0.0625, 0.25], (40, 1, 1)).astype(F32), "shift": eighths(rng, 40, 1, 1)}
+    feed = {"x": eighths(rng, 2, 33, 6, 6, bound=40)}
+    kinds, module = built(model(nodes, feed, ["y2"], constants), feed, verify=True)
+    assert set(kinds.values()) == {"int8"}
+    for layer, (outputs, inputs) in zip(module.report.layers, ((40, 33), (9, 40))):
+        padded = -(-outputs // 32) * 32 * -(-inputs // 4) * 4 * 9
+        assert layer.weight_bytes == padded * bits // 8 and layer.planes == f"int8 x {bits}"
+
+
+@pytest.mark.parametrize("zero, kind", [(128, "int8"), (0, "int8"), (100, "weight-only")])
+def test_linear_quantisation_to_bytes(zero, kind):
+    """QuantizeLinear, ternary weights; zero padding is the zero point. -100 to 155 are no bytes."""
+    rng = np.random.default_rng(6)
+    nodes = [
+        node("QuantizeLinear", ["x", "step", "zero"], ["q"]),
+        node("DequantizeLinear", ["q", "step", "zero"], ["d"]),
+        node("Conv", ["d", "w"], ["y"], pads=[1, 1, 1, 1]),
+    ]
+    constants = {"step": F32(0.25), "zero": np.uint8(zero), "w": rng.choice(F32([-0.5, 0, 0.5]), (20, 33, 3, 3))}
+    feed = {"x": eighths(rng, 1, 33, 6, 6, bound=60)}
+    kinds, _ = built(model(nodes, feed, ["y"], constants), feed)
+    assert kinds["y"] == kind
+
+
 def test_pact_and_codes_of_dorefa():
     """PACT's clip written with absolute values; DoReFa's levels k/3 in the weights, whose scale is applied to integer sums."""
     rng = np.random.default_rng(4)

@@ -122,6 +122,31 @@ def test_integers_of_rows(shape):
     np.testing.assert_allclose(run(after, [x])[0], run(before, [x])[0], rtol=1e-5, atol=1e-5)
 
 
+def grid(emit, x, low, high):
+    """round(clip(x))."""
+    return emit(relax.op.round(emit(relax.op.minimum(emit(relax.op.maximum(x, c(np.float32(low)))), c(np.float32(high))))))
+
+
+@pytest.mark.parametrize("low, high, kind", [(0, 255, "uint8"), (-128, 127, "int8"), (0, 256, None), (-1, 128, None)])
+@pytest.mark.parametrize("operator", [relax.op.multiply, relax.op.divide, None])
+def test_convolutions_of_bytes(low, high, kind, operator):
+    weight = np.random.default_rng(0).choice(np.float32([-0.75, -0.25, 0.25, 0.75]), (8, 3, 3, 5))
+    weight[0, 0, 0] = np.float32([-0.75, -0.25, 0.25, 0.75, 0.75])
+
+    def net(emit, x):
+        q = grid(emit, x, low, high)
+        return emit(conv(emit(operator(q, c(np.float32(4)))) if operator else q, weight, pads=[1, 1, 1, 1]))
+
+    before, after, decisions = optimised(net, ("n", 5, 5, 5))
+    if kind is None:
+        assert "bnn.conv2d_int8" not in calls(after)
+        return
+    (layer,) = [b.value for b in bindings(after["main"]) if op_name(b.value) == "bnn.conv2d_int8"]
+    assert str(layer.attrs["data"]) == kind and [int(v) for v in layer.attrs["coefficients"]] == [2, 4]
+    assert decisions["conv"].kind == "int8" and decisions["conv"].planes == "int8 x 2"
+    same(before, after, 64 * quarters(2, 5, 5, 5))
+
+
 def test_unlimited_integers_are_not_taken_for_bytes():
     weight = np.random.default_rng(0).choice(np.float32([-1, 1]), (40, 8))
     _, after, decisions = optimised(lambda emit, x: emit(dense(emit(relax.op.round(x)), weight)), ("n", 40))

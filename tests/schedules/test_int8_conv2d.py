@@ -32,6 +32,7 @@ def operands(spec, batch, rng, extreme=False):
     else:
         low, high = (-128, 127) if spec.data == "int8" else (0, 255)
         data = [(rng.choice([low, high], shape) if extreme else rng.integers(low, high, shape, endpoint=True)).astype(spec.data)]
+        data = [d.astype("float32") for d in data] if spec.floats else data
     shape = (spec.out_channels, *spec.window.kernel, spec.in_channels)
     if isinstance(spec.weights, Digits):
         weights = spec.weights.base + sum(c * rng.integers(0, 2, shape) for c in spec.weights.coefficients)
@@ -60,7 +61,8 @@ def cases(draw):
     mask = isinstance(data, Digits) and len(data.coefficients) == 2 and draw(st.booleans())
     channels, outputs = draw(st.sampled_from([1, 3, 4, 16, 31, 40, 64, 96, 130])), draw(st.sampled_from([1, 16, 37, 64]))
     weights, tail = draw(st.sampled_from(WEIGHTS)), draw(st.sampled_from(TAILS))
-    spec = Int8Conv2d(draw(windows()), channels, outputs, data, weights, tail, mask)
+    floats = not isinstance(data, Digits) and draw(st.booleans())
+    spec = Int8Conv2d(draw(windows()), channels, outputs, data, weights, tail, mask, floats)
     isa = draw(st.sampled_from([ISAS[0], ISAS[0], *ISAS]))
     schedules = int8_conv2d.space(spec, isa)
     return spec, isa, random.Random(draw(st.integers(0, 999))).choice([schedules[0], *schedules])
@@ -76,7 +78,8 @@ def test_any_convolution(case, seed):
 @pytest.mark.parametrize("data", ["int8", "uint8"])
 def test_extreme_values_do_not_saturate(isa, data):
     """Two products of 255 and -128 are more than 16 bits hold."""
-    check(Int8Conv2d(Window(4, 5, (3, 3), (1, 1), (1, 1, 1, 1)), 72, 32, data, "int8", TAILS[0]), isa, extreme=True)
+    for floats in (False, True):
+        check(Int8Conv2d(Window(4, 5, (3, 3), (1, 1), (1, 1, 1, 1)), 72, 32, data, "int8", TAILS[0], floats=floats), isa, extreme=True)
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
