@@ -15,6 +15,8 @@ from ..errors import ModelError, UnsupportedError
 
 OLDEST_OPSET = 7
 _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+#: Operators that ONNX Runtime has in the domain of ONNX, which does not know them.
+_MISPLACED = {"SimplifiedLayerNormalization"}
 
 
 def load(source):
@@ -33,11 +35,13 @@ def load(source):
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise ModelError("the model has no graph", where=where, hint="export it again; the file may be cut off or not be ONNX")
     _check_opsets(model, where)
+    model, renamed = _in_own_domain(model)
     external = [t for t in _all_tensors(model) if t.data_location == TensorProto.EXTERNAL]
     if external:
         _check_external(external, folder, where)
-    # The checker looks for external data beside the file: it needs the path then.
-    _check_graph(model, where if external else model, where)
+    if not renamed:
+        # The checker looks for external data beside the file: it needs the path then.
+        _check_graph(model, where if external else model, where)
     if external:
         loaded = onnx.ModelProto()
         loaded.CopyFrom(model)
@@ -46,12 +50,28 @@ def load(source):
         except Exception as error:
             raise ModelError("external data cannot be read", where=where, why=_first_line(error)) from error
         model = loaded
+    if renamed:
+        _check_graph(model, model, where)
     if model.functions:
         try:
             model = onnx.inliner.inline_local_functions(model)
         except Exception as error:
             raise ModelError("the model's local functions cannot be inlined", where=where, why=_first_line(error)) from error
     return model
+
+
+def _in_own_domain(model):
+    """The model with operators that ONNX Runtime's optimiser writes into ONNX's domain moved to its own, and whether there are any."""
+    if not any(node.op_type in _MISPLACED and node.domain in ("", "ai.onnx") for node in model.graph.node):
+        return model, False
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for node in result.graph.node:
+        if node.op_type in _MISPLACED:
+            node.domain = "com.microsoft"
+    if all(opset.domain != "com.microsoft" for opset in result.opset_import):
+        result.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    return result, True
 
 
 def _read(source):

@@ -20,6 +20,7 @@ def main():
     parser.add_argument("--seeds", default="0:100", help="first:last+1")
     parser.add_argument("--check", choices=CHECKS, default="interpreter")
     parser.add_argument("--layers", help="the layers to keep, comma separated: 3 or 3:batch_norm")
+    parser.add_argument("--most", type=int, help="layers that are drawn for a network at most: small ones compile fast")
     parser.add_argument("--save", help="write the network's ONNX file here")
     parser.add_argument("--no-minimise", action="store_true")
     args = parser.parse_args()
@@ -29,14 +30,15 @@ def main():
     for seed in range(first, last):
         if seed > first and (seed - first) % 100 == 0:
             print(f"{seed - first} networks, {failed} failed, {time.time() - start:.0f} s", file=sys.stderr, flush=True)
-        network = generate(seed, layers)
+        chosen = layers if args.most is None or layers else [number for number in generate(seed).layers if number < args.most]
+        network = generate(seed, chosen)
         if args.save:
             onnx.save(network.model, args.save)
         failure = check(network)
         if failure is None:
             continue
         failed += 1
-        kept = layers
+        kept = chosen
         if layers is None and not args.no_minimise:
             kept = minimise(seed, check, failure.kind)
             failure = check(generate(seed, kept)) or failure

@@ -1,12 +1,14 @@
 """Operators of ONNX Runtime's domain against ONNX Runtime."""
 
 import numpy as np
+import onnx
 import pytest
 
 from bnntvm.errors import UnsupportedError
 from bnntvm.importer import import_model
+from bnntvm.interpreter import run
 
-from .helpers import calls, check, constants, one, typed
+from .helpers import calls, check, constants, one, reference, typed
 
 DOMAIN = "com.microsoft"
 RNG = np.random.default_rng(23)
@@ -22,6 +24,50 @@ def yields(kind, *args, **kwargs):
     proto = one(*args, domain=DOMAIN, **kwargs)
     proto.graph.output[0].type.tensor_type.elem_type = typed(np.zeros(0, kind))
     return proto
+
+
+# ---- transformers
+
+
+@pytest.mark.parametrize("kind", ["SkipLayerNormalization", "SkipSimplifiedLayerNormalization"])
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_normalisation_of_a_sum(kind, more):
+    feed = {"x": data(2, 3, 8), "skip": data(2, 3, 8)}
+    simple = kind == "SkipSimplifiedLayerNormalization"
+    given = {"scale": data(8), **({} if simple else {"shift": data(8)}), "bias": data(8)}
+    given = dict(list(given.items())[: 1 + (more > 0 if simple else more)])
+    proto = one(kind, feed, given, domain=DOMAIN, epsilon=1e-3)
+    check(proto, feed)
+    if not simple:
+        del proto.graph.node[0].attribute[:]
+        check(proto, feed)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_normalisation_in_the_domain_of_onnx(folder, tmp_path):
+    """ONNX Runtime's optimiser writes it there, though ONNX does not know it; with the weights in a file of their own too."""
+    x, scale = data(2, 3, 8), data(8)
+    proto = one("SimplifiedLayerNormalization", {"x": x}, {"scale": scale}, axis=-1, epsilon=1e-3)
+    wanted = reference(proto, {"x": x})
+    source = proto
+    if folder:
+        source = tmp_path / "net.onnx"
+        onnx.save(proto, source, save_as_external_data=True, size_threshold=0)
+    np.testing.assert_allclose(run(import_model(source).mod, {"x": x})[0], wanted[0], atol=1e-5)
+
+
+def test_the_sum_itself_is_a_result():
+    feed = {"x": data(2, 3, 8), "skip": data(2, 3, 8)}
+    proto = one("SkipLayerNormalization", feed, {"scale": data(8)}, outputs=4, domain=DOMAIN)
+    del proto.graph.node[0].output[1:3], proto.graph.output[1:3]
+    proto.graph.node[0].output[1:1] = ["", ""]
+    check(proto, feed)
+
+
+@pytest.mark.parametrize("kind, bias", [("BiasGelu", True), ("FastGelu", True), ("FastGelu", False), ("QuickGelu", False)])
+def test_gelus(kind, bias):
+    x = data(2, 3, 8)
+    check(one(kind, {"x": x}, {"bias": data(8)} if bias else {}, domain=DOMAIN), {"x": x})
 
 
 # ---- MatMulNBits

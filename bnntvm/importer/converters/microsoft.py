@@ -8,6 +8,7 @@ from ..values import dtype_of, is_constant, shape_of
 from .elementwise import Arithmetic, gelu, hard_sigmoid_of, leaky_relu, to_type
 from .layers import add_bias, convolution, gemm, product
 from .quantise import dequantize, quantize, shifted
+from .reduce import layer_normalisation, rms_normalisation
 from .shape import padded, part, reshaped
 
 DOMAIN = ("com.microsoft",)
@@ -69,6 +70,52 @@ def _swapped(ctx, x):
         return np.ascontiguousarray(x.swapaxes(-1, -2))
     rank = len(shape_of(x))
     return ctx.emit(relax.op.permute_dims(ctx.tensor(x), [*range(rank - 2), rank - 1, rank - 2]))
+
+
+# ---- what the optimiser makes of transformers
+
+
+@converts("SkipLayerNormalization", domains=DOMAIN)
+def skip_layer_normalisation(ctx, node, x, skip, scale, shift=None, bias=None):
+    """Layer normalisation of a sum, which is the fourth result."""
+    total = _sum(ctx, x, skip, bias)
+    node.attrs.setdefault("epsilon", 1e-12)
+    return *layer_normalisation(ctx, node, total, scale, shift), total
+
+
+converts("SimplifiedLayerNormalization", domains=DOMAIN)(rms_normalisation)
+
+
+@converts("SkipSimplifiedLayerNormalization", domains=DOMAIN)
+def skip_rms_normalisation(ctx, node, x, skip, scale, bias=None):
+    total = _sum(ctx, x, skip, bias)
+    node.attrs.setdefault("epsilon", 1e-12)
+    if any(node.used[1:3]):
+        raise ctx.unsupported("the statistics of SkipSimplifiedLayerNormalization are not supported as results")
+    return rms_normalisation(ctx, node, total, scale), None, None, total
+
+
+def _sum(ctx, x, skip, bias):
+    m = Arithmetic(ctx, x)
+    total = m.add(x, skip)
+    return total if bias is None else m.add(total, bias)
+
+
+@converts("BiasGelu", domains=DOMAIN)
+def bias_gelu(ctx, node, x, bias):
+    return gelu(ctx, node, Arithmetic(ctx, x).add(x, bias))
+
+
+@converts("FastGelu", domains=DOMAIN)
+def fast_gelu(ctx, node, x, bias=None):
+    node.attrs["approximate"] = "tanh"
+    return gelu(ctx, node, x if bias is None else Arithmetic(ctx, x).add(x, bias))
+
+
+@converts("QuickGelu", domains=DOMAIN)
+def quick_gelu(ctx, node, x):
+    m = Arithmetic(ctx, x)
+    return m.multiply(x, m.sigmoid(m.multiply(x, float(node.attrs.get("alpha", 1.702)))))
 
 
 # ---- weights in blocks of few bits
