@@ -42,7 +42,7 @@ def default_schedule(spec, isa):
         return _tiled_schedule(spec, isa)
     layout = layout_of(spec, isa, 1)
     wide = isa.registers == 32
-    most = {"vnni": 12, "pairs": 10 if wide else 4, "dot": 5, "long": 4 if wide else 2}[isa.products]
+    most = {"vnni": 12, "pairs": 10 if wide else 4, "matrix": 6, "dot": 5, "long": 4 if wide else 2}[isa.products]
     cover = -(-layout.flat // -(-layout.flat // most))
     cover = cover if cover >= most // 2 or layout.flat < most else most
     layout = layout_of(spec, isa, cover)

@@ -28,10 +28,10 @@ def of(kernel):
     """The engine of a kernel for its instruction-set level."""
     if kernel.isa.products == "tiles":
         return Tiles(kernel, "uint8" if data_range(kernel.spec)[1] > 127 else "int8")
-    if kernel.isa.products in ("dot", "long"):
+    if kernel.isa.products in ("matrix", "dot", "long"):
         from bnntvm.schedules import int8_engines_neon
 
-        return {"dot": int8_engines_neon.Dot, "long": int8_engines_neon.Long}[kernel.isa.products](kernel)
+        return int8_engines_neon.of(kernel)
     return {"vnni": Vnni, "pairs": Pairs}[kernel.isa.products](kernel)
 
 

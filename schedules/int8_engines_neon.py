@@ -6,6 +6,8 @@ width. All bytes are signed: data from 0 to 255 are stored with an ``offset`` of
 
 ``Dot`` (dotprod)
     Sixteen bytes of a pixel are four steps, one lane each, so that a tile of p pixels and v vectors takes p + 4 v loads for 4 p v products.
+``Matrix`` (i8mm)
+    ``smmla`` multiplies eight bytes of two pixels with those of two outputs, twice the work of sdot; for runs of whole eights.
 ``Long``
     The products of two quads have 16 bits together where they fit, and go to sums of 32 bits, two for each vector of outputs. Where many
     products fit 16 bits, as those of a few bit planes do, sums of 16 bits are emptied now and then only.
@@ -22,6 +24,13 @@ from bnntvm.schedules.int8_layout import BLOCK, QUAD
 
 #: Bytes of a vector, and quads of it.
 _SIZE, _QUADS = 16, 4
+
+
+def of(kernel):
+    """The engine of a kernel."""
+    if kernel.isa.products == "matrix" and kernel.layout.quads % 2 == 0:
+        return Matrix(kernel)
+    return Long(kernel) if kernel.isa.products == "long" else Dot(kernel)
 
 
 class Dot(Vnni):
@@ -98,6 +107,89 @@ class Dot(Vnni):
         """Four bytes of the data, in every 32-bit lane."""
         four = tirx.reinterpret("int32", T.load_vector(self.kernel.scratch, [at], QUAD))
         return tirx.reinterpret(f"int8x{_SIZE}", T.broadcast(four, self.lanes))
+
+
+class Matrix(Dot):
+    """Sums of two pixels and two outputs in a register.
+
+    Weights: ``[runs, quads / 2, vectors, 2 pairs of outputs, 2 outputs, 8 channels]``.
+    """
+
+    def order(self, quads):
+        """Vectors ``[blocks, runs, quads, vectors, 16]`` in the order of the kernel, ``[blocks, vectors, 16]``."""
+        blocks, runs, count, vectors = quads.shape[:4]
+        parts = quads.reshape(blocks, runs, count // 2, 2, vectors, 2, 2, QUAD)  # ..., quad of two, vector, pair, output, channel
+        return parts.transpose(0, 1, 2, 4, 5, 6, 3, 7).reshape(blocks, -1, _SIZE)
+
+    pad = order
+
+    def sum_weights(self):
+        """Statements that sum up the weights of every output, times minus the offset."""
+        if not self.offset:
+            return []
+        self.bias, allocate = T.scratch("bias", (BLOCK,), "int32")
+        sums, ones = T.Registers("sums", 2 * self.vectors, "int32", self.lanes), T.splat(1, "int8", _SIZE)
+        pairs = self.weight_bytes // _SIZE // (2 * self.vectors)
+
+        def pair(k):
+            vectors = range(2 * self.vectors)
+            return [sums.set(i, neon.multiply_matrix(sums.get(i), ones, self.bytes_at(k * 2 * self.vectors + i))) for i in vectors]
+
+        factor = T.splat(-self.offset, "int32", self.lanes)
+        store = [T.store_vector(self.bias, [v * self.lanes], T.shuffle([sums.get(2 * v), sums.get(2 * v + 1)], (0, 1, 4, 5)) * factor)
+                 for v in range(self.vectors)]  # fmt: skip
+        return [allocate, *sums.allocate, *sums.fill(T.splat(0, "int32", self.lanes)), T.for_("k", pairs, pair), *store]
+
+    def bytes_at(self, number):
+        """Vector ``number`` of a block's weights."""
+        return T.load_vector(self.bytes, [*self.row, number * self.size], self.size)
+
+    def part(self, at, part):
+        layout, group, rows = self.layout, self.group, -(-self.layout.cover // 2)
+        sums = T.Registers("sums", rows * 2 * group, "int32", self.lanes)
+        whole, rest = divmod(layout.quads, _QUADS)
+
+        def run(number):
+            data, bind = T.bind("data", at + T.load(self.data_at, number))
+            base = number * (layout.quads // 2)
+            loop = T.for_("q", neon.hidden(whole), lambda q: [neon.rolled(), self.steps(sums, part, base + q * 2, data + q * _SIZE, 2)])
+            return [bind, loop if whole else [], self.steps(sums, part, base + whole * 2, data + whole * _SIZE, 1) if rest else []]
+
+        clear = sums.fill(T.splat(0, "int32", self.lanes))
+        return [sums.allocate, clear, T.for_("run", len(layout.runs), run), self.keep(sums, part)]
+
+    def keep(self, sums, part):
+        """Store rows of sums, pixel by pixel."""
+        stores = []
+        for p in range(self.layout.cover):
+            for v in range(self.group):
+                first, channel = (p // 2 * self.group + v) * 2, (part * self.group + v) * self.lanes
+                value = T.shuffle([sums.get(first), sums.get(first + 1)], (2, 3, 6, 7) if p % 2 else (0, 1, 4, 5))
+                value = value + T.load_vector(self.bias, [channel], self.lanes) if self.offset else value
+                stores.append(T.store_vector(self.kernel.results, [p * BLOCK + channel], value))
+        return stores
+
+    def steps(self, sums, part, pair, data, count):
+        """``count`` pairs of quads (one or two) from ``pair`` on."""
+        body, rows, last = [], [], self.layout.cover - 1
+        for p in range(0, self.layout.cover, 2):
+            loaded = []
+            for pixel in (p, min(p + 1, last)):
+                x, bind = T.bind("x", T.load_vector(self.kernel.scratch, [data + pixel * self.layout.pixel], 8 * count))
+                loaded.append(x)
+                body.append(bind)
+            joined = [T.shuffle(loaded, [*range(8 * k, 8 * k + 8), *range(8 * (count + k), 8 * (count + k) + 8)]) for k in range(count)]
+            named = [T.bind("x", x) for x in joined]
+            rows.append([x for x, _ in named])
+            body += [bind for _, bind in named]
+        for k in range(count):
+            for v in range(2 * self.group):
+                w, bind = T.bind("w", self.bytes_at((pair + k) * (2 * self.vectors) + part * (2 * self.group) + v))
+                body.append(bind)
+                for r, row in enumerate(rows):
+                    index = r * 2 * self.group + v
+                    body.append(sums.set(index, neon.multiply_matrix(sums.get(index), row[k], w)))
+        return body
 
 
 class Long(Dot):

@@ -233,6 +233,14 @@ def dot_lane(total, bytes_, data, lane):
     return T.extern(name, text, "int32x4", total, bytes_, data)
 
 
+def multiply_matrix(total, rows, columns):
+    """``total``, 2 x 2 in an ``int32x4``, plus the products of two rows of eight signed bytes with two columns of them (smmla)."""
+    kind = "<4 x i32> @llvm.aarch64.neon.smmla.v4i32.v16i8(<4 x i32>{}, <16 x i8>{}, <16 x i8>{})"
+    text = (f"<4 x i32> @bnn_neon_matrix(<4 x i32> %t, <16 x i8> %a, <16 x i8> %b) alwaysinline nounwind {{\n"
+            f"  %r = call {kind.format(' %t', ' %a', ' %b')}\n  ret <4 x i32> %r\n}}\ndeclare {kind.format('', '', '')}")  # fmt: skip
+    return T.extern("bnn_neon_matrix", text, "int32x4", total, rows, columns)
+
+
 def multiply_long(total, bytes_, data, half):
     """The products, ``int16x8``, of the low (``half`` 0) or high eight signed bytes of two vectors, plus ``total`` (smull, smlal)."""
     order = ", ".join(f"i32 {8 * half + k}" for k in range(8))

@@ -18,16 +18,16 @@ _I8MM = _DOT | {"i8mm"}
 
 
 def _level(name, needs, *features):
-    dot = "asimddp" in needs
+    products, int8_macs = ("matrix", 45) if "i8mm" in needs else ("dot", 28) if "asimddp" in needs else ("long", 8)
     # LLVM orders code for an in-order processor if it is told nothing, and spills what it hoists.
     return Isa(
         name, "cortex-a72", 4, 32, "neon", needs, "aarch64", _TRIPLE, ("+neon", *features),
-        products="dot" if dot else "long", bit_macs=85, int8_macs=28 if dot else 8,
+        products=products, bit_macs=85, int8_macs=int8_macs,
     )  # fmt: skip
 
 
-#: Best first. Rates are those of two 128-bit units: eor, cnt and add for 128 bits; sdot; smlal twice and half a sadalp for 16 bytes, of
-#: which one unit only multiplies in a Cortex-A72.
+#: Best first. Rates are those of two 128-bit units: eor, cnt and add for 128 bits; smmla; sdot; smlal twice and half a sadalp for 16
+#: bytes, where a Cortex-A72 has one unit that multiplies.
 LEVELS = (
     _level("aarch64-i8mm", _I8MM, "+dotprod", "+i8mm"),
     _level("aarch64-dotprod", _DOT, "+dotprod"),

@@ -32,8 +32,8 @@ class Isa:
     features : tuple of str
         LLVM's features on top of those of ``mcpu``, such as ``+dotprod``.
     products : str
-        How 8-bit integers are multiplied: ``tiles`` (AMX), ``vnni`` (vpdpbusd), ``pairs`` (pmaddubsw, pmaddwd), ``dot`` (sdot),
-        ``long`` (smull, smlal); empty where no kernel does.
+        How 8-bit integers are multiplied: ``tiles`` (AMX), ``vnni`` (vpdpbusd), ``pairs`` (pmaddubsw, pmaddwd), ``matrix`` (smmla),
+        ``dot`` (sdot), ``long`` (smull, smlal); empty where no kernel does.
     bit_macs, int8_macs : int
         Multiply-accumulates per cycle and core of 1 by 1 bit and of 8 by 8 bits, in kernels that are not bound by memory.
     """
