@@ -11,7 +11,8 @@ import tempfile
 import numpy as np
 import tvm
 from tvm import relax
-from tvm.ir.expr import GenericConst
+from tvm.ir.expr import GenericConst, TensorLoad
+from tvm_ffi import structural_visit
 
 import bnntvm
 from bnntvm import checked, runtime
@@ -172,6 +173,7 @@ def compile_module(mod, isa):
                 relax.transform.AttachGlobalSymbol(),
             ]
         )(mod)
+        mod = order_shape_stores(mod)
         mod[finite.NAME] = finite.build(isa)
         executable = relax.build(mod, target=target, relax_pipeline=None)
     return Compiled(executable, entries, calls, workspace, constants, fresh, unaligned)
@@ -182,6 +184,27 @@ def legalise(mod):
     # A reshape stays one: the virtual machine gives the same memory another shape.
     mod = relax.transform.LegalizeOps(skip_ops=["relax.reshape"])(mod)
     return ScheduleFallback()(relax.transform.DeadCodeElimination()(mod))
+
+
+def order_shape_stores(mod):
+    """Store computed sizes by slot: VMShapeLower goes through a hash table of addresses, and every process would make other code of it."""
+    for gvar, func in mod.functions_items():
+        if isinstance(func, tvm.tirx.PrimFunc) and gvar.name_hint.startswith("shape_func") and isinstance(func.body, tvm.tirx.SeqStmt):
+            stores = list(func.body.seq)
+            if all(isinstance(store, tvm.tirx.BufferStore) for store in stores) and not _slots_read(stores) & set(map(_slot, stores)):
+                mod[gvar] = func.with_body(tvm.tirx.SeqStmt(sorted(stores, key=_slot)))
+    return mod
+
+
+def _slot(access):
+    return int(access.indices[0])
+
+
+def _slots_read(stores):
+    found = set()
+    for store in stores:
+        structural_visit(store.value, [(TensorLoad, lambda load, _visitor: found.add(_slot(load)))])
+    return found
 
 
 def fresh_outputs(main):

@@ -165,7 +165,7 @@ static int reported(bnn *net, const char *doing) {
   TVMFFIErrorCell *cell = (TVMFFIErrorCell *)((char *)error + sizeof(TVMFFIObject));
   fail(net, BNN_RUNTIME, "%s failed: %.*s", doing, (int)(cell->message.size > 800 ? 800 : cell->message.size), cell->message.data);
   object_release(error);
-  return BNN_RUNTIME;
+  return strstr(net->message, "std::bad_alloc") ? BNN_MEMORY : BNN_RUNTIME;
 }
 
 static void *load(bnn *net, const char *folder, const char *name) {

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -190,6 +191,20 @@ def test_same_artefact_same_bytes(native, tmp_path):
     assert all(text in files for notice in notices.values() for text in notice["texts"])
 
 
+def test_same_model_same_bytes(tmp_path):
+    """Whatever the process: hash tables of strings and of addresses have another order in each."""
+    digits = pathlib.Path(__file__).parents[2] / "tutorials/data/digits_bnn.onnx"
+    made = []
+    for seed in "12":
+        path, folder = tmp_path / f"{seed}.bnn", tmp_path / seed
+        folder.mkdir()
+        code = "import bnntvm, sys; bnntvm.build(sys.argv[1]).export(sys.argv[2])"
+        environment = os.environ | {"PYTHONHASHSEED": seed, "TMPDIR": str(folder)}
+        subprocess.run([sys.executable, "-c", code, str(digits), str(path)], check=True, env=environment)
+        made.append(path.read_bytes())
+    assert made[0] == made[1]
+
+
 def test_no_bundle_for_armv7_nor_into_a_full_folder(model, native, tmp_path):
     bnntvm.build(model, "armv7").export(tmp_path / "network.bnn")
     with pytest.raises(bnntvm.UnsupportedError, match="(?s)not published for arm.*export-c"):
@@ -268,6 +283,18 @@ def test_without_the_runtime(native, tmp_path):
     assert alone.returncode == 3 and "libtvm_ffi.so" in alone.stderr
     there = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"LD_LIBRARY_PATH": str(native / "lib")})
     assert (there.returncode, there.stdout) == (0, "output 0: 40 bytes\n"), there.stderr
+
+
+def test_running_out_of_memory(native, tmp_path):
+    """Whatever the limit, the program ends with the interface's word: an error before the network runs, or its result."""
+    program, codes = compile_example("gcc", native), []
+    for limit in range(3 << 20, 40 << 20, 3 << 19):
+        limits = dict(preexec_fn=lambda room=limit: resource.setrlimit(resource.RLIMIT_AS, (room, room)))
+        done = subprocess.run([program, str(native)], capture_output=True, text=True, **limits)
+        assert done.returncode in (0, 3, 5, 7, 127), done  # 127: the program itself could not be loaded
+        assert done.returncode in (0, 127) or f"error {done.returncode}: " in done.stderr
+        codes.append(done.returncode)
+    assert codes[-1] == 0 and 3 in codes
 
 
 def test_builds_with_cmake(native, tmp_path):
