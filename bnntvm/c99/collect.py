@@ -196,8 +196,9 @@ class _Builder:
             spec = self.specs[str(value.args[0].global_symbol)]
             return self.step(spec, value, var, type(spec).__name__)
         if name == "relax.call_tir":
-            name = str(value.args[0].name_hint)
-            return self.step(Loose(name, self.mod[value.args[0]]), value, var, self.names.get(name.rstrip("0123456789"), name))
+            name, prim = str(value.args[0].name_hint), self.mod[value.args[0]]
+            plain = name.rstrip("0123456789").removeprefix("tir_")
+            return self.step(Loose(name, prim), value, var, self.names.get(plain, plain))
         raise UnsupportedError(
             f"standalone C has no operator {name.removeprefix('relax.')}",
             where=str(getattr(var, "name_hint", "")),

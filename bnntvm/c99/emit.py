@@ -13,6 +13,7 @@ from . import kernels, tir
 from .collect import Buffer, Loose
 from .cwriter import TYPES, Writer, array, comment, identifier
 from .plan import plan
+from .rows import Rows
 
 
 @dataclass
@@ -100,11 +101,8 @@ class Emitter:
             return self.copied(step)
         if isinstance(step.what, Loose):
             return self.loose(step)
-        reads = [self.narrowed(b) for b in step.reads]
-        if kernels.weights_of_any_type(step.what):
-            at = kernels.anchor_of(step.what).names().index("w")
-            reads[at] = self.narrow_words(reads[at])
-        types = tuple(TYPES[b.dtype] for b in (*reads, *step.writes))
+        reads = self.stored(step)
+        types = tuple(TYPES[b.dtype] for b in (*reads, *step.writes, *step.scratch))
         if (step.what, types) not in self.functions:
             name = self.fresh(_snake(type(step.what).__name__))
             try:
@@ -112,7 +110,20 @@ class Emitter:
             except NotImplementedError as error:
                 raise self.refusal(step, error) from error
             self.functions[step.what, types] = name
-        return self.functions[step.what, types], [str(step.writes[0].shape[0]), *reads, *step.writes]
+        return self.functions[step.what, types], [str(step.writes[-1].shape[0]), *reads, *step.writes, *step.scratch]
+
+    def stored(self, step):
+        """What a step reads, constants in the types in which they are stored."""
+        reads, specs = [self.narrowed(b) for b in step.reads], [step.what]
+        if isinstance(step.what, Rows):
+            specs = [step.what.producer, step.what.consumer]
+        start = 0
+        for k, spec in enumerate(specs):
+            if kernels.weights_of_any_type(spec):
+                at = start + kernels.anchor_of(spec).names().index("w") - k  # the second reads its data from the first
+                reads[at] = self.narrow_words(reads[at])
+            start += kernels.anchor_of(spec).operands + len(spec.epilogue.inputs) if len(specs) > 1 else 0
+        return reads
 
     def loose(self, step):
         if step.what not in self.functions:

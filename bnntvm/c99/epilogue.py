@@ -35,10 +35,12 @@ class Epilogue:
     anchor_dtype : str
     types : list of str
         C types of the inputs, then of the outputs.
+    kept : int, optional
+        The output of which only some rows are kept: its pixels lie at ``slot``.
     """
 
-    def __init__(self, epilogue, channels, pixels, anchor_dtype, types):
-        self.epilogue, self.channels, self.pixels = epilogue, channels, pixels
+    def __init__(self, epilogue, channels, pixels, anchor_dtype, types, kept=None):
+        self.epilogue, self.channels, self.pixels, self.kept = epilogue, channels, pixels, kept
         self.dtypes = {0: anchor_dtype}
         self.dtypes |= {1 + i: e.dtype for i, e in enumerate(epilogue.inputs)}
         self.dtypes |= {1 + len(epilogue.inputs) + i: s.dtype for i, s in enumerate(epilogue.steps)}
@@ -67,9 +69,9 @@ class Epilogue:
             self.store(out, i, o)
 
     def store(self, out, i, output):
-        value = self.value(output.value)
+        value, at = self.value(output.value), "slot" if i == self.kept else "at"
         if output.kind == "tensor":
-            out(f"y{i}[{term('at', self.channels)} + c] = {value};")
+            out(f"y{i}[{term(at, self.channels)} + c] = {value};")
         elif output.kind == "planar":
             plane = f"({term('i', self.channels)} + c)"
             out(f"y{i}[{term(plane, self.pixels)} + pixel] = {value};")
@@ -77,7 +79,7 @@ class Epilogue:
             flip = f" ^ e{output.flip - 1}[c >> 5]" if output.flip else ""
             out(f"word{i} |= (uint32_t)({value} != 0) << (c & 31);")
             with out.block(f"if ((c & 31) == 31 || c == {self.channels - 1})"):
-                out(f"y{i}[{term('at', sp.words(self.channels))} + (c >> 5)] = word{i}{flip};", f"word{i} = 0;")
+                out(f"y{i}[{term(at, sp.words(self.channels))} + (c >> 5)] = word{i}{flip};", f"word{i} = 0;")
 
     def value(self, ref, dtype="float32"):
         """A reference as an expression."""

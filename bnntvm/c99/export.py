@@ -15,6 +15,7 @@ from . import example, report
 from .collect import collect
 from .cwriter import comment, identifier
 from .emit import Emitter
+from .rows import join
 
 
 def export_c(model, folder, *, name="model", batch=1, assume_nonzero=False, weight_tolerance=0.0, vectors=True):
@@ -53,6 +54,7 @@ def export_c(model, folder, *, name="model", batch=1, assume_nonzero=False, weig
     try:
         mod = optimise(imported.mod, {}, assume_nonzero=bool(assume_nonzero), weight_tolerance=tolerance)
         program = collect(mod, batch)
+        program.steps = join(program.steps)
         origin = f"{where}compiled by bnntvm {bnntvm.__version__}"
         source = Emitter(program, name, imported.inputs, imported.outputs, comment(origin)).source()
         source.files |= example.files(source, mod if vectors else None)

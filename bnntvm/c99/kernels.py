@@ -16,6 +16,7 @@ from bnntvm import spec as sp
 
 from .cwriter import TYPES, Writer, number, term
 from .epilogue import Epilogue
+from .rows import Rows
 
 
 class Anchor:
@@ -58,6 +59,9 @@ class Anchor:
 def write(name, spec, types):
     """The C function ``name`` for ``spec``; ``types`` are the C types of its pointers."""
     out = Writer()
+    if isinstance(spec, Rows):
+        _rows(out, name, spec, types)
+        return out.text()
     anchor = anchor_of(spec)
     if isinstance(anchor, Anchor):
         _elementwise(out, name, anchor, types)
@@ -66,32 +70,78 @@ def write(name, spec, types):
     return out.text()
 
 
-def _elementwise(out, name, anchor, types):
+def _elementwise(out, name, anchor, types, kept=None, rows=None):
+    """A function around an anchor; with ``rows`` one for a single row, which are all that ``kept``, an output, or the data has."""
     count, anchor.types = anchor.operands, dict(zip(anchor.names(), types))
-    tail = Epilogue(anchor.spec.epilogue, anchor.channels, anchor.pixels, anchor.dtype, types[count:])
+    tail = Epilogue(anchor.spec.epilogue, anchor.channels, anchor.pixels, anchor.dtype, types[count:], kept)
     parameters = [f"const {kind} *{n}" for kind, n in zip(types, anchor.names())] + tail.parameters
     out(f"/* {anchor.title} */")
-    with out.function(f"static void {name}(int32_t n, {', '.join(parameters)})"):
-        _loops(out, anchor, tail)
+    if rows is None:
+        with out.function(f"static void {name}(int32_t n, {', '.join(parameters)})"):
+            _loops(out, anchor, tail)
+    else:
+        with out.function(f"static void {name}(int32_t i, int32_t oy, {', '.join(parameters)})"):
+            out("(void)i;")
+            _row(out, anchor, tail, rows)
+    return [p.rsplit("*", 1) for p in parameters]
 
 
 def _loops(out, anchor, tail):
-    body = Writer()
     if anchor.spatial is None:
+        body = Writer()
         with out.loop("at", term("n", anchor.pixels)):
             _channels(body, anchor, tail)
             image = "at" if anchor.pixels == 1 else f"at / {anchor.pixels}"
             out.define(body, i=image, pixel=f"at % {anchor.pixels}")
             out.include(body)
         return
-    height, width = anchor.spatial
-    with out.loop("i", "n"), out.loop("oy", height):
-        anchor.row(out)
-        with out.loop("ox", width):
-            _channels(body, anchor, tail)
-            image = f"{term('i', height)} + oy"
-            out.define(body, pixel=f"{term('oy', width)} + ox", at=f"{term(f'({image})', width)} + ox")
-            out.include(body)
+    with out.loop("i", "n"), out.loop("oy", anchor.spatial[0]):
+        _row(out, anchor, tail)
+
+
+def _row(out, anchor, tail, rows=1):
+    """The pixels of row ``oy``."""
+    (height, width), body = anchor.spatial, Writer()
+    anchor.row(out)
+    with out.loop("ox", width):
+        _channels(body, anchor, tail)
+        image = f"({term('i', height)} + oy)"
+        slot = f"{term('oy' + f' % {rows}', width)} + ox"
+        out.define(body, pixel=f"{term('oy', width)} + ox", at=f"{term(image, width)} + ox", slot=slot)
+        out.include(body)
+
+
+def _rows(out, name, spec, types):
+    """Two functions for a row each, and one that calls them in turns (:class:`.rows.Rows`)."""
+    first, second = anchor_of(spec.producer), anchor_of(spec.consumer)
+    second.kept_rows = spec.rows
+    reads = first.operands + len(spec.producer.epilogue.inputs), second.operands - 1 + len(spec.consumer.epilogue.inputs)
+    writes = len(spec.producer.epilogue.outputs) - 1, len(spec.consumer.epilogue.outputs)
+    parts, at = [], 0
+    for count in (*reads, *writes):
+        parts.append(types[at : at + count])
+        at += count
+    made = (*parts[0], *parts[2][: spec.output], types[-1], *parts[2][spec.output :])
+    above = _elementwise(out, f"{name}_above", first, made, spec.output, spec.rows)
+    below = _elementwise(out, f"{name}_below", second, (types[-1], *parts[1], *parts[3]), None, spec.rows)
+    row = reads[0] + spec.output  # of the rows that are kept, among the parameters of the first
+    ours = [("a", p) for p in above[: reads[0]]] + [("b", p) for p in below[1 : 1 + reads[1]]]
+    ours += [("a", p) for i, p in enumerate(above) if i >= reads[0] and i != row] + [("b", p) for p in below[1 + reads[1] :]]
+    parameters = [f"{kind}*{prefix}_{n}" for prefix, (kind, n) in ours] + [f"{types[-1]} *rows"]
+    arguments = ["rows" if i == row else f"a_{n}" for i, (_, n) in enumerate(above)], ["rows", *(f"b_{n}" for _, n in below[1:])]
+    window, height = spec.consumer.window, spec.producer.window.out_height
+    out(f"/* Both, row by row: {spec.rows} of {height} rows between them are kept. */")
+    with out.function(f"static void {name}(int32_t n, {', '.join(parameters)})"):
+        with out.loop("i", "n"):
+            out("int32_t ready = 0;")
+            with out.loop("oy", window.out_height):
+                out(f"const int32_t wanted = {term('oy', window.strides[0])} + {spec.reach - window.pads[0]};")
+                with out.block(f"for (; ready < {height} && ready < wanted; ready++)"):
+                    out(f"{name}_above(i, ready, {', '.join(arguments[0])});")
+                out(f"{name}_below(i, oy, {', '.join(arguments[1])});")
+            if writes[0]:
+                with out.block(f"for (; ready < {height}; ready++)"):
+                    out(f"{name}_above(i, ready, {', '.join(arguments[0])});")
 
 
 def _channels(out, anchor, tail):
@@ -106,7 +156,12 @@ def _channels(out, anchor, tail):
 
 
 class Windowed(Anchor):
-    """An anchor with a :class:`bnntvm.spec.Window`: ``top``, ``left`` are where it begins, taps ``[r0, r1)`` x ``[s0, s1)`` lie inside."""
+    """An anchor with a :class:`bnntvm.spec.Window`: ``top``, ``left`` are where it begins, taps ``[r0, r1)`` x ``[s0, s1)`` lie inside.
+
+    ``kept_rows``: of the data there are only so many rows, row y in slot ``y % kept_rows``, of one image.
+    """
+
+    kept_rows = None
 
     def __init__(self, spec):
         super().__init__(spec)
@@ -163,11 +218,11 @@ class Windowed(Anchor):
             yield names
 
     def place(self, tap_row, tap_column):
-        """Number of the input pixel under a tap."""
+        """Number of the input pixel under a tap, among those that are kept."""
         w = self.window
         row = "top" if tap_row == "0" else f"top + {term(tap_row, w.dilations[0])}"
         column = "left" if tap_column == "0" else f"left + {term(tap_column, w.dilations[1])}"
-        line = f"({term('i', w.in_height)} + {row})"
+        line = f"({term('i', w.in_height)} + {row})" if self.kept_rows is None else f"(({row}) % {self.kept_rows})"
         return f"{term(line, w.in_width)} + {column}"
 
     def weight_place(self, tap_row, tap_column):

@@ -39,20 +39,30 @@ class Plan:
 
 def plan(steps):
     """Place the workspace buffers of ``steps`` (:class:`.collect.Step`)."""
-    groups = _joined(steps)
-    lives = {}
+    groups, tensors = _tensors(steps)
+    offsets, total = arrange(list(tensors.values()))
+    where = {b: offsets[i] for i, b in enumerate(tensors)}
+    live = live_bytes(tensors.values(), len(steps))
+    peak = max(live, default=0)
+    return Plan({b: where[g] for b, g in groups.items() if g in where}, total, peak, live.index(peak) if live else 0)
+
+
+def bound(steps):
+    """The most bytes that live at one step."""
+    _, tensors = _tensors(steps)
+    return max(live_bytes(tensors.values(), len(steps)), default=0)
+
+
+def _tensors(steps):
+    """Buffer -> the one whose memory it shares; the latter -> :class:`Tensor`."""
+    groups, lives = _joined(steps), {}
     for at, step in enumerate(steps):
         for buffer in (*step.reads, *step.writes, *step.scratch):
             if buffer.role == "workspace":
                 first, _ = lives.get(groups[buffer], (at, at))
                 lives[groups[buffer]] = first, at
     alignment = max([4, *(_alignment(b) for b in lives)])
-    tensors = {b: Tensor(-(-b.bytes // alignment) * alignment, *life) for b, life in lives.items()}
-    offsets, total = arrange(list(tensors.values()))
-    where = {b: offsets[i] for i, b in enumerate(tensors)}
-    live = live_bytes(tensors.values(), len(steps))
-    peak = max(live, default=0)
-    return Plan({b: where[g] for b, g in groups.items() if g in where}, total, peak, live.index(peak) if live else 0)
+    return groups, {b: Tensor(-(-b.bytes // alignment) * alignment, *life) for b, life in lives.items()}
 
 
 def _alignment(buffer):

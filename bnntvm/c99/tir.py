@@ -189,12 +189,10 @@ class Printer:
         return f"({a} {'<' if kind == 'Min' else '>'} {b} ? {a} : {b})"
 
     def floor_divided(self, kind, node):
-        """Both round down; operands that are indices are not negative as a rule, which TVM's analysis proves."""
+        """Both round down; C's operators do where nothing is negative."""
         a, b = self.expr(node.a), self.expr(node.b)
-        divisor = node.b.value if isinstance(node.b, tirx.IntImm) else None
-        plain = "/" if kind == "FloorDiv" else "%"
-        if _dtype(node).startswith("u") or (divisor and tvm.arith.Analyzer().can_prove(node.a >= 0)) or self.counts(node.a):
-            return f"({a} {plain} {b})"
+        if _dtype(node).startswith("u") or (self.counts(node.a) and self.counts(node.b)):
+            return f"({a} {'/' if kind == 'FloorDiv' else '%'} {b})"
         if kind == "FloorDiv":
             return f"({a} / {b} - ({a} % {b} != 0 && ({a} < 0) != ({b} < 0)))"
         return f"(({a} % {b} + {b}) % {b})"

@@ -30,6 +30,9 @@ def execute(model, feed, folder, *, batch=1, name="net", **options):
     library = ctypes.CDLL(str(pathlib.Path(folder, "network.so").resolve()))
     inputs = [_staged(feed[info.name]) for info in imported.inputs]
     outputs = [_room(info, batch) for info in imported.outputs]
+    macros = [line.split() for line in pathlib.Path(folder, f"{name}.h").read_text().splitlines() if line.startswith("#define")]
+    sizes = [int(words[2]) for words in macros if words[1].endswith("_SIZE")]
+    assert sizes == [a.size for a in (*inputs, *outputs)]
     status = getattr(library, f"{name}_run")(*[a.ctypes.data_as(ctypes.c_void_p) for a in (*inputs, *outputs)])
     return status, outputs
 

@@ -11,6 +11,7 @@ from bnntvm.bits import pack_bits
 from bnntvm.c99 import kernels
 from bnntvm.c99.cwriter import TYPES
 from bnntvm.c99.emit import Emitter
+from bnntvm.c99.rows import Rows
 from bnntvm.schedules import families
 from tests.c99.native import STRICT, run
 from tests.schedules import test_binary_conv2d as binary_tests
@@ -50,7 +51,9 @@ class Kernels:
         results = [np.full(shape, 77, dtype) for shape, dtype in shapes]
         name = f"kernel_{len(self.cases)}"
         self.texts.append(
-            kernels.write(name, spec, tuple(TYPES[str(a.dtype)] for a in (*arrays, *results))).replace("static void", "void", 1)
+            kernels.write(name, spec, tuple(TYPES[str(a.dtype)] for a in (*arrays, *results))).replace(
+                f"static void {name}(", f"void {name}("
+            )
         )
         self.cases.append((name, spec, arrays, results, expected))
 
@@ -59,7 +62,7 @@ class Kernels:
         """A constant as the emitter stores it: no padding of channels, bytes where they do."""
         if array.dtype == np.float32 and (getattr(spec, "coding", None) or hasattr(spec, "planes")) and index >= 2:
             array = array[:, : getattr(spec, "out_channels", 0) or spec.out_features]
-        if kernels.weights_of_any_type(spec) and kernels.anchor_of(spec).names()[index] == "w":
+        if not isinstance(spec, Rows) and kernels.weights_of_any_type(spec) and kernels.anchor_of(spec).names()[index] == "w":
             array = Emitter.narrow_words(type("Constant", (), dict(shape=array.shape, data=array))).data
         return np.ascontiguousarray(array)
 
@@ -79,8 +82,10 @@ class Kernels:
             pointers = [a.ctypes.data_as(ctypes.c_void_p) for a in (*arrays, *results)]
             getattr(library, name)(ctypes.c_int32(len(results[0])), *pointers)
             for number, (got, wanted) in enumerate(zip(results, expected, strict=True)):
+                if wanted is None:  # memory that the kernel needs
+                    continue
                 message = f"output {number} of {spec}"
-                if wanted.dtype == np.float32 and not isinstance(spec, sp.BinaryConv2d | sp.BitPool):
+                if wanted.dtype == np.float32 and not isinstance(spec, sp.BinaryConv2d):
                     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max(initial=1), err_msg=message)
                 else:
                     np.testing.assert_array_equal(got, wanted, err_msg=message)
@@ -199,6 +204,55 @@ def test_float_windows(tmp_path_factory, data):
         bits = pack_bits(image > 0)
         spec = sp.BitPool(window, groups * depth, data.draw(st.sampled_from(["and", "or"])))
         batch.add(spec, [bits], [], [((*dims, sp.words(groups * depth)), "uint32")])
+    batch.check()
+
+
+def _above(rng, window, tail):
+    """A producer of rows: its specification, operands and the inputs of its epilogue."""
+    outputs = int(rng.choice([1, 33, 40]))
+    dims = 2, window.out_height, window.out_width
+    if rng.random() < 0.5:
+        spec = sp.BinaryConv2d(window, 37, outputs, epilogue=tail)
+        shapes = (2, window.in_height, window.in_width, 37), (outputs, *window.kernel, 37)
+        operands = [pack_bits(rng.random(shape) < 0.5) for shape in shapes]
+    else:
+        spec = sp.FloatConv2d(window, 3, outputs, epilogue=tail)
+        operands = [_whole(rng, 2, window.in_height, window.in_width, 3), _whole(rng, outputs, *window.kernel, 3)]
+    return spec, operands, epilogue_inputs(rng, tail, outputs, dims)
+
+
+def _below(rng, window, channels, bits):
+    """A consumer of rows, and its operands but for the data."""
+    if bits:
+        spec = sp.BinaryConv2d(window, channels, 21, epilogue=sp.store("int32", "int32"))
+        return spec, [pack_bits(rng.random((21, *window.kernel, channels)) < 0.5)]
+    if rng.random() < 0.5:
+        return sp.Pool2d(window, channels, "avg_pad", sp.store()), []
+    return sp.FloatConv2d(window, channels, channels, channels, sp.store()), [_whole(rng, channels, *window.kernel, 1)]
+
+
+@ONE_RUN
+@given(data=st.data())
+def test_row_by_row(tmp_path_factory, data):
+    """Two kernels that keep only the rows between them that a window reads, against one after the other."""
+    batch, outputs = Kernels(tmp_path_factory.mktemp("kernels")), RICH.outputs
+    for seed in range(12):
+        rng, upper = np.random.default_rng(seed), data.draw(binary_tests.windows())
+        lower = data.draw(binary_tests.windows())
+        size = upper.out_height, upper.out_width
+        lower = sp.Window(*size, lower.kernel, lower.strides, lower.pads, lower.dilations)
+        rows, output = lower.dilations[0] * (lower.kernel[0] - 1) + 1, data.draw(st.sampled_from([0, 1]))
+        if rows >= size[0] or min(lower.out_height, lower.out_width) < 1:
+            continue
+        above, operands, inputs = _above(rng, upper, RICH)
+        below, more = _below(rng, lower, above.out_channels, outputs[output].kind == "bits")
+        inputs = [Kernels.masked(above, e, a) for e, a in zip(RICH.inputs, inputs)]
+        made = families.of(above).reference(above, operands, inputs)
+        (result,) = families.of(below).reference(below, [made[output], *more], [])
+        others = [m for i, m in enumerate(made) if i != output]
+        kept = ((rows, *made[output].shape[2:]), str(made[output].dtype))
+        shapes = [*((m.shape, str(m.dtype)) for m in (*others, result)), kept]
+        batch.add(Rows(above, below, output, rows), [*operands, *inputs, *more], [], shapes, [*others, result, None])
     batch.check()
 
 
