@@ -46,7 +46,7 @@ class Schedule:
     unroll : int
         Words of K in one step of the inner loop.
     adder : str
-        ``plain`` or ``carry_save``.
+        ``plain`` or ``carry_save``; ``tiles``: the latter for few rows, see :mod:`.binary_dense_tiles` for more.
     """
 
     rows: int
@@ -60,7 +60,7 @@ def default_schedule(spec, isa):
     if _on_neon(spec, isa):
         return _neon().default_schedule(spec, isa)
     if _in_pairs(spec, isa):
-        return Schedule(6, 1, 4, "carry_save")
+        return Schedule(6, 1, 4, "tiles" if _tiles().claims(spec, isa) else "carry_save")
     rows = {16: 7, 8: 2, 4: 1}[isa.lanes]
     return Schedule(rows, 1, 2 if isa.popcount == "vector" else 1)
 
@@ -71,7 +71,8 @@ def space(spec, isa):
         return _neon().space(spec, isa)
     per_word, spare = specs.WORD_BITS // isa.lanes, 4 if isa.popcount == "vector" else 6
     fits = [(r, w) for w in (1, 2) for r in (1, 2, 3, 4, 5, 6, 7, 8, 12) if (r + 1) * w * per_word + spare <= isa.registers]
-    pairs = [Schedule(r, 1, u, "carry_save") for r in (4, 5, 6, 7) for u in (2, 4)] if _in_pairs(spec, isa) else []
+    adders = ["carry_save"] * _in_pairs(spec, isa) + ["tiles"] * _tiles().claims(spec, isa)
+    pairs = [Schedule(r, 1, u, adder) for adder in adders for r in (4, 5, 6, 7) for u in (2, 4)]
     return [Schedule(r, w, u) for r, w in fits or [(1, 1)] for u in (1, 2, 4)] + pairs
 
 
@@ -97,7 +98,7 @@ def pack_weights(spec, schedule, isa, weights):
     Returns
     -------
     ndarray uint32[blocks, words(K), schedule.words * 32]
-        Word k of channel ``block * width + lane``; channels past N are 0. ``carry_save``: the second word of each pair is xored with the
+        Word k of channel ``block * width + lane``; channels past N are 0. Not ``plain``: the second word of each pair is xored with the
         first.
     """
     if _on_neon(spec, isa):
@@ -105,7 +106,7 @@ def pack_weights(spec, schedule, isa, weights):
     width = schedule.words * specs.WORD_BITS
     padded = np.zeros((blocks(spec, schedule) * width, weights.shape[1]), np.uint32)
     padded[: spec.out_features] = weights
-    if schedule.adder == "carry_save":
+    if schedule.adder != "plain":
         padded[:, 1::2] ^= padded[:, ::2]
     return np.ascontiguousarray(padded.reshape(-1, width, weights.shape[1]).transpose(0, 2, 1))
 
@@ -128,12 +129,21 @@ def reference(spec, operands, epilogue_inputs):
 
 def build(spec, schedule, isa):
     """The kernel: parameters data ``uint32[m, words(K)]``, packed weights, the mask plane for ``zeros``, then the epilogue's."""
-    kernel = _neon().Kernel if _on_neon(spec, isa) else _Pairs if schedule.adder == "carry_save" else _Kernel
+    if schedule.adder == "tiles":
+        return _tiles().TileKernel(spec, schedule, isa).function()
+    kernel = _neon().Kernel if _on_neon(spec, isa) else Pairs if schedule.adder == "carry_save" else _Kernel
     return kernel(spec, schedule, isa).function()
 
 
 def _on_neon(spec, isa):
     return neon.is_neon(isa) and isinstance(spec, specs.BinaryDense)
+
+
+def _tiles():
+    """The kernel on tile registers, which builds on this one."""
+    from bnntvm.schedules import binary_dense_tiles
+
+    return binary_dense_tiles
 
 
 def _neon():
@@ -160,8 +170,11 @@ class _Kernel:
 
     def function(self):
         params = [self.data, self.weights, *([self.mask] if self.mask is not None else [])]
-        body = [self._prepare(), self._by_columns() if self.blocks >= 8 else self._by_rows()]
-        return tir.function("binary_dense", [*params, *self.emitter.inputs, *self.emitter.outputs], body)
+        return tir.function("binary_dense", [*params, *self.emitter.inputs, *self.emitter.outputs], self.body())
+
+    def body(self):
+        """The statements of the function."""
+        return [self._prepare(), self._by_columns() if self.blocks >= 8 else self._by_rows()]
 
     def _prepare(self):
         """Statements before all tiles."""
@@ -322,7 +335,7 @@ class _Kernel:
         return tir.for_("row", self.rows, count)
 
 
-class _Pairs(_Kernel):
+class Pairs(_Kernel):
     """Two words of K at a time. A register tile holds the counters of one vector of channels; a word of channels takes two of them."""
 
     def __init__(self, spec, schedule, isa):

@@ -28,7 +28,7 @@ ADDER = "planes"
 _QUADS = 8  #: quads of channels in a word
 #: Steps between the unpacking of weights and their use, and steps of which weights are kept: a tile cannot be loaded from stores that wait
 #: for products before them, and what is kept shares the first-level cache with the data.
-_LEAD, _RING = 3, 4
+LEAD, RING = 3, 4
 
 
 def claims(spec, isa):
@@ -174,7 +174,7 @@ class Kernel:
     def task(self, first_group):
         """The groups of pixels of a task, each with all blocks of channels."""
         self.right, right = T.memory("right", self.across * self.steps * TILE * TILE_BYTES, "int8")
-        self.left, left = T.memory("left", _RING * self.rows * TILE_BYTES, "int8")
+        self.left, left = T.memory("left", RING * self.rows * TILE_BYTES, "int8")
         self.results, results = T.memory("results", self.rows * self.pitch, "int32")
         groups = _count(self.groups, self.schedule.task_rows, first_group)
         jobs, bind_jobs = T.bind("jobs", groups * self.blocks)
@@ -186,7 +186,7 @@ class Kernel:
 
         last = first_group + groups - 1
         drain = T.for_("row", self.rows, lambda row: self.result(row, T.i64(self.blocks - 1), last))
-        ahead = [self.unpack(T.i64(step // self.steps % self.blocks), T.i64(step % self.steps), T.i64(step)) for step in range(_LEAD)]
+        ahead = [self.unpack(T.i64(step // self.steps % self.blocks), T.i64(step % self.steps), T.i64(step)) for step in range(LEAD)]
         return [right, left, results, bind_jobs, configure(TILE), ahead, T.for_("job", jobs, job), drain, tile("release")]
 
     def job(self, number, group, block):
@@ -220,7 +220,7 @@ class Kernel:
         left = range(len(sums) + across, 8)
 
         def step(k):
-            at, bind = T.bind("left", (done + k) % _RING * (self.down * size))
+            at, bind = T.bind("left", (done + k) % RING * (self.down * size))
             body = [bind]
             body += [tile("load", r, self.right, [(j * self.steps + k) * size], TILE_BYTES) for j, r in enumerate(right)]
             for i in range(self.down):
@@ -235,14 +235,14 @@ class Kernel:
 
     def unpack_ahead(self, block, step, done):
         """Statements that unpack the weights of a later step, of the next blocks too; behind the last block comes the first again."""
-        later, bind = T.bind("later", block * self.steps + step + _LEAD)
+        later, bind = T.bind("later", block * self.steps + step + LEAD)
         total = self.blocks * self.steps
-        later, bind_wrapped = T.bind("later", tirx.Select(later >= total, later - total, later) if total >= _LEAD else later % total)
-        return [bind, bind_wrapped, self.unpack(later // self.steps, later % self.steps, done + step + _LEAD)]
+        later, bind_wrapped = T.bind("later", tirx.Select(later >= total, later - total, later) if total >= LEAD else later % total)
+        return [bind, bind_wrapped, self.unpack(later // self.steps, later % self.steps, done + step + LEAD)]
 
     def unpack(self, block, step, number):
         """Statements that write the bytes of a step of a block's weights, the task's ``number``-th."""
-        to, bind = T.bind("to", number % _RING * (self.rows * TILE_BYTES))
+        to, bind = T.bind("to", number % RING * (self.rows * TILE_BYTES))
 
         def vector(i):
             size = TILE_BYTES // 8
