@@ -367,7 +367,8 @@ class LookupKernel(Kernel):
 
     def _unrolled(self, count, pixels):
         """Steps that are unrolled: a loop of a few ends with a branch that is not foreseen."""
-        return max(n for n in range(1, count + 1) if count % n == 0 and n * pixels * self.vectors <= MOST_UNROLLED) if count else 1
+        most = MOST_UNROLLED // (pixels * self.vectors)
+        return max((n for n in range(1, min(count, most) + 1) if count % n == 0), default=1)
 
     def words(self, sums, block, pixels, at, weights_at, groups, count=None):
         """One step for every pixel and vector."""

@@ -12,11 +12,14 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
+from bnntvm import spec as sp
 from bnntvm.bits import pack_bits
 from bnntvm.errors import UnsupportedError
 from bnntvm.graph import bindings, const, constant, dims, dtype, op_name
 from bnntvm.lower import Lower
 from bnntvm.passes.float_layers import FloatLayers
+
+from .kernels import bits_of_weights
 
 
 @dataclass(eq=False)
@@ -89,6 +92,8 @@ class _Specify(Lower):
         name = f"bnn_{len(self.specs)}"
         self.specs[name] = spec
         self.lowered.kernels[name] = spec
+        if isinstance(spec, sp.Int8Conv2d):
+            weights = bits_of_weights(spec, weights)
         operands = _without_padding(spec, [const(weights) if a is None else a for a in operands])
         return self.emit(relax.op.call_dps_packed(name, relax.Tuple(operands), types if len(types) > 1 else types[0]))
 

@@ -12,7 +12,10 @@ from __future__ import annotations
 import contextlib
 from functools import singledispatch
 
+import numpy as np
+
 from bnntvm import spec as sp
+from bnntvm.bits import pack_bits
 
 from .cwriter import TYPES, Writer, number, term
 from .epilogue import Epilogue
@@ -498,6 +501,44 @@ class FloatRows(Anchor):
             out(line.replace("0.0f", "0") if self.integer else line)
 
 
+class ByteWindow(Windowed):
+    """Convolutions of bytes held in floats, weights of few levels: ``uint32[bits, O, kh, kw, words(I)]``, see :func:`bits_of_weights`."""
+
+    dtype = "int32"
+
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.channels, self.operands = spec.out_channels, 2
+        bits, sizes = len(spec.weights.coefficients), f"{spec.in_channels} to {spec.out_channels} channels"
+        self.title = f"Convolution of bytes held in floats {self.describe()}, {bits}-bit weights: {sizes}."
+
+    def names(self):
+        return ["x", "w"]
+
+    def value(self, out):
+        spec, w = self.spec, self.window
+        words = sp.words(spec.in_channels)
+        plane = self.channels * w.kernel[0] * w.kernel[1] * words
+        out("int32_t v0 = 0;")
+        with self.tap_loops(out) as (r, s):
+            out(f"const float *const a = x + {term(_grouped(self.place(r, s)), spec.in_channels)};")
+            out(f"const uint32_t *const b = w + {term(_grouped(self.weight_place(r, s)), words)};")
+            with out.loop("k", spec.in_channels):
+                bits = [f"{c} * (int32_t)(b[{f'{plane * j} + ' if j else ''}(k >> 5)] >> (k & 31) & 1)"
+                        for j, c in enumerate(spec.weights.coefficients)]  # fmt: skip
+                out(f"v0 += (int32_t)a[k] * ({' + '.join([str(spec.weights.base), *bits])});")
+
+
+def bits_of_weights(spec, weights):
+    """Weights int8[O, kh, kw, I] of :class:`bnntvm.spec.Int8Conv2d` as words of their bits, one plane for each."""
+    digits = spec.weights
+    codes = np.arange(2 ** len(digits.coefficients))
+    values = digits.base + sum(c * (codes >> j & 1) for j, c in enumerate(digits.coefficients))
+    order = np.argsort(values, kind="stable")
+    code = codes[order][np.searchsorted(values[order], weights)]
+    return np.stack([pack_bits(code >> j & 1 == 1) for j in range(len(digits.coefficients))])
+
+
 class PoolWindow(Windowed):
     """float32 pools."""
 
@@ -734,6 +775,7 @@ anchor_of.register(sp.FloatConv2d, FloatWindow)
 anchor_of.register(sp.FloatDense, FloatRows)
 anchor_of.register(sp.WeightDense, FloatRows)
 anchor_of.register(sp.WeightDenseInt8, FloatRows)
+anchor_of.register(sp.Int8Conv2d, ByteWindow)
 anchor_of.register(sp.Pool2d, PoolWindow)
 anchor_of.register(sp.GlobalPool, WholeImage)
 anchor_of.register(sp.Map, Identity)

@@ -62,6 +62,8 @@ class Kernels:
         """A constant as the emitter stores it: no padding of channels, bytes where they do."""
         if array.dtype == np.float32 and (getattr(spec, "coding", None) or hasattr(spec, "planes")) and index >= 2:
             array = array[:, : getattr(spec, "out_channels", 0) or spec.out_features]
+        if isinstance(spec, sp.Int8Conv2d) and index == 1:
+            array = kernels.bits_of_weights(spec, array)
         if not isinstance(spec, Rows) and kernels.weights_of_any_type(spec) and kernels.anchor_of(spec).names()[index] == "w":
             array = Emitter.narrow_words(type("Constant", (), dict(shape=array.shape, data=array))).data
         return np.ascontiguousarray(array)
@@ -204,6 +206,24 @@ def test_float_windows(tmp_path_factory, data):
         bits = pack_bits(image > 0)
         spec = sp.BitPool(window, groups * depth, data.draw(st.sampled_from(["and", "or"])))
         batch.add(spec, [bits], [], [((*dims, sp.words(groups * depth)), "uint32")])
+    batch.check()
+
+
+@ONE_RUN
+@given(data=st.data())
+def test_windows_of_bytes(tmp_path_factory, data):
+    """Convolutions of 8-bit integers held in floats, weights of one to four bits."""
+    batch = Kernels(tmp_path_factory.mktemp("kernels"))
+    for seed in range(8):
+        rng, window = np.random.default_rng(seed), data.draw(binary_tests.windows())
+        depth, outputs = data.draw(st.sampled_from([1, 3, 40])), data.draw(st.sampled_from([1, 4, 33]))
+        digits = sp.Digits(*data.draw(st.sampled_from([(-1, (2,)), (-1, (1, 2)), (-3, (2, 4)), (-8, (1, 2, 4, 8))])))
+        kind = data.draw(st.sampled_from([("int8", -128, 127), ("uint8", 0, 255)]))
+        tail = data.draw(st.sampled_from([RICH, thresholds("less")]))
+        image = rng.integers(*kind[1:], (2, window.in_height, window.in_width, depth), endpoint=True).astype(np.float32)
+        weights = digits.base + sum(c * rng.integers(0, 2, (outputs, *window.kernel, depth)) for c in digits.coefficients)
+        dims, spec = (2, window.out_height, window.out_width), sp.Int8Conv2d(window, depth, outputs, kind[0], digits, tail, floats=True)
+        batch.add(spec, [image, weights.astype(np.int8)], epilogue_inputs(rng, tail, outputs, dims), _outputs(spec, outputs, dims))
     batch.check()
 
 
