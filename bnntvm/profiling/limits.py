@@ -15,7 +15,7 @@ from tvm import tirx
 
 from bnntvm.schedules import neon
 from bnntvm.schedules import tir as T
-from bnntvm.schedules.int8_engines import tile
+from bnntvm.schedules.int8_tiles import TILE, configure, tile
 
 #: Independent chains: more than the latency of any step times the steps that begin at once. Counting without an instruction for it takes
 #: registers of its own, and so long that fewer chains do.
@@ -97,7 +97,7 @@ def _tiles():
     def task(thread):
         load = [tile("load", t, rows, [thread, T.i64(0)], 64) for t in range(4, 8)]
         loop = T.for_("step", _STEPS, lambda _: [tile("dot_ssd", 2 * i + j, 4 + i, 6 + j) for i in range(2) for j in range(2)])
-        return [tile("config"), [tile("zero", t) for t in range(4)], load, loop, tile("release")]
+        return [configure(TILE), [tile("zero", t) for t in range(4)], load, loop, tile("release")]
 
     return T.function("limit", [rows], T.parallel("thread", threads, task)), {
         "dtype": "int8", "elements": 1024, "work": _STEPS * 4 * 16 * 16 * 64,

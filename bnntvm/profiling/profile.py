@@ -222,12 +222,13 @@ def _probe(isa):
 
     functions, limits = kernels(isa)
     compiled = tvm.compile(tvm.IRModule(functions), target=tvm_target(isa))
-    compiler = compiler_for(isa).replace("g++", "gcc").replace("clang++", "clang").replace("c++", "cc")
+    compiler = compiler_for(isa)
     source, include = pathlib.Path(__file__).with_name("probe.c"), pathlib.Path(tvm_ffi.__file__).with_name("include")
 
     def link(out, objects, **_):
         objects = [objects] if isinstance(objects, str) else objects
-        command = [*shlex.split(compiler), "-O2", "-shared", "-fPIC", "-s", f"-I{include}", str(source), *objects, "-o", str(out), "-lm"]
+        command = [*shlex.split(compiler), "-O2", "-shared", "-fPIC", "-s", f"-I{include}", "-x", "c", str(source), "-x", "none", *objects]
+        command += ["-o", str(out), "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if done.returncode:
             raise ToolchainError("the probe could not be compiled", where=compiler, why=done.stderr.strip()[-500:])

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 import bnntvm
 from bnntvm.cli import main
+from tests.bnntvm.remote.farm import farm
 
 DIGITS = pathlib.Path(__file__).parents[2] / "tutorials" / "data" / "digits_bnn.onnx"
 
@@ -33,7 +34,7 @@ def test_help_shows_examples_and_imports_nothing_heavy():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "Examples:" in out and "bnntvm build" in out and out.splitlines()[-1] == "[]"
-    for command in ("build", "run", "explain", "bench"):
+    for command in ("build", "run", "explain", "bench", "profile", "package", "rpc-server"):
         result = invoke(command, "--help")
         assert result.exit_code == 0 and f"bnntvm {command}" in result.output
 
@@ -111,3 +112,29 @@ def test_build_then_run_a_real_model(tmp_path):
     broken.write_bytes(DIGITS.read_bytes()[:1000])
     result = invoke("build", broken)
     assert result.exit_code == 1 and "error:" in result.stderr and not (tmp_path / "broken.bnn").exists()
+
+
+def test_profile(tmp_path):
+    trace, picture, net = tmp_path / "trace.json", tmp_path / "roof.svg", tmp_path / "net.bnn"
+    assert invoke("build", DIGITS, "-o", net).exit_code == 0
+    result = invoke("profile", net, "--seconds", 0.05, "--threads", 1, "--json", "--chrome-trace", trace, "--roofline", picture)
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    layers = [layer["output"] for layer in json.loads(invoke("explain", net, "--json").stdout)["layers"]]
+    assert [call["layer"] for call in found["calls"] if call["layer"]] == layers
+    assert len(json.loads(trace.read_text())["traceEvents"]) == len(found["calls"]) and picture.read_text().lstrip().startswith("<?xml")
+    assert "us in kernels" in invoke("profile", net, "--seconds", 0.05).output
+
+
+def test_on_a_board(tmp_path):
+    """run, bench and profile, of an artefact and of a model; a board that is not there."""
+    net = tmp_path / "net.bnn"
+    assert invoke("build", DIGITS, "-o", net).exit_code == 0
+    with farm() as (address, _):
+        board = ["--rpc", address, "--key", "test"]
+        assert invoke("run", net, "--random", *board).output == invoke("run", net, "--random").output
+        assert invoke("bench", net, "--repeat", 10, *board).output.startswith("bnntvm, 1 thread: ")
+        assert "test at" in invoke("profile", DIGITS, "--seconds", 0.05, *board).output
+        assert invoke("bench", net, "--compare", *board).exit_code == 2
+        result = invoke("run", net, "--random", "--rpc", address, "--key", "other")
+        assert result.exit_code == 1 and "no board of this key" in result.output
