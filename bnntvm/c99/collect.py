@@ -19,7 +19,7 @@ from bnntvm.graph import bindings, const, constant, dims, dtype, op_name
 from bnntvm.lower import Lower
 from bnntvm.passes.float_layers import FloatLayers
 
-from .kernels import bits_of_weights
+from .weights import bits_of_weights
 
 
 @dataclass(eq=False)

@@ -12,10 +12,7 @@ from __future__ import annotations
 import contextlib
 from functools import singledispatch
 
-import numpy as np
-
 from bnntvm import spec as sp
-from bnntvm.bits import pack_bits
 
 from .cwriter import TYPES, Writer, number, term
 from .epilogue import Epilogue
@@ -502,7 +499,7 @@ class FloatRows(Anchor):
 
 
 class ByteWindow(Windowed):
-    """Convolutions of bytes held in floats, weights of few levels: ``uint32[bits, O, kh, kw, words(I)]``, see :func:`bits_of_weights`."""
+    """Convolutions of bytes held in floats; weights ``uint32[bits, O, kh, kw, words(I)]``, see :func:`.weights.bits_of_weights`."""
 
     dtype = "int32"
 
@@ -527,16 +524,6 @@ class ByteWindow(Windowed):
                 bits = [f"{c} * (int32_t)(b[{f'{plane * j} + ' if j else ''}(k >> 5)] >> (k & 31) & 1)"
                         for j, c in enumerate(spec.weights.coefficients)]  # fmt: skip
                 out(f"v0 += (int32_t)a[k] * ({' + '.join([str(spec.weights.base), *bits])});")
-
-
-def bits_of_weights(spec, weights):
-    """Weights int8[O, kh, kw, I] of :class:`bnntvm.spec.Int8Conv2d` as words of their bits, one plane for each."""
-    digits = spec.weights
-    codes = np.arange(2 ** len(digits.coefficients))
-    values = digits.base + sum(c * (codes >> j & 1) for j, c in enumerate(digits.coefficients))
-    order = np.argsort(values, kind="stable")
-    code = codes[order][np.searchsorted(values[order], weights)]
-    return np.stack([pack_bits(code >> j & 1 == 1) for j in range(len(digits.coefficients))])
 
 
 class PoolWindow(Windowed):

@@ -12,6 +12,7 @@ from bnntvm.c99 import kernels
 from bnntvm.c99.cwriter import TYPES
 from bnntvm.c99.emit import Emitter
 from bnntvm.c99.rows import Rows
+from bnntvm.c99.weights import bits_of_weights
 from bnntvm.schedules import families
 from tests.c99.native import STRICT, run
 from tests.schedules import test_binary_conv2d as binary_tests
@@ -63,7 +64,7 @@ class Kernels:
         if array.dtype == np.float32 and (getattr(spec, "coding", None) or hasattr(spec, "planes")) and index >= 2:
             array = array[:, : getattr(spec, "out_channels", 0) or spec.out_features]
         if isinstance(spec, sp.Int8Conv2d) and index == 1:
-            array = kernels.bits_of_weights(spec, array)
+            array = bits_of_weights(spec, array)
         if not isinstance(spec, Rows) and kernels.weights_of_any_type(spec) and kernels.anchor_of(spec).names()[index] == "w":
             array = Emitter.narrow_words(type("Constant", (), dict(shape=array.shape, data=array))).data
         return np.ascontiguousarray(array)
