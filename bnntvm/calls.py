@@ -43,6 +43,7 @@ def _call(binding, one):
 
 
 def _tensors(binding):
-    """Types of the operands and results of a call."""
+    """Types of the tensors among the operands and of the results of a call; sizes are operands too."""
     result = binding.value.ty
-    return [*[field.ty for field in binding.value.args[1].fields], *([result] if isinstance(result, relax.TensorType) else result.fields)]
+    operands = [field.ty for field in binding.value.args[1].fields if isinstance(field.ty, relax.TensorType)]
+    return [*operands, *([result] if isinstance(result, relax.TensorType) else result.fields)]

@@ -11,6 +11,8 @@ FOUND = [
     # PACT's clip behind gains of several channels and signs: levels that only rounding errors of huge numbers reach
     ("interpreter", 200016, "0:scale,3:family_layer"),
     ("interpreter", 200320, "0:batch_norm,1:family_layer"),
+    # a dense layer on every pixel of a batch of any size: kernels with a size among their operands
+    ("build", 320028, "8:token_dense"),
     # a plane whose source packed layers hide
     (
         "interpreter",
