@@ -2,6 +2,7 @@
 
 import ctypes
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -31,7 +32,7 @@ def execute(model, feed, folder, *, batch=1, name="net", **options):
     inputs = [_staged(feed[info.name]) for info in imported.inputs]
     outputs = [_room(info, batch) for info in imported.outputs]
     macros = [line.split() for line in pathlib.Path(folder, f"{name}.h").read_text().splitlines() if line.startswith("#define")]
-    sizes = [int(words[2]) for words in macros if words[1].endswith("_SIZE")]
+    sizes = [int(words[2]) for words in macros if re.search(r"_SIZE(_\d+)?$", words[1])]
     assert sizes == [a.size for a in (*inputs, *outputs)]
     status = getattr(library, f"{name}_run")(*[a.ctypes.data_as(ctypes.c_void_p) for a in (*inputs, *outputs)])
     return status, outputs

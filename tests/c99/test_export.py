@@ -1,12 +1,19 @@
 """Exported networks against ONNX Runtime, and the files around them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from onnx import helper, numpy_helper
 
 import bnntvm
-from tests.c99.native import execute
+from bnntvm import spec as sp
+from bnntvm.c99 import kernels
+from bnntvm.cli import main
+from bnntvm.schedules import families
+from tests.c99.native import execute, run
 from tests.fuzz.check import differences
 from tests.fuzz.networks import generate
 from tests.importer.helpers import reference
@@ -57,3 +64,117 @@ def test_folder_in_use(tmp_path):
         bnntvm.export_c(generate(3).model, tmp_path)
     with pytest.raises(bnntvm.BnnError, match="could not be written"):
         bnntvm.export_c(generate(3).model, tmp_path / "file")
+
+
+def _graph(nodes, inputs, outputs, constants=()):
+    """A model; ``inputs`` and ``outputs`` are (name, type, shape)."""
+    infos = [[helper.make_tensor_value_info(n, t, s) for n, t, s in tensors] for tensors in (inputs, outputs)]
+    graph = helper.make_graph(nodes, "graph", *infos, [numpy_helper.from_array(array, name) for name, array in constants])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    return model
+
+
+def _check(model, feed, folder, **options):
+    status, outputs = execute(model, feed, folder, **options)
+    assert status == 0
+    for got, wanted in zip(outputs, reference(model, feed), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+ODD_NAMES = [
+    "class",
+    "a b",
+    "a/b",
+    "workspace",
+    "x",
+    "X",
+    "*/ ??/",
+    "AT",
+    "main",
+    "n",
+    "printf",
+    "net",
+    "9",
+    "naïve",
+    "MODEL_OK",
+    "hash",
+    "exp",
+]
+
+
+def test_odd_names(tmp_path):
+    """Names that are keywords, macros, functions, the same in capitals, or end a comment; in the example and in C++ too."""
+    inputs = [(name, 1, [3]) for name in ODD_NAMES]
+    nodes = [helper.make_node("Neg", [name], [f"-{name}"]) for name in ODD_NAMES]
+    model = _graph(nodes, inputs, [(f"-{name}", 1, [3]) for name in ODD_NAMES])
+    feed = {name: np.arange(3, dtype=np.float32) + i for i, name in enumerate(ODD_NAMES)}
+    _check(model, feed, tmp_path / "net")
+    bnntvm.export_c(model, tmp_path / "example")
+    assert run(["make", "-s", "check"], tmp_path / "example").endswith("ok\n")
+    for compiler in filter(shutil.which, ("g++", "clang++")):
+        run([compiler, "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-x", "c++", "model.h"], tmp_path / "example")
+
+
+def test_types_and_shared_results(tmp_path):
+    """Every type of tensor; results that are an input, a constant, another result, the same again in another shape."""
+    kinds = {"f": 1, "u": 2, "i8": 3, "i32": 6, "i64": 7, "b": 9}
+    nodes = [
+        helper.make_node("Identity", ["f"], ["same"]), helper.make_node("Cast", ["u"], ["y"], to=1), helper.make_node("Neg", ["i8"], ["z"]),
+        helper.make_node("Add", ["i32", "i32"], ["w"]), helper.make_node("Not", ["b"], ["nb"]),
+        helper.make_node("Gather", ["table", "i64"], ["row"]), helper.make_node("Identity", ["table"], ["constant"]),
+        helper.make_node("Relu", ["f"], ["r"]), helper.make_node("Reshape", ["r", "shape"], ["r2"]), helper.make_node("Neg", ["r"], ["r3"]),
+    ]  # fmt: skip
+    results = [("same", 1, [4]), ("y", 1, [4]), ("z", 3, [4]), ("w", 6, [4]), ("nb", 9, [4]), ("row", 1, [4, 2])]
+    results += [("constant", 1, [3, 2]), ("r", 1, [4]), ("r2", 1, [2, 2]), ("r3", 1, [4])]
+    constants = [("table", np.arange(6, dtype=np.float32).reshape(3, 2)), ("shape", np.array([2, 2]))]
+    model = _graph(nodes, [(name, kind, [4]) for name, kind in kinds.items()], results, constants)
+    values = {"f": np.float32([-1, 2, 0, 3]), "u": np.uint8([0, 255, 3, 9]), "i8": np.int8([-127, 3, 0, 127])}
+    values |= {"i32": np.int32([-(2**30), 5, 6, 2**29]), "i64": np.array([0, 2, 1, 2]), "b": np.array([True, False, True, True])}
+    _check(model, values, tmp_path / "net")
+
+
+def test_dynamic_batch(tmp_path):
+    """``batch`` images at once, one by default."""
+    nodes = [helper.make_node("Sign", ["x"], ["s"]), helper.make_node("MatMul", ["s", "w"], ["y"])]
+    weights = np.random.default_rng(0).choice(np.float32([-1, 1]), (40, 7))
+    model = _graph(nodes, [("x", 1, ["N", 40])], [("y", 1, ["N", 7])], [("w", weights)])
+    for batch in (1, 5):
+        x = np.random.default_rng(batch).standard_normal((batch, 40)).astype(np.float32)
+        _check(model, {"x": x}, tmp_path / str(batch), batch=batch)
+    with pytest.raises(bnntvm.BnnError, match="batch"):
+        bnntvm.export_c(model, tmp_path / "none", batch=0)
+
+
+def test_refused_by_name(tmp_path):
+    """What has no C is named, and nothing is written."""
+    model = _graph([helper.make_node("Sin", ["x"], ["y"])], [("x", 1, [3])], [("y", 1, [3])])
+    with pytest.raises(bnntvm.UnsupportedError, match="standalone C has no operator sin"):
+        bnntvm.export_c(model, tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+
+
+def test_every_specification_has_c():
+    """All that lowering makes; products of bytes are a schedule of others."""
+    missing = [kind for kind in families.FAMILIES if kernels.anchor_of.dispatch(kind) is kernels.anchor_of.dispatch(object)]
+    assert missing == [sp.Int8Conv2d]
+
+
+def test_as_the_module_computes(tmp_path):
+    """Integer layers and float chains of single operations: the bits of the built module."""
+    network = generate(9)
+    status, outputs = execute(network.model, network.feed, tmp_path / "net", batch=next(iter(network.feed.values())).shape[0])
+    assert status == 0
+    for got, wanted in zip(outputs, bnntvm.build(network.model).run(network.feed).values(), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_command(tmp_path):
+    """The command shows the table; the folder has the same in size.txt."""
+    (tmp_path / "net.onnx").write_bytes(generate(3).model.SerializeToString())
+    done = CliRunner().invoke(main, ["export-c", str(tmp_path / "net.onnx"), "-o", str(tmp_path / "c"), "--name", "digits", "--no-vectors"])
+    assert done.exit_code == 0, done.output
+    table = (tmp_path / "c" / "size.txt").read_text()
+    assert "RAM    workspace" in done.output and table.split("\n\nworkspace:")[0].strip() in done.output
+    assert "int digits_run(" in (tmp_path / "c" / "digits.h").read_text()
+    assert CliRunner().invoke(main, ["export-c", str(tmp_path / "net.onnx"), "-o", str(tmp_path / "c")]).exit_code == 1
