@@ -7,8 +7,9 @@
     Makefile CMakeLists.txt cortex-m/                     how to compile it, also for Cortex-M under QEMU
     size.txt size.json                                    flash, RAM, and where every tensor lies
 
-Files of this package: collect (the passes' result as a list of steps), kernels and epilogue (C of the specifications), tir (C of what no
-kernel family takes), plan (the workspace), emit (the network's files), example (the example and its test vectors), report (sizes).
+Files of this package: program (steps and tensors), collect (the passes' result as a program), kernels and epilogue (C of the
+specifications), weights (how some are stored), tir (C of what no kernel family takes), rows (steps that are joined row by row), plan (the
+workspace), emit (the network's files), example (the example and its test vectors), report (sizes).
 """
 
 from .export import export_c

@@ -10,9 +10,9 @@ import numpy as np
 from bnntvm.errors import UnsupportedError
 
 from . import kernels, tir
-from .collect import Buffer, Loose
 from .cwriter import TYPES, Writer, array, comment, identifier
 from .plan import plan
+from .program import Buffer, Loose
 from .rows import Rows
 
 
@@ -54,7 +54,7 @@ class Emitter:
 
     Parameters
     ----------
-    program : .collect.Program
+    program : .program.Program
     name : str
         Prefix of everything that other files see; a C identifier.
     inputs, outputs : list
@@ -73,6 +73,8 @@ class Emitter:
 
     def tensor(self, buffer, info, taken):
         parameter = identifier(info.name, taken)
+        if parameter.isupper() and len(parameter) > 1:  # it might be a macro
+            parameter = identifier(f"t_{parameter}", taken)
         macro = identifier(f"{self.name}_{parameter}_SIZE".upper(), taken)
         taken |= {parameter, macro}
         return Tensor(parameter, macro, info.name, buffer.shape, buffer.dtype, str(info.dtype))

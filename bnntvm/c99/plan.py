@@ -38,7 +38,7 @@ class Plan:
 
 
 def plan(steps):
-    """Place the workspace buffers of ``steps`` (:class:`.collect.Step`)."""
+    """Place the workspace buffers of ``steps`` (:class:`.program.Step`)."""
     groups, tensors = _tensors(steps)
     offsets, total = arrange(list(tensors.values()))
     where = {b: offsets[i] for i, b in enumerate(tensors)}

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from bnntvm import spec as sp
 
-from .collect import Buffer, Step
 from .plan import bound
+from .program import Buffer, Step
 
 #: Steps whose rows can be computed one by one, and steps whose window can read them.
 PRODUCERS = (sp.BinaryConv2d, sp.PlanesConv2d, sp.FloatConv2d, sp.Pool2d)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnntvm import spec as sp
-from bnntvm.c99.collect import Buffer, Step
 from bnntvm.c99.plan import Tensor, arrange, live_bytes, plan
+from bnntvm.c99.program import Buffer, Step
 
 TENSORS = st.lists(
     st.tuples(st.integers(1, 50), st.integers(0, 12), st.integers(0, 4)).map(lambda t: Tensor(4 * t[0], t[1], t[1] + t[2])), max_size=14
