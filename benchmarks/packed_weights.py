@@ -1,4 +1,4 @@
-"""Dense layers of one row whose weights stay packed: bound by the time in which the weights arrive.
+"""Dense layers whose weights stay packed: those of one row are bound by the time in which the weights arrive, 64 rows by arithmetic.
 
 ``1-bit weights``: float activations, BinaryConnect. ``BitNet b1.58``: ternary weights, activations quantised to 8 bits by the largest
 magnitude of the row, as training exports write it. ONNX Runtime gets the same graph in float32, and the layer as MatMulNBits of 2 bits with
@@ -24,17 +24,23 @@ class PackedLayer:
     bits: int
     features: int
     outputs: int
+    rows: int = 1
 
     @property
     def name(self) -> str:
-        return f"{'1-bit weights' if self.bits == 1 else 'BitNet b1.58'}, 1x{self.features}x{self.outputs}"
+        return f"{'1-bit weights' if self.bits == 1 else 'BitNet b1.58'}, {self.rows}x{self.features}x{self.outputs}"
 
     @property
     def macs(self) -> int:
-        return self.features * self.outputs
+        return self.rows * self.features * self.outputs
+
+    @property
+    def packed_bytes(self) -> int:
+        """What the weights take."""
+        return self.features * self.outputs * self.bits // 8
 
     def input(self) -> np.ndarray:
-        return np.random.default_rng(7).standard_normal((1, self.features)).astype(np.float32)
+        return np.random.default_rng(7).standard_normal((self.rows, self.features)).astype(np.float32)
 
     def weights(self) -> np.ndarray:
         """float32 [features, outputs] of two or three levels."""
@@ -59,7 +65,7 @@ class PackedLayer:
 
     def _model(self, nodes: list, constants: dict) -> onnx.ModelProto:
         sizes = {"input": self.features, "output": self.outputs}
-        infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size]) for name, size in sizes.items()]
+        infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [self.rows, size]) for name, size in sizes.items()]
         tensors = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in constants.items()]
         graph = helper.make_graph(nodes, self.name, infos[:1], infos[1:], tensors)
         domains = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
@@ -77,4 +83,4 @@ def _quantised_rows(constants: dict) -> tuple[list, str, dict]:
     return [helper.make_node(op, inputs, [output]) for op, inputs, output in steps], "quantised", constants | more
 
 
-LAYERS = (PackedLayer(1, 4096, 4096), PackedLayer(2, 4096, 4096), PackedLayer(2, 2560, 6912))
+LAYERS = (PackedLayer(1, 4096, 4096), PackedLayer(2, 4096, 4096), PackedLayer(2, 2560, 6912), PackedLayer(2, 2560, 6912, 64))

@@ -185,8 +185,10 @@ def markdown(content: dict) -> str:
         parts += ["## Whole networks, one image, one thread, ms\n", _compared(rows, 1e-3, 2, mean=True)]
     if rows := _of_kind(content, "bits"):
         parts += ["## Few bits, one thread, µs\n", _few_bits(rows)]
+    if rows := _of_kind(content, "attention"):
+        parts += ["## Products of two binary tensors, one thread, µs\n", _compared(rows, 1e-6, 0, mean=False)]
     if rows := _of_kind(content, "weights"):
-        parts += ["## Packed weights, one row, one thread, µs\n", _weights(rows)]
+        parts += ["## Packed weights, one thread, µs\n", _weights(rows)]
     if rows := _of_kind(content, "threads"):
         parts += ["## Two threads\n", _threads(rows)]
     if remarks := _remarks(content):

@@ -36,6 +36,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import report, zoo
+from .attention import LAYERS as ATTENTION
+from .attention import Attention
 from .few_bits import LAYERS as FEW_BITS
 from .few_bits import FewBits
 from .layers import LAYERS, Layer
@@ -266,8 +268,13 @@ class Bench:
         jobs = {s: Job(layer.model().SerializeToString(), feed) for s in ("bnntvm", "ort") if s in self.systems}
         if layer.bits == 2 and "ort" in self.systems:
             jobs["ort-2bit"] = Job(layer.two_bits().SerializeToString(), feed)
-        jobs["stream"] = Job(b"", {"bytes": np.ones(layer.macs * layer.bits // 8, np.uint8)})
+        jobs["stream"] = Job(b"", {"bytes": np.ones(layer.packed_bytes, np.uint8)})
         return self.measure(Row("weights", layer.name, layer.macs), {s: (s, 1, [job]) for s, job in jobs.items()})
+
+    def attention(self, layer: Attention) -> Row:
+        jobs = {"bnntvm": Job(layer.model().SerializeToString(), layer.feed())}
+        jobs["ort"] = Job(layer.model(signs=False).SerializeToString(), layer.feed(signs=True))
+        return self.measure(Row("attention", layer.name, layer.macs), {s: (s, 1, [job]) for s, job in jobs.items() if s in self.systems})
 
     def network(self, name: str, model: onnx.ModelProto, threads: list[int] | None = None) -> Row:
         job = Job(model.SerializeToString(), {model.graph.input[0].name: network_input(model)})
@@ -323,7 +330,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--networks", default=None, help=f"comma-separated, or none; default all: {', '.join(zoo.NAMES)}")
     parser.add_argument("--model", type=Path, action="append", default=[], help="an ONNX file of your own with one input; repeatable")
     parser.add_argument("--layers", action="store_true", help="single layers and packed chains (default: everything, unless one is chosen)")
-    parser.add_argument("--bits", action="store_true", help="convolutions of few-bit activations and weights")
+    parser.add_argument("--bits", action="store_true", help="convolutions of few-bit activations and weights, binary attention")
     parser.add_argument("--weights", action="store_true", help="dense layers whose weights stay packed")
     parser.add_argument("--threads", action="store_true", help="the two-thread row")
     parser.add_argument("--only", default=None, help="layers to measure: comma-separated parts of their names, such as 14x14x256")
@@ -366,6 +373,10 @@ def measure_all(bench: Bench, options: argparse.Namespace, save) -> list[Row]:
     for layer in FEW_BITS if options.bits else ():
         if any(p in layer.name for p in parts):
             rows.append(bench.few_bits(layer))
+            save(rows)
+    for layer in ATTENTION if options.bits else ():
+        if any(p in layer.name for p in parts):
+            rows.append(bench.attention(layer))
             save(rows)
     for layer in PACKED if options.weights else ():
         if any(p in layer.name for p in parts):

@@ -9,6 +9,7 @@ import pytest
 
 import bnntvm
 from benchmarks import limit, report, run  # noqa: E402
+from benchmarks.attention import Attention  # noqa: E402
 from benchmarks.layers import Layer  # noqa: E402
 from benchmarks.packed_weights import PackedLayer  # noqa: E402
 from benchmarks.peers import prepare_ort, prepare_ort_u8s8  # noqa: E402
@@ -57,6 +58,14 @@ def test_packed_layers_are_what_they_say(bits):
     want = prepare_ort(layer.model(), {"input": layer.input()}, 1).outputs[0]
     np.testing.assert_allclose(module.run({"input": layer.input()})["output"], want, rtol=0, atol=1e-4 * np.abs(want).max())
     onnx.checker.check_model(layer.two_bits())
+
+
+def test_attention_is_what_it_says():
+    layer = Attention(2, 5, 40)
+    module = bnntvm.build(layer.model())
+    assert [item.kind for item in module.report.layers] == ["binary"]
+    want = prepare_ort(layer.model(signs=False), layer.feed(signs=True), 1).outputs[0]
+    np.testing.assert_array_equal(module.run(layer.feed())["scores"], want)
 
 
 def test_failures_and_missing_systems_are_remarks():
