@@ -13,7 +13,7 @@ import numpy as np
 from tvm import relax
 
 from bnntvm import ops
-from bnntvm.graph import const, dims, dtype, same_dims
+from bnntvm.graph import const, dims, dtype, op_name, same_dims
 from bnntvm.levels import Step
 from bnntvm.planes import activation_planes
 
@@ -52,7 +52,7 @@ class RunTimeProduct:
         if not isinstance(rows, int):
             return "both operands are activations of unknown size"
         batch = _product(a[:-2]) if len(a) > 2 or isinstance(a[0], int) else a[0]
-        turned = self.emit(relax.op.permute_dims(right, [*range(len(b) - 2), len(b) - 1, len(b) - 2]))
+        turned = self.turned(right)
 
         def packed_left(plane):
             return [self.emit(relax.op.reshape(w, [batch, rows, dims(w)[-1]])) for w in self.words(left, plane)]
@@ -63,6 +63,15 @@ class RunTimeProduct:
 
         out = self.total(*found, packed_left, packed_right, a[-1])
         return self.emit(relax.op.reshape(out, [*a[:-1], b[-1]]))
+
+    def turned(self, var):
+        """A tensor with its last two axes exchanged: what it was before, where it is made by such an exchange (keys of attention)."""
+        rank = len(dims(var))
+        order = [*range(rank - 2), rank - 1, rank - 2]
+        made = self.rewriter.builder.lookup_binding(var) if isinstance(var, relax.Var) else None
+        if op_name(made) == "relax.permute_dims" and made.attrs["axes"] is not None and [int(a) for a in made.attrs["axes"]] == order:
+            return made.args[0]
+        return self.emit(relax.op.permute_dims(var, order))
 
     def convolution(self):
         """A two-dimensional convolution with weights [O, C, kh, kw], or the reason why it stays float."""
