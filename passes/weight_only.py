@@ -227,7 +227,10 @@ class _WeightOnly(Rewriter):
         self.decisions[layer] = replace(before, kind="int8", reason=reason, planes=f"int8 x {len(coefficients)}")
         attrs = {key: [int(v) for v in call.attrs[key]] for key in ("strides", "pads", "dilations")}
         attrs |= dict(layer=layer, base=base, coefficients=coefficients, reachable=[-bound, bound, 1])
-        operands = [self.env[integers.tensor], const(values.astype(np.int8))]
+        data, shape = self.env[integers.tensor], dims(call.args[0])
+        if not same_dims(dims(data), shape):  # a one-dimensional convolution sees its data through a reshape
+            data = self.emit(relax.op.reshape(data, shape))
+        operands = [data, const(values.astype(np.int8))]
         out = self.emit(ops.call(ops.CONV_INT8, operands, data="int8" if integers.low < 0 else "uint8", **attrs))
         if integers.operator is not None:
             factor = np.float64(constant(integers.factor).reshape(()))
