@@ -17,8 +17,8 @@
 
 /* ---------------------------------------------------------------------------------------------------------------- counting bits */
 
-/* Where the processor counts bits itself, words are counted one by one. Elsewhere BNN_NIBBLES leaves a count in each group of four bits; three
- * words fit (12 of at most 15), then the groups are added up to bytes, of which ten rounds fit (240 of at most 255). */
+/* Where the processor counts bits itself, words are counted one by one. Elsewhere three words are added bit by bit to ones and twos, whose
+ * counts are left in groups of four bits (12 of at most 15); these are added up to bytes, of which ten rounds fit (240 of at most 255). */
 #if defined(__GNUC__) && (defined(__POPCNT__) || defined(__aarch64__) || defined(__riscv_zbb))
 #define BNN_HAS_POPCOUNT 1
 #else
@@ -60,15 +60,14 @@ static inline int32_t bnn_popcount(uint32_t x)
 #define BNN_COUNT(NAME, PARAMETERS, WORD)                                                                                              \
     static inline int32_t NAME PARAMETERS                                                                                              \
     {                                                                                                                                  \
+        const int32_t threes = n - n % 3;                                                                                              \
         int32_t total = 0, i = 0;                                                                                                      \
-        while (n - i >= 3) {                                                                                                           \
+        while (i < threes) {                                                                                                           \
+            const int32_t stop = threes - i > 30 ? i + 30 : threes;                                                                    \
             uint32_t bytes = 0;                                                                                                        \
-            for (int32_t round = 0; round < 10 && n - i >= 3; round++) {                                                               \
-                uint32_t sum = bnn_nibbles(WORD);                                                                                      \
-                i++;                                                                                                                   \
-                sum += bnn_nibbles(WORD);                                                                                              \
-                i++;                                                                                                                   \
-                sum += bnn_nibbles(WORD);                                                                                              \
+            while (i < stop) {                                                                                                         \
+                const uint32_t first = WORD, second = (i++, WORD), third = (i++, WORD), odd = first ^ second;                          \
+                const uint32_t sum = bnn_nibbles(odd ^ third) + 2 * bnn_nibbles((first & second) | (odd & third));                     \
                 i++;                                                                                                                   \
                 bytes += (sum & 0x0f0f0f0fu) + ((sum >> 4) & 0x0f0f0f0fu);                                                             \
             }                                                                                                                          \
