@@ -20,7 +20,7 @@ def farm(commands=((sys.executable,),), key="test"):
             words = ["-m", "bnntvm", "rpc-server", "--tracker", address, "--key", key, "--host", "127.0.0.1", "--address", "127.0.0.1"]
             port = str(20000 + 1000 * number)
             processes.append(subprocess.Popen([*command, *words, "--port", port, "--silent"], cwd="/"))
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while len(boards(("127.0.0.1", tracker.port), key)) < len(commands):
             assert time.monotonic() < deadline and all(p.poll() is None for p in processes), "a board does not come up"
             time.sleep(0.1)
