@@ -24,6 +24,19 @@ _KEYWORDS = set(
 )
 
 
+#: Function calls are no constants: definitions of their own, of the compiler or of C99's <math.h>, for the few that are not finite.
+NOT_FINITE = """\
+#if defined(__GNUC__)
+#define BNN_INFINITY __builtin_inff()
+#define BNN_NAN __builtin_nanf("")
+#else
+#include <math.h>
+#define BNN_INFINITY INFINITY
+#define BNN_NAN NAN
+#endif
+"""
+
+
 def number(value, dtype="float32"):
     """A literal with exactly this value."""
     kind = np.dtype(dtype).kind

@@ -10,7 +10,7 @@ import numpy as np
 from bnntvm.errors import UnsupportedError
 
 from . import kernels, tir
-from .cwriter import TYPES, Writer, array, comment, identifier
+from .cwriter import NOT_FINITE, TYPES, Writer, array, comment, identifier
 from .plan import plan
 from .program import Buffer, Loose
 from .rows import Rows
@@ -274,7 +274,7 @@ class Emitter:
         out = Writer()
         out(f'#include "{self.name}_weights.h"', "")
         if self.odd():
-            out(*_ODD.split("\n"))
+            out(*NOT_FINITE.split("\n"))
         for name, data in self.constants.values():
             out(f"const {TYPES[str(data.dtype)]} {name}[{data.size}] = {{")
             out(*["    " + line for line in array(data)], "};", "")
@@ -283,19 +283,6 @@ class Emitter:
     def odd(self):
         """Whether a float constant is infinite or NaN."""
         return any(data.dtype.kind == "f" and not np.isfinite(data).all() for _, data in self.constants.values())
-
-
-#: Function calls are no constants: definitions of their own, of the compiler or of C99's <math.h>, for the few that are not finite.
-_ODD = """\
-#if defined(__GNUC__)
-#define BNN_INFINITY __builtin_inff()
-#define BNN_NAN __builtin_nanf("")
-#else
-#include <math.h>
-#define BNN_INFINITY INFINITY
-#define BNN_NAN NAN
-#endif
-"""
 
 
 def _snake(name):

@@ -177,3 +177,15 @@ def test_command(tmp_path):
     assert "RAM    workspace" in done.output and table.split("\n\nworkspace:")[0].strip() in done.output
     assert "int digits_run(" in (tmp_path / "c" / "digits.h").read_text()
     assert CliRunner().invoke(main, ["export-c", str(tmp_path / "net.onnx"), "-o", str(tmp_path / "c")]).exit_code == 1
+
+
+def test_infinite_results(tmp_path):
+    """Constants and expected results that are infinite, which C has no constants for; without vectors the example says so."""
+    nodes = [helper.make_node("Div", ["x", "zero"], ["d"]), helper.make_node("Max", ["x", "low"], ["y"])]
+    constants = [("zero", np.zeros(3, np.float32)), ("low", np.float32([-np.inf, np.inf, 0]))]
+    model = _graph(nodes, [("x", 1, [3])], [("d", 1, [3]), ("y", 1, [3])], constants)
+    _check(model, {"x": np.float32([1, -2, 3])}, tmp_path / "net")
+    bnntvm.export_c(model, tmp_path / "example")
+    assert run(["make", "-s", "check"], tmp_path / "example").endswith("\nok\n")
+    bnntvm.export_c(model, tmp_path / "plain", vectors=False)
+    assert "nothing to compare with" in run(["make", "-s", "check"], tmp_path / "plain")
