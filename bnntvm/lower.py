@@ -376,6 +376,8 @@ class Lower(Rewriter):
         shared = isinstance(batch, int) and batch == 1 and not same_dim(dims(ty)[0], 1)
         words = dims(call.args[0])[-1]
         spec = sp.BinaryMatmul(rows, columns, int(attrs["features"]), words, str(attrs["left"]), str(attrs["right"]), shared)
+        if len(attrs["scale"]):
+            spec = replace(spec, scale=float(attrs["scale"][0]))
         out = self.call(spec, list(call.args), [ty], None, str(attrs["layer"]))
         kernel = next(reversed(self.lowered.kernels))
         self.lowered.layers.setdefault(str(attrs["layer"]), (kernel, 0))

@@ -171,7 +171,7 @@ def _infer_dense_planes(call_):
 
 def _infer_matmul_bits(call_):
     left, right = call_.args[0].ty.shape, call_.args[-1].ty.shape
-    return relax.TensorType([left[0], left[1], right[2]], "int32")
+    return relax.TensorType([left[0], left[1], right[2]], "float32" if len(call_.attrs["scale"]) else "int32")
 
 
 def _infer_pool_bits(call_):
@@ -203,7 +203,8 @@ DENSE_PLANES = define("bnn.dense_planes", _infer_dense_planes)
 
 
 #: Product of two packed run-time tensors: the left one's words [B, M, Kw] (signs, then zeros if its kind is "ternary"), the right one's
-#: [B or 1, Kw, N] likewise. Attributes: layer, features (K), left, right (kinds of bnntvm.spec.BinaryMatmul), reachable.
+#: [B or 1, Kw, N] likewise. Attributes: layer, features (K), left, right (kinds of bnntvm.spec.BinaryMatmul), reachable,
+#: scale: none, or one number that the result is multiplied with, which is float32 then.
 MATMUL_BITS = define("bnn.matmul_bits", _infer_matmul_bits)
 #: Packed pooling of words [N, H, W, Cw]. Attributes: kind ("and" or "or"), kernel, strides, pads, dilations, channels.
 POOL_BITS = define("bnn.pool_bits", _infer_pool_bits)

@@ -8,6 +8,7 @@ from bnntvm.passes.fold_thresholds import FoldThresholds
 from bnntvm.passes.fuse_epilogues import FuseEpilogues
 from bnntvm.passes.layout import ChannelsLast
 from bnntvm.passes.propagate_bits import PropagateBits
+from bnntvm.passes.scale_products import ScaleProducts
 from bnntvm.passes.split_concats import SplitConcats
 from bnntvm.passes.weight_only import WeightOnly
 
@@ -34,6 +35,7 @@ def passes(decisions, *, assume_nonzero=False, weight_tolerance=0.0):
         FoldThresholds(),
         Canonicalise(),
         # what is computed together
+        ScaleProducts(),
         SplitConcats(),
         FuseEpilogues(),
     ]

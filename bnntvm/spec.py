@@ -215,7 +215,7 @@ class PlanesDense:
 
 @dataclass(frozen=True)
 class BinaryMatmul:
-    """Product of two packed run-time tensors, exact int32 ``[B, rows, columns]``.
+    """Product of two packed run-time tensors, exact int32 ``[B, rows, columns]``; with a ``scale`` float32, times that.
 
     ``left``, ``right``: what an operand's words mean, "bipolar" (signs), "unipolar" ({0, 1}) or "ternary" (signs, then a mask of zeros,
     where the sign bit is 0). Operands: the left one's planes ``uint32[B, rows, words]``, the right one's ``uint32[B, words, columns]``, or
@@ -230,6 +230,7 @@ class BinaryMatmul:
     left: str = "bipolar"
     right: str = "bipolar"
     shared: bool = False
+    scale: float | None = None
 
 
 @dataclass(frozen=True)

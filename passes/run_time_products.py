@@ -147,7 +147,7 @@ class RunTimeProduct:
         terms = []
         for a, b in pairs:
             step = 2 if _kind(a) == _kind(b) == "bipolar" else 1
-            attrs = dict(layer=layer, features=features, left=_kind(a), right=_kind(b), reachable=[-features, features, step])
+            attrs = dict(layer=layer, features=features, left=_kind(a), right=_kind(b), reachable=[-features, features, step], scale=[])
             terms.append((a.coefficient * b.coefficient, self.emit(ops.call(ops.MATMUL_BITS, words[0, a] + words[1, b], **attrs))))
         scale = np.float32(left.scale) * np.float32(right.scale)
         sums = self.rewriter.integer_or_float_sum(terms)

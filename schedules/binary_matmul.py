@@ -47,12 +47,13 @@ def values(words, kind):
 
 
 def reference(spec, operands, epilogue_inputs=()):
-    """int32 [B, M, N] in numpy; operands as in the specification."""
+    """[B, M, N] in numpy; operands as in the specification."""
     count = planes(spec.left)
     left = values(operands[:count], spec.left)
     right = values([np.swapaxes(w, 1, 2) for w in operands[count:]], spec.right)
     unused = 0 if "unipolar" in (spec.left, spec.right) else left.shape[-1] - spec.features  # bits that are 0 on both sides: +1 times +1
-    return [(np.matmul(left, np.swapaxes(right, 1, 2)) - unused).astype(np.int32)]
+    product = (np.matmul(left, np.swapaxes(right, 1, 2)) - unused).astype(np.int32)
+    return [product if spec.scale is None else product.astype(np.float32) * np.float32(spec.scale)]
 
 
 def planes(kind):
@@ -61,12 +62,12 @@ def planes(kind):
 
 
 def build(spec, schedule, isa):
-    """The kernel: left planes ``uint32[B, M, words]``, right planes ``uint32[B or 1, words, N]``, output ``int32[B, M, N]``; B is
-    dynamic."""
+    """The kernel: left planes ``uint32[B, M, words]``, right planes ``uint32[B or 1, words, N]``, output ``int32[B, M, N]``, with a
+    scale float32; B is dynamic."""
     batch, words, lanes = tirx.Var("b", "int64"), spec.words, isa.lanes
     left = [tir.buffer(f"x{i}", (batch, spec.rows, words), "uint32") for i in range(planes(spec.left))]
     right = [tir.buffer(f"w{i}", (1 if spec.shared else batch, words, spec.columns), "uint32") for i in range(planes(spec.right))]
-    out = tir.buffer("y", (batch, spec.rows, spec.columns), "int32")
+    out = tir.buffer("y", (batch, spec.rows, spec.columns), "int32" if spec.scale is None else "float32")
     blocks = -(-spec.rows // schedule.rows)
 
     def tile(b, first, column, count, keep):
@@ -86,7 +87,7 @@ def build(spec, schedule, isa):
         body += [acc.set(i, tir.splat(0, "uint32", lanes)) for acc in used for i in range(count)]
         body.append(tir.for_("k", words, step))
         for i in range(count):
-            value = _total(spec, [acc.get(i) for acc in used], lanes)
+            value = _scaled(spec, _total(spec, [acc.get(i) for acc in used], lanes))
             where = [b, first + i, column]
             body.append(tir.store_vector(out, where, value) if keep is None else tir.store_masked(out, where, value, keep))
         return body
@@ -133,6 +134,15 @@ def _masks(spec, left, right):
 
 def _inverted(vector):
     return vector ^ tir.splat(0xFFFFFFFF, "uint32", tir.lanes_of(vector))
+
+
+def _scaled(spec, value):
+    """A vector of the result."""
+    if spec.scale is None:
+        return value
+    lanes = tir.lanes_of(value)
+    value = tir.opaque(tirx.Cast(tir.vector_type("float32", lanes), value))
+    return value if spec.scale == 1 else value * tir.splat(spec.scale, "float32", lanes)
 
 
 def _total(spec, counts, lanes):

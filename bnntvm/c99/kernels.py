@@ -712,6 +712,7 @@ def binary_matmul(out, name, spec, types):
     left, right = ["a", "az"][: 1 + (spec.left == "ternary")], ["b", "bz"][: 1 + (spec.right == "ternary")]
     out(f"/* Product of {spec.left} and {spec.right} bits: {spec.rows} x {spec.features} x {spec.columns}. */")
     with out.function(f"static void {name}(int32_t n, {_pointers(types, [*left, *right, 'y'], 1)})"):
+        result = "dot" if spec.scale is None else f"(float)dot * {number(spec.scale)}"
         with out.loop("i", "n"), out.loop("r", spec.rows), out.loop("c", spec.columns):
             unsigned = "unipolar" in (spec.left, spec.right)
             out(f"int32_t dot = {0 if unsigned else spec.features - 32 * spec.words};")
@@ -726,7 +727,7 @@ def binary_matmul(out, name, spec, types):
                 out("dot += bnn_popcount(there);")
                 if signs:
                     out(f"dot -= 2 * bnn_popcount(({' ^ '.join(signs)}) & there);")
-            out(f"y[(i * {spec.rows} + r) * {spec.columns} + c] = dot;")
+            out(f"y[(i * {spec.rows} + r) * {spec.columns} + c] = {result};")
 
 
 # ------------------------------------------------------------------------------------------------------------------- dispatch

@@ -108,8 +108,8 @@ def matmul_bits(attrs, *words):
     left = _operand(words[:count], attrs["left"])
     right = _operand([np.swapaxes(w, 1, 2) for w in words[count:]], attrs["right"])
     unused = 0 if "unipolar" in (attrs["left"], attrs["right"]) else left.shape[-1] - attrs["features"]  # 0 on both sides: +1 times +1
-    out = (np.matmul(left, np.swapaxes(right, 1, 2)) - unused).astype(np.int32)
-    return _reachable(attrs, out)
+    out = _reachable(attrs, (np.matmul(left, np.swapaxes(right, 1, 2)) - unused).astype(np.int32))
+    return out.astype(np.float32) * np.float32(attrs["scale"][0]) if attrs["scale"] else out
 
 
 @implements("bnn.conv2d_planes")
