@@ -1,10 +1,11 @@
 """Code for ARM without an ARM machine: what is counted and computed, not measured.
 
-    python -m benchmarks.arm [loops] [layers] [quicknet] [--target cortex-a72]
+    python -m benchmarks.arm [loops] [layers] [families] [quicknet] [--target cortex-a72]
 
 * ``loops``: instructions of the inner loop of binary layers per 128 binary MACs, read off the assembly, and its cycles by llvm-mca's model
   of the processor, beside those of nothing but eor, cnt and add.
 * ``layers``: instructions per 128 binary MACs that whole layers execute, counted by a plugin of user-mode QEMU.
+* ``families``: the same for kernels of all families, binary or not.
 * ``quicknet``: the instructions of QuickNet, kernel by kernel, and a time estimated from them. The plugin counts how often each block of
   code is executed, llvm-mca says how many cycles a block takes when it follows itself; their product, summed up, over the clock is the
   time. Caches and branch prediction are taken for perfect. Beside it stands what Larq Compute Engine's authors measured on a Raspberry Pi
@@ -22,6 +23,7 @@ import sys
 
 import numpy as np
 
+from benchmarks import arm_families
 from bnntvm import spec as sp
 from bnntvm.schedules import binary_conv2d, epilogue
 from bnntvm.targets import registry
@@ -154,7 +156,7 @@ def _block_cycles(compiled, blocks, isa):
 def main(arguments):
     """Print the reports that are asked for, all by default."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    reports = {"loops": loops, "layers": layers, "quicknet": quicknet}
+    reports = {"loops": loops, "layers": layers, "families": arm_families.report, "quicknet": quicknet}
     parser.add_argument("reports", nargs="*", choices=[[], *reports], metavar="report", help=", ".join(reports))
     parser.add_argument("--target", default="cortex-a72")
     options = parser.parse_args(arguments)

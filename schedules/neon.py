@@ -153,16 +153,8 @@ def compare(node, a, b, bind):
 
 
 def hidden(number):
-    """``int64``: the number, which LLVM does not know: it counts a loop's steps down then, instead of comparing addresses with an end.
-
-    It has 32 bits, so that 32-bit processors count in one register.
-    """
-    text = """i64 @bnn_neon_hidden(i64 %n) alwaysinline nounwind {
-  %s = trunc i64 %n to i32
-  %h = call i32 asm "", "=r,0"(i32 %s)
-  %r = zext i32 %h to i64
-  ret i64 %r
-}"""
+    """``int64``: the number, which LLVM does not know: it counts a loop's steps down then, instead of comparing addresses with an end."""
+    text = 'i64 @bnn_neon_hidden(i64 %n) alwaysinline nounwind {\n  %r = call i64 asm "", "=r,0"(i64 %n)\n  ret i64 %r\n}'
     return T.extern("bnn_neon_hidden", text, "int64", T.i64(number))
 
 
