@@ -129,10 +129,11 @@ def reference(spec, operands, epilogue_inputs):
 
 def build(spec, schedule, isa):
     """The kernel: parameters data ``uint32[m, words(K)]``, packed weights, the mask plane for ``zeros``, then the epilogue's."""
+    if _on_neon(spec, isa):
+        return _neon().Kernel(spec, schedule, isa).function()
     if schedule.adder == "tiles":
         return _tiles().TileKernel(spec, schedule, isa).function()
-    kernel = _neon().Kernel if _on_neon(spec, isa) else Pairs if schedule.adder == "carry_save" else _Kernel
-    return kernel(spec, schedule, isa).function()
+    return (Pairs if schedule.adder == "carry_save" else _Kernel)(spec, schedule, isa).function()
 
 
 def _on_neon(spec, isa):
