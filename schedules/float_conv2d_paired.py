@@ -40,8 +40,8 @@ def pack_weights(spec, schedule, isa, weights):
     Returns
     -------
     ndarray
-        float32 ``[blocks, kh, kw, I / groups / 2, groups of a block * lanes]``; lane ``2 o + t`` of group g has the weight of its output o and
-        input ``2 c + t``.
+        float32 ``[blocks, kh, kw, I / groups / 2, groups of a block * lanes]``; lane ``2 o + t`` of group g has the weight of its
+        output o and input ``2 c + t``.
     """
     per_out, size = isa.lanes // 2, schedule.vectors * isa.lanes
     outputs, height, width, depth = weights.shape

@@ -21,8 +21,8 @@ def paired(spec, isa):
 @pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
 @settings(max_examples=8, deadline=None, phases=[Phase.generate])
 @given(
-    window=geometries(), groups=st.integers(2, 9), per_in=st.sampled_from([2, 4, 6]), epilogue=st.sampled_from([*BITS, "plain", "bias_relu"]),
-    images=st.integers(1, 2), pick=st.integers(0, 99), seed=st.integers(0, 99),
+    window=geometries(), groups=st.integers(2, 9), per_in=st.sampled_from([2, 4, 6]),
+    epilogue=st.sampled_from([*BITS, "plain", "bias_relu"]), images=st.integers(1, 2), pick=st.integers(0, 99), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_any_geometry(isa, window, groups, per_in, epilogue, images, pick, seed):
     """Groups that do not fill the last block among them."""
