@@ -1,10 +1,11 @@
-"""The way of a task through its tiles (AMX): the products of a job run beside the epilogue of the job before.
+"""The way of a task through its tiles (AMX): products run beside the epilogue of what was multiplied before.
 
-A job is a group of tiles times a block of 32 output channels. Tiles are multiplied by a unit of their own; vector units have time for the
-epilogue of what the job before has left in ``results``, a few items beside each step:
+A job is a group of tiles times a block of 32 output channels, computed in two halves. Tiles are multiplied by a unit of their own; vector
+units have time for the epilogue of sums that are in ``results`` already, a few items beside each step:
 
-* a pixel of the block's 32 channels, as everywhere else (:meth:`.epilogue.Emitter.emit`), or
-* for results in channel order four channels of a vector of pixels, transposed in registers (:meth:`.epilogue.Emitter.emit_planes`).
+* a pixel of the 32 channels of the job before, as everywhere else (:meth:`.epilogue.Emitter.emit`), or
+* for results in channel order four channels of a vector of pixels of the half before, transposed in registers
+  (:meth:`.epilogue.Emitter.emit_planes`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from bnntvm.schedules.int8_layout import BLOCK
 from bnntvm.schedules.int8_tiles import HALVES, TILE
 from bnntvm.schedules.transpose import QUAD, quad
 
-_PARTS = BLOCK // QUAD
+#: Steps of half a block above which the first one, which stores the sums of the half before, is not waited for.
+_LONG = 4
 
 
 class Walk:
@@ -33,7 +35,8 @@ class Walk:
         self.kernel, self.engine, self.layout, self.emitter = kernel, kernel.engine, kernel.layout, kernel.emitter
         self.tiling = self.engine.tiling
         self.groups, self.large, self.large_groups = self.engine.groups, self.engine.most, self.engine.large_groups
-        self.slot = self.large * self.tiling.rows * BLOCK  # elements of ``results`` that a job writes
+        # Sums of half a block, ``[pixels, 16]``. Planes are cut from 16 rows, which may begin before the first and end behind the last.
+        self.half = (self.large * self.tiling.rows + TILE) * TILE
         planar = [o.kind for o in self.emitter.epilogue.outputs] == ["planar"]
         self.items = _Planes(self) if planar else _Pixels(self)
         #: Whether the kernel needs the numbers of flat pixels.
@@ -42,8 +45,7 @@ class Walk:
     def work(self, blocks, groups):
         """Statements of a task: ``blocks`` of channels for each of ``groups`` of tiles, each (first, number)."""
         kernel, engine = self.kernel, self.engine
-        # Planes are cut from 16 rows, which may begin before a job's first and end behind its last.
-        kernel.results, allocation = T.memory("results", 2 * self.slot + 2 * TILE * BLOCK, "int32")
+        kernel.results, allocation = T.memory("results", self.items.jobs * HALVES * self.half + TILE * TILE, "int32")
         start = engine.start()  # first: what follows uses its arrays
         jobs, bind_jobs = T.bind("jobs", T.i64(blocks[1]) * groups[1])
 
@@ -66,35 +68,29 @@ class Walk:
             fresh = (block, within == T.i64(0)), (blocks[0] + after // groups[1], after % groups[1] == T.i64(0))
             last_block, _, _, last_first, last_count, last_binds = parts(tirx.max(number - 1, T.i64(0)))
             last_count, bind_count = T.bind("count", tirx.Select(number > 0, last_count, T.i64(0)))
-            results, bind_results = T.bind("results", self._slot(number))
-            before, bind_before = T.bind("before", self._slot(number + 1))
-            last = (last_block, last_first, last_count, before)
+            last, current = (last_block, last_first, last_count, number + 1), (block, first, count, number)
 
             def products(tiles):
-                share = -(-self.items.most // (HALVES * self.engine.total))
-
-                def beside(step):
-                    ragged = share * HALVES * self.engine.total > self.items.most
-                    return [self.items.item(step * share + i, last, ragged) for i in range(share)]
-
                 starts = [self.start_of(first + m) for m in range(tiles)]
-                return engine.products(starts, *fresh, (before, results), beside)
+                return engine.products(starts, *fresh, to, lambda n, step: self.items.beside(n, step, last, current))
+
+            def to(n):
+                return tirx.Select(n == 0, self.sums(number + 1, 1), self.sums(number, 0))
 
             both = T.when(group < self.large_groups, products(self.large), products(self.large - 1))
             body = products(self.large) if self.large_groups == self.groups else both
-            return [binds, bind_next, last_binds, bind_count, bind_results, bind_before, body]
+            return [binds, bind_next, last_binds, bind_count, body]
 
         block, _, _, first, count, binds = parts(jobs - 1)
-        results, bind_results = T.bind("results", self._slot(jobs - 1))
-        last = (block, first, count, results)
-        keep = [engine.keep(m, results + TILE) for m in range(self.large)]
-        drain = T.for_("item", self.items.most, lambda item: self.items.item(item, last, False))
+        keep = [engine.keep(m, self.sums(jobs - 1, 1)) for m in range(self.large)]
+        drain = self.items.drain((block, first, count, jobs - 1))
         prepare = engine.unpack(T.i64(0), T.i64(blocks[0]), T.i64(blocks[0])) if engine.bits else []
-        return [allocation, start, bind_jobs, prepare, T.for_("job", jobs, job), binds, bind_results, keep, drain, engine.finish()]
+        return [allocation, start, bind_jobs, prepare, T.for_("job", jobs, job), binds, keep, drain, engine.finish()]
 
-    def _slot(self, job):
-        """Element of ``results`` from which on a job writes."""
-        return job % 2 * self.slot + TILE * BLOCK
+    def sums(self, job, half):
+        """Element of ``results`` from which on the sums of half a block lie."""
+        number = half if self.items.jobs == 1 else job % 2 * HALVES + half
+        return number * self.half + TILE * TILE
 
     def start_of(self, tile):
         """Flat pixel where a tile begins."""
@@ -120,14 +116,27 @@ class Walk:
 class _Pixels:
     """Pixel after pixel, 32 channels of each."""
 
+    #: Jobs whose sums are kept at a time.
+    jobs = 2
+
     def __init__(self, walk):
         self.walk = walk
         self.most = walk.large * walk.tiling.rows
 
-    def item(self, number, job, ragged):  # noqa: ARG002
+    def beside(self, n, step, last, current):  # noqa: ARG002
+        """Items beside a step of half ``n``."""
+        steps = HALVES * self.walk.engine.total
+        share = -(-self.most // steps)
+        return [self.item((n * self.walk.engine.total + step) * share + i, last) for i in range(share)]
+
+    def drain(self, job):
+        """Items of the last job."""
+        return T.for_("item", self.most, lambda number: self.item(number, job))
+
+    def item(self, number, job):
         """The epilogue of pixel ``number`` of a job, if it has so many."""
-        walk, kernel, (block, first, count, results) = self.walk, self.walk.kernel, job
-        rows = walk.tiling.rows
+        walk, kernel, (block, first, count, own) = self.walk, self.walk.kernel, job
+        rows, lanes = walk.tiling.rows, kernel.lanes
         if walk.tiling.dense:
             pixel, exists = walk.pixel_of(first) + number, None
         elif walk.tiling.along:
@@ -137,8 +146,7 @@ class _Pixels:
         pixel, bind = T.bind("pixel", pixel)
         if not walk.tiling.along:
             exists = pixel >= T.i64(0)
-        at = results + number * BLOCK
-        values = [T.load_vector(kernel.results, [at + v * kernel.lanes], kernel.lanes) for v in range(kernel.vectors)]
+        values = [T.load_vector(kernel.results, [walk.sums(own, half) + number * TILE], lanes) for half in range(HALVES)]
         emitted = walk.emitter.emit(values, kernel.place(pixel), block * BLOCK, {})
         emitted = [bind, emitted if exists is None else T.when(exists, emitted)]
         return T.when(number < count * rows, emitted)
@@ -146,6 +154,8 @@ class _Pixels:
 
 class _Planes:
     """Four channels after four, for each one vector of pixels after the other: they are neighbours in memory."""
+
+    jobs = 1
 
     def __init__(self, walk):
         self.walk, self.layout, self.tiling, self.emitter = walk, walk.layout, walk.tiling, walk.emitter
@@ -155,20 +165,32 @@ class _Planes:
         self.aligned = self.tiling.dense and window.out_height * window.out_width % self.lanes == 0
         before = self.lanes - math.gcd(self.tiling.rows, self.lanes) if self.aligned else 0
         self.vectors = -(-(pixels + before) // self.lanes) if self.tiling.dense else walk.large
-        self.most = _PARTS * self.vectors
+        self.most = TILE // QUAD * self.vectors
 
-    def item(self, number, job, ragged):  # noqa: ARG002
+    def beside(self, n, step, last, current):
+        """Items beside a step of half ``n``: of the half before, whose sums are stored in the first step."""
+        later = 1 if self.walk.engine.total > _LONG else 0
+        share = -(-self.most // (self.walk.engine.total - later))
+        job = [tirx.Select(n == 0, a, b) for a, b in zip(last, current)]
+        half = 1 - n
+        items = [self.item((step - later) * share + i, half, job) for i in range(share)]
+        return T.when(step > 0, items) if later else items
+
+    def drain(self, job):
+        """Items of the last half."""
+        return T.for_("item", self.most, lambda number: self.item(number, T.i64(1), job))
+
+    def item(self, number, half, job):
         """The epilogue of four channels of a vector of pixels, if the job has it."""
-        kernel, (block, first, count, results) = self.walk.kernel, job
+        walk, kernel, (block, first, count, own) = self.walk, self.walk.kernel, job
         vector, bind_vector = T.bind("vector", number % self.vectors)
         part, bind_part = T.bind("part", number // self.vectors * QUAD)
-        channel, bind_channel = T.bind("channel", block * BLOCK + part)
+        channel, bind_channel = T.bind("channel", block * BLOCK + half * TILE + part)
         row, exists, bind_where, store = (self._of_pixels if self.tiling.dense else self._of_tile)(first, count, vector)
-        at, bind_at = T.bind("at", results + (row * BLOCK + part))
-        body, planes = quad(lambda row: T.load_vector(kernel.results, [at + row * BLOCK], QUAD), self.lanes)
+        at, bind_at = T.bind("at", walk.sums(own, half) + row * TILE + part)
+        body, planes = quad(lambda row: T.load_vector(kernel.results, [at + row * TILE], QUAD), self.lanes)
         more, planes = self.emitter.emit_planes(planes, kernel.image_number, channel)
-        if ragged:
-            exists = tirx.And(exists, number < self.most)
+        exists = tirx.And(exists, number < T.i64(self.most))
         if self.emitter.channels % BLOCK:
             exists = tirx.And(exists, channel < self.emitter.channels)
         return [bind_vector, bind_part, bind_channel, bind_where, T.when(exists, [bind_at, body, more, store(channel, planes)])]

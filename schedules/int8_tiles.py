@@ -12,7 +12,6 @@ import numpy as np
 from tvm import tirx
 
 from bnntvm.schedules import tir as T
-from bnntvm.schedules.int8_layout import BLOCK
 from bnntvm.schedules.int8_tiling import MOST_TILES, TILE, Tiling
 
 TILE_BYTES = 64  #: bytes of a row
@@ -135,23 +134,23 @@ class Tiles:
             Flat pixels where the tiles begin.
         block, following : (expression, expression)
             The number of the block, and whether its weights are still bits; the same for the next job.
-        results : (expression, expression)
-            Elements of ``kernel.results`` from which on the sums of the job before and of this one are stored, ``[pixels, 32]``.
+        results : callable
+            Half to the element of ``kernel.results`` from which on the sums of the half before it are stored, ``[pixels, 16]``.
         beside : callable
-            ``beside(number)`` gives statements that vector units execute beside step ``number`` of ``2 * total``.
+            ``beside(half, step)`` gives statements that vector units execute beside a step.
         """
         bound = [T.bind("at", start * self.layout.pixel) for start in starts]
         tiles = [value for value, _ in bound]
 
         def half(n):
-            to, bind = T.bind("sums", tirx.Select(n == 0, results[0] + TILE, results[1]))
+            to, bind = T.bind("sums", results(n))
             return [bind, T.for_("step", T.runtime(self.total), lambda s: self._step(n, s, block, following, tiles, to, beside))]
 
         return [[b[1] for b in bound], T.for_("n", T.runtime(HALVES), half)]
 
     def keep(self, m, results):
         """Statement that stores the sums of tile ``m`` of half a block."""
-        return tile("store", m, self.kernel.results, [results + m * self.tiling.rows * BLOCK], 4 * BLOCK)
+        return tile("store", m, self.kernel.results, [results + m * self.tiling.rows * TILE], 4 * TILE)
 
     def _step(self, n, step, block, following, tiles, results, beside):
         """One tile of weights times every tile of data.
@@ -173,7 +172,7 @@ class Tiles:
         products = [self._product(m, at + distance) for m, at in enumerate(tiles)]
         first = [[self.keep(m, results), tile("zero", m), product] for m, product in enumerate(products)]
         first += [self.keep(m, results) for m in range(len(tiles), self.most)]
-        return [*body, T.when(step == 0, first, products), beside(number)]
+        return [*body, T.when(step == 0, first, products), beside(n, step)]
 
     def _product(self, m, at):
         """Tile ``m`` of data, which begins at byte ``at``, times the tile of weights."""
