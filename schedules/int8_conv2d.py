@@ -56,8 +56,10 @@ def _task_blocks(spec, wanted):
     return blocks // max(d for d in range(1, wanted + 1) if blocks % d == 0)
 
 
+#: Bytes of an image that tasks on tiles share: they read few lines for many products, and most of a second-level cache of 2 MiB will do.
+_TILED_BYTES = 3 << 19
 #: Cycles of the shortest task on tiles: the epilogue of its last job runs beside nothing.
-_TASK_CYCLES = 40_000
+_TASK_CYCLES = 80_000
 
 
 def _tiled_schedule(spec, isa):
@@ -66,7 +68,7 @@ def _tiled_schedule(spec, isa):
     layout, whole = layout_of(spec, isa, cover), Schedule(cover, 1, 1)
     groups, _, _ = Tiling.of(layout).groups(MOST_TILES)
     wanted = int(max(1, min(8, image_cycles(spec, whole, isa) // _TASK_CYCLES)))
-    parts = min(groups, -(-layout.bytes // _TASK_BYTES))
+    parts = min(groups, -(-layout.bytes // _TILED_BYTES))
     task_blocks = _task_blocks(spec, max(1, wanted // parts))
     parts = max(parts, min(groups // 4, wanted * task_blocks // words(spec.out_channels)))
     return Schedule(cover, -(-groups // max(parts, 1)), task_blocks)

@@ -84,7 +84,7 @@ class Walk:
         block, _, _, first, count, binds = parts(jobs - 1)
         keep = [engine.keep(m, self.sums(jobs - 1, 1)) for m in range(self.large)]
         drain = self.items.drain((block, first, count, jobs - 1))
-        prepare = engine.unpack(T.i64(0), T.i64(blocks[0]), T.i64(blocks[0])) if engine.bits else []
+        prepare = engine.prepare(T.i64(blocks[0]))
         return [allocation, start, bind_jobs, prepare, T.for_("job", jobs, job), binds, keep, drain, engine.finish()]
 
     def sums(self, job, half):

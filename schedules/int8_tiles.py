@@ -2,11 +2,13 @@
 
 A group of up to six tiles of pixels is multiplied with one tile of weights after the other, for 16 output channels and then for the next
 16. The steps of a block go through all taps of 64 channels before they come to the next 64: these channels of the pixels around a tile
-stay in the first-level cache, and come once from the second. The weights' bits become bytes one step ahead, so that a tile is not loaded
-from stores that are still under way.
+stay in the first-level cache, and come once from the second. The weights' bits become bytes some steps ahead, so that a tile is not
+loaded from stores that are still under way.
 """
 
 from __future__ import annotations
+
+from functools import cached_property
 
 import numpy as np
 from tvm import tirx
@@ -19,6 +21,8 @@ HALVES = 2  #: tiles of weights side by side in a block
 _DATA, _WEIGHTS = MOST_TILES, MOST_TILES + 1  #: registers, after those of sums
 #: Groups from which on a block's bytes are kept for the next: until then unpacking once more costs less than the cache they take.
 _REUSES = 6
+#: Steps from unpacking weights to their use, and the most of which bytes are kept in turn. Their stores wait for those of results.
+_AHEAD, _MOST_SLOTS = 3, 6
 
 
 class Tiles:
@@ -78,33 +82,44 @@ class Tiles:
         before = tirx.max(T.i64(0), within - self.runs * self.full)
         return step * whole - (second * skipped + before) * short
 
-    @property
-    def slots(self):
-        """Steps of which bytes are kept: all of a block if many groups use them again."""
-        return HALVES * self.total if min(self.groups, self.kernel.schedule.task_tiles) >= _REUSES else 2
+    @cached_property
+    def reused(self):
+        """Whether the bytes of a whole block are kept because many groups use them."""
+        return min(self.groups, self.kernel.schedule.task_tiles) >= _REUSES
 
-    def _slot(self, step):
-        """Byte of the array of bytes where the weights of a step begin."""
-        wrapped = step % 2 if self.slots == 2 else tirx.Select(step == T.i64(HALVES * self.total), T.i64(0), step)
-        return wrapped * (TILE * TILE_BYTES)
+    @cached_property
+    def slots(self):
+        """Steps of which bytes are kept; a divisor of the number of steps, so that the next job goes on where this one ends."""
+        steps = HALVES * self.total
+        return steps if self.reused else next((n for n in range(_AHEAD + 1, _MOST_SLOTS + 1) if steps % n == 0), 2)
+
+    @property
+    def ahead(self):
+        """Steps from unpacking to use."""
+        return min(_AHEAD, self.slots - 1)
+
+    def prepare(self, block):
+        """Statements that unpack the first weights of a task, whose first block is ``block``."""
+        return [self.unpack(T.i64(i), block, block) for i in range(self.ahead)] if self.bits else []
 
     def unpack(self, step, block, following):
-        """Statements that write the weights of a step as bytes; step ``2 * total`` is the first one of block ``following``."""
-        last = step == T.i64(HALVES * self.total)
-        row = self.kernel.weight_shape()[1]
-        at, bind = T.bind("bits", tirx.Select(last, following * row, block * row + self._bits_at(step)))
-        to, bind_to = T.bind("to", self._slot(step))
+        """Statements that write the weights of a step as bytes; steps from ``2 * total`` on are the first ones of block ``following``."""
+        steps, row = HALVES * self.total, self.kernel.weight_shape()[1]
+        later = step >= T.i64(steps)
+        own, bind_own = T.bind("own", tirx.Select(later, step - steps, step))
+        at, bind = T.bind("bits", tirx.Select(later, following, block) * row + self._bits_at(own))
+        to, bind_to = T.bind("to", (own if self.reused else step % self.slots) * (TILE * TILE_BYTES))
 
         def vectors(quads):
             zero, size = T.splat(0, "int8", TILE_BYTES), self.source_bytes
             made = [self.kernel.unpacked(0, at + i * size) for i in range(quads)] + [zero] * (TILE - quads)
             return [T.store_vector(self.bytes, [to + i * TILE_BYTES], one) for i, one in enumerate(made)]
 
+        body = [bind_own, bind, bind_to]
         if not self.full or not self.rest:
-            return [bind, bind_to, vectors(self.rest or TILE)]
-        within = tirx.Select(step >= T.i64(self.total), step - self.total, step)
-        short = tirx.And(within >= T.i64(self.runs * self.full), tirx.Not(last))
-        return [bind, bind_to, T.when(short, vectors(self.rest), vectors(TILE))]
+            return [*body, vectors(self.rest or TILE)]
+        within = tirx.Select(own >= T.i64(self.total), own - self.total, own)
+        return [*body, T.when(within >= T.i64(self.runs * self.full), vectors(self.rest), vectors(TILE))]
 
     # Products -------------------------------------------------------------------------------------------------------------------------
 
@@ -162,11 +177,12 @@ class Tiles:
         number, bind_number = T.bind("number", n * self.total + step)
         body = [bind, bind_number]
         if self.bits:
-            ahead = number + 1
-            wanted = following[1] if self.slots == 2 else tirx.Select(ahead == T.i64(HALVES * self.total), following[1], block[1])
-            unpack = self.unpack(ahead, block[0], following[0])
-            body.append(unpack if self.slots == 2 else T.when(wanted, unpack))
-            body.append(tile("load", _WEIGHTS, self.bytes, [self._slot(number)], TILE_BYTES))
+            coming = number + self.ahead
+            unpack = self.unpack(coming, block[0], following[0])
+            if self.reused:
+                unpack = T.when(tirx.Select(coming >= T.i64(HALVES * self.total), following[1], block[1]), unpack)
+            slot = number if self.reused else number % self.slots
+            body += [unpack, tile("load", _WEIGHTS, self.bytes, [slot * (TILE * TILE_BYTES)], TILE_BYTES)]
         else:
             body.append(tile("load", _WEIGHTS, self.kernel.weights, [block[0], number * (TILE * TILE_BYTES)], TILE_BYTES))
         products = [self._product(m, at + distance) for m, at in enumerate(tiles)]
