@@ -179,7 +179,10 @@ class Board:
 
     def upload(self, data, name):
         """Write a file into the session's folder; returns the file's name there."""
-        self.session.upload(bytearray(data), name)
+        try:
+            self.session.upload(bytearray(data), name)
+        except Exception as error:  # TVM's RPC errors have no common base
+            raise BnnError("the board does not take a file", where=self.name, why=_last_line(error)) from error
         return name
 
     def __repr__(self):
@@ -209,7 +212,10 @@ class RemoteModule(Module):
             raise BnnError("a board is measured alone", where="against=", hint="leave it out")
         arrays, single = self._match(self.random_feed() if feed is None else feed)
         machine = self._machine()
-        times = machine.time([np.ascontiguousarray(a, e.staged) for a, e in zip(arrays, self._entries)], single, repeat, warmup)
+        try:
+            times = machine.time([np.ascontiguousarray(a, e.staged) for a, e in zip(arrays, self._entries)], single, repeat, warmup)
+        except Exception as error:  # TVM's RPC errors have no common base
+            raise BnnError("the network failed on the board", where=self.board.name, why=_last_line(error)) from error
         self._idle.append(machine)
         return Timing.of([seconds * 1e3 for seconds in times])
 

@@ -70,6 +70,14 @@ def test_a_session_that_crashes_is_not_the_boards_end(address, module, tmp_path)
         board.upload((tmp_path / "crash.so").read_bytes(), "crash.so")
         with pytest.raises(Exception):  # noqa: B017  (TVM has no type for it)
             board.session.load_module("crash.so")["crash"]()
+    lost = bnntvm.connect(address, "test").load(module)
+    with pytest.raises(Exception):  # noqa: B017
+        lost.board.upload((tmp_path / "crash.so").read_bytes(), "crash.so")
+        lost.board.session.load_module("crash.so")["crash"]()
+    for use in (lost.benchmark, lambda: lost.run(module.random_feed()), lambda: lost.board.load(module)):
+        with pytest.raises(bnntvm.BnnError):
+            use()
+    del lost
     again = bnntvm.connect(address, "test").load(module)
     feed = module.random_feed()
     np.testing.assert_array_equal(*(list(one.run(feed).values())[0] for one in (again, module)))
