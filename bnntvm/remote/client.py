@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pathlib
 import socket
@@ -65,6 +66,7 @@ def _wait_for_a_free_board(address, key):
     """TVM's client would wait for ever."""
     deadline = time.monotonic() + PATIENCE_S
     while not _summary(address)["queue_info"].get(key, {}).get("free"):
+        gc.collect()  # a session of this process may be garbage that has not been collected yet
         if time.monotonic() > deadline:
             why, hint = f"for {PATIENCE_S} s", "a board serves one session at a time"
             raise BnnError("every board is busy", where=f"key {key}", why=why, hint=hint)

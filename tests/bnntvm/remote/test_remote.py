@@ -77,7 +77,7 @@ def test_a_session_that_crashes_is_not_the_boards_end(address, module, tmp_path)
     for use in (lost.benchmark, lambda: lost.run(module.random_feed()), lambda: lost.board.load(module)):
         with pytest.raises(bnntvm.BnnError):
             use()
-    del lost
+    lost = None  # its board is free
     again = bnntvm.connect(address, "test").load(module)
     feed = module.random_feed()
     np.testing.assert_array_equal(*(list(one.run(feed).values())[0] for one in (again, module)))
