@@ -13,7 +13,8 @@ selected terms do not drown in the rounding of large ones that cancel.
 
 Data that hold integers of 8 bits, or such integers times a number of their row or of the tensor (BitNet b1.58: activations quantised by
 each token's largest magnitude; Ma et al. 2024), make an exact integer product, which the row's number then multiplies. So do
-convolutions of such integers, times one number, with weights of up to 16 evenly spaced levels (W1A8, W2A8, ...), in bytes.
+convolutions of such integers, times one number, with weights of up to 16 evenly spaced levels (W1A8, W2A8, ...), in bytes. Integers with
+a zero point out of the middle are moved to 0 to 255: ``sum(w * x) = sum(w * (x - low)) + low * sum(w)``.
 
 Ordering contract: after Binarise, on the layers that it left in float; before FuseEpilogues.
 """
@@ -217,25 +218,45 @@ class _WeightOnly(Rewriter):
         if found is None:
             return None
         scale, values = found
-        bound = int(np.abs(values).reshape(len(values), -1).sum(1).max()) * integers.most
+        bound = int(np.abs(values).reshape(len(values), -1).sum(1).max()) * max(integers.most, integers.high - integers.low)
         if bound >= 2**31:
+            return None
+        fits = -128 <= integers.low and integers.high <= 127 or 0 <= integers.low and integers.high <= 255
+        low = 0 if fits else integers.low
+        pads = [int(v) for v in call.attrs["pads"]]
+        sums = low * values.astype(np.int64).reshape(len(values), -1).sum(1)
+        if low and (bound + np.abs(sums).max() >= 2**24 or any(pads) and not integers.low <= 0 <= integers.high):
             return None
         base, coefficients = _digits(values)
         layer = str(call.attrs["layer"])
         before = self.decisions.get(layer, Decision("float"))
         reason = "" if before.reason == "the activation is real-valued" else before.reason
         self.decisions[layer] = replace(before, kind="int8", reason=reason, planes=f"int8 x {len(coefficients)}")
-        attrs = {key: [int(v) for v in call.attrs[key]] for key in ("strides", "pads", "dilations")}
-        attrs |= dict(layer=layer, base=base, coefficients=coefficients, reachable=[-bound, bound, 1])
         data, shape = self.env[integers.tensor], dims(call.args[0])
         if not same_dims(dims(data), shape):  # a one-dimensional convolution sees its data through a reshape
             data = self.emit(relax.op.reshape(data, shape))
+        if low:
+            data, pads = self.from_zero(data, low, pads)
+        attrs = {key: [int(v) for v in call.attrs[key]] for key in ("strides", "dilations")} | dict(pads=pads)
+        attrs |= dict(layer=layer, base=base, coefficients=coefficients, reachable=[-bound, bound, 1])
         operands = [data, const(values.astype(np.int8))]
-        out = self.emit(ops.call(ops.CONV_INT8, operands, data="int8" if integers.low < 0 else "uint8", **attrs))
+        signed = fits and integers.low < 0
+        out = self.emit(ops.call(ops.CONV_INT8, operands, data="int8" if signed else "uint8", **attrs))
+        out = self.emit(relax.op.astype(out, "float32"))
+        if np.any(sums):
+            out = self.emit(relax.op.add(out, const(sums.astype(np.float32))))
         if integers.operator is not None:
             factor = np.float64(constant(integers.factor).reshape(()))
             scale = (scale * factor if integers.operator is relax.op.multiply else scale / factor).astype(np.float32)
-        return self.scaled(self.emit(relax.op.astype(out, "float32")), scale)
+        return self.scaled(out, scale)
+
+    def from_zero(self, data, low, pads):
+        """Integers of at least ``low`` as integers of at least 0, and what is left to pad: zeros of the data are no zeros there."""
+        data = self.emit(relax.op.subtract(data, const(np.float32(low))))
+        if not any(pads):
+            return data, pads
+        top, left, bottom, right = pads
+        return self.emit(relax.op.nn.pad(data, [0, 0, top, bottom, left, right, 0, 0], "constant", float(-low))), [0] * 4
 
     def two_dimensional(self, var, rows):
         """The new form of a variable, as rows of its last axis."""
@@ -252,7 +273,7 @@ class _WeightOnly(Rewriter):
         return self.emit(relax.op.multiply(out, const(numbers if np.any(numbers != numbers[0]) else numbers[0])))
 
     def integers(self, data, highest=127):
-        """A tensor as :class:`Integers`, or None; they are -128 to 127, or up to ``highest`` if none is negative."""
+        """A tensor as :class:`Integers`, or None; they are -128 to 127, or any of a span of ``highest`` if that is 255."""
         value = self.producer.get(data)
         if op_name(value) == "relax.reshape" and dims(value.args[0])[-1] == dims(data)[-1]:
             data = value.args[0]
@@ -272,7 +293,7 @@ class _WeightOnly(Rewriter):
         return None
 
     def bounds(self, var, highest):
-        """``(low, high)`` of a float32 tensor if it provably holds integers from -128 to 127, or from 0 to ``highest``; else None."""
+        """``(low, high)`` of a float32 tensor if it provably holds integers from -128 to 127, or 256 others where ``highest`` is 255."""
         if not isinstance(var, relax.Var) or dtype(var) != "float32":
             return None
         if self.facts is None:
@@ -289,7 +310,7 @@ class _WeightOnly(Rewriter):
         if not (np.isfinite(values).all() and np.all(values == np.rint(values))):
             return None
         low, high = int(np.min(values)), int(np.max(values))
-        return (low, high) if -128 <= low and high <= (127 if low < 0 else highest) else None
+        return (low, high) if -128 <= low and high <= 127 or high - low <= 255 == highest else None
 
 
 def _digits(values):

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from bnntvm.errors import UnsupportedError
 from bnntvm.importer import import_model
@@ -122,6 +123,25 @@ def test_matmul_n_bits_of_rank_3_with_bias(level):
 def test_activations_are_rounded_where_onnx_runtime_has_a_kernel_for_int8(bits, block, zeros, rounds):
     x = data(3, 256)
     assert calls(check(n_bits(x, bits, 5, block, zeros, 4), {"x": x})).count("relax.round") == rounds
+
+
+@pytest.mark.parametrize("zeros", [None, "float"])
+def test_matmul_n_bits_with_columns_in_another_order(zeros):
+    x = data(3, 80)
+    proto = n_bits(x, 4, 5, 32, zeros)
+    columns = RNG.permutation(np.arange(80) // 32).astype(np.int32)
+    proto.graph.initializer.append(numpy_helper.from_array(columns, "columns"))
+    names = [*proto.graph.node[0].input, ""][:4]
+    proto.graph.node[0].input[:] = [*names, "columns"]
+    check(proto, {"x": x})
+
+
+def test_matmul_n_bits_with_columns_in_another_order_and_packed_zero_points():
+    proto = n_bits(data(3, 64), 4, 5, 32, "packed")
+    proto.graph.initializer.append(numpy_helper.from_array(np.repeat(np.int32([1, 0]), 32), "columns"))
+    proto.graph.node[0].input.append("columns")
+    with pytest.raises(UnsupportedError, match="packed zero points"):
+        import_model(proto)
 
 
 def test_matmul_n_bits_with_an_unknown_width():

@@ -127,7 +127,10 @@ def grid(emit, x, low, high):
     return emit(relax.op.round(emit(relax.op.minimum(emit(relax.op.maximum(x, c(np.float32(low)))), c(np.float32(high))))))
 
 
-@pytest.mark.parametrize("low, high, kind", [(0, 255, "uint8"), (-128, 127, "int8"), (0, 256, None), (-1, 128, None)])
+_ZERO_POINTS = [(-1, 128, "uint8"), (-7, 248, "uint8"), (-200, 55, "uint8"), (-255, 0, "uint8"), (-1, 255, None), (-300, -100, None)]
+
+
+@pytest.mark.parametrize("low, high, kind", [(0, 255, "uint8"), (-128, 127, "int8"), (0, 256, None), *_ZERO_POINTS])
 @pytest.mark.parametrize("operator", [relax.op.multiply, relax.op.divide, None])
 def test_convolutions_of_bytes(low, high, kind, operator):
     weight = np.random.default_rng(0).choice(np.float32([-0.75, -0.25, 0.25, 0.75]), (8, 3, 3, 5))
@@ -144,7 +147,16 @@ def test_convolutions_of_bytes(low, high, kind, operator):
     (layer,) = [b.value for b in bindings(after["main"]) if op_name(b.value) == "bnn.conv2d_int8"]
     assert str(layer.attrs["data"]) == kind and [int(v) for v in layer.attrs["coefficients"]] == [2, 4]
     assert decisions["conv"].kind == "int8" and decisions["conv"].planes == "int8 x 2"
-    same(before, after, 64 * quarters(2, 5, 5, 5))
+    same(before, after, 256 * quarters(2, 5, 5, 5))
+
+
+@pytest.mark.parametrize("low, high", [(100, 355), (-300, -100)])
+def test_bytes_of_which_none_is_zero(low, high):
+    """Without padding no zero is needed."""
+    weight = np.random.default_rng(0).choice(np.float32([-1, 0, 1]), (8, 3, 3, 5))
+    before, after, _ = optimised(lambda emit, x: emit(conv(grid(emit, x, low, high), weight, pads=[0, 0, 0, 0])), ("n", 5, 5, 5))
+    assert "bnn.conv2d_int8" in calls(after)
+    same(before, after, 256 * quarters(2, 5, 5, 5))
 
 
 def test_unlimited_integers_are_not_taken_for_bytes():

@@ -125,6 +125,8 @@ def quick_gelu(ctx, node, x):
 def matmul_n_bits(ctx, node, x, codes, scales, zeros=None, groups=None, bias=None):
     """``x`` [..., K] times the transpose of weights [N, K] with one scale, and one zero point, for each ``block_size`` of a row.
 
+    ``groups`` (g_idx) [K] says of each column whose block's scale and zero point it has, where that is not the block it lies in.
+
     With ``accuracy_level`` 4 ONNX Runtime rounds the activation to int8, block by block, where it has a kernel for that; so does this.
     """
     depth, rows, bits, block = (int(node.attrs[key]) for key in ("K", "N", "bits", "block_size"))
@@ -134,14 +136,31 @@ def matmul_n_bits(ctx, node, x, codes, scales, zeros=None, groups=None, bias=Non
     codes = unpacked(ctx.array(codes, "the weights").reshape(rows, blocks, -1), bits).astype(np.float32)
     scales = ctx.array(scales, "the scales").astype(np.float32).reshape(rows, blocks, 1)
     kernel = (bits > 2 or block in (32, 64, 128)) and (zeros is None or dtype_of(zeros) == "uint8") and groups is None
+    packed = zeros is not None and dtype_of(zeros) == "uint8"
     zeros = _zero_points(ctx, zeros, bits, rows, blocks)
-    if groups is not None and not np.array_equal(ctx.array(groups, "g_idx")[:depth], np.arange(depth) // block):
-        raise ctx.unsupported("MatMulNBits with weights in another order (g_idx) is not supported")
-    weight = ((codes[:, :, :block] - zeros) * scales).reshape(rows, -1)[:, :depth]
+    weight = codes[:, :, :block].reshape(rows, -1)[:, :depth]
+    of = _blocks_of(ctx, groups, bits, zeros if packed else None, depth, block)
+    weight = (weight - (zeros if zeros.ndim == 0 else zeros[:, of, 0])) * scales[:, of, 0]
     if int(node.attrs.get("accuracy_level", 0)) == 4 and kernel:
         x = _in_int8(ctx, x, blocks, block)
     result = product(ctx, node, x, np.ascontiguousarray(weight.T), weight)
     return result if bias is None else Arithmetic(ctx, result).add(result, bias)
+
+
+def _blocks_of(ctx, groups, bits, packed_zeros, depth, block):
+    """The block whose scale and zero point each column has, int64 [depth]."""
+    plain = np.arange(depth) // block
+    if groups is None:
+        return plain
+    groups = ctx.array(groups, "g_idx").astype(np.int64)[:depth]
+    if len(groups) != depth or groups.min() < 0 or groups.max() > plain[-1]:
+        raise ctx.unsupported("MatMulNBits with a g_idx that does not fit its blocks", why=f"{depth} columns lie in {plain[-1] + 1} blocks")
+    if packed_zeros is not None and np.any(packed_zeros != 2 ** (bits - 1)):
+        why = "ONNX Runtime leaves packed zero points out where there is a g_idx, the operator's definition does not"
+        raise ctx.unsupported("MatMulNBits with both g_idx and packed zero points is not supported", why=why)
+    if bits != 4 and not np.array_equal(groups, plain):
+        raise ctx.unsupported(f"MatMulNBits with {bits} bits and weights in another order (g_idx) is not supported", hint="4 bits are")
+    return groups
 
 
 def _in_int8(ctx, x, blocks, block):
