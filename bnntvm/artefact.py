@@ -67,10 +67,7 @@ def write(library, manifest, path, library_bytes=None):
     ArtefactError
         If the file cannot be written: no such folder, no permission, disk full.
     """
-    path = _path(path)
-    if path.exists() and not path.is_file():  # the rename would put a file in the place of /dev/null
-        why = "it is a folder" if path.is_dir() else "it is a device, a pipe or a socket"
-        raise ArtefactError("the artefact could not be written", where=str(path), why=why, hint="give the path of a file")
+    path = check_place(path)
     part = None
     try:
         handle, part = _part(path)
@@ -79,8 +76,8 @@ def write(library, manifest, path, library_bytes=None):
             os.fchmod(out.fileno(), 0o666 & ~_umask())
             out.flush()
             os.fsync(out.fileno())
-        os.replace(part, path)
-        part = None
+            os.replace(part, path)  # while it is locked: another writer would remove it
+            part = None
     except OSError as error:
         raise ArtefactError(
             "the artefact could not be written",
@@ -93,6 +90,22 @@ def write(library, manifest, path, library_bytes=None):
             with contextlib.suppress(OSError):
                 os.unlink(part)
     _sync_folder(path.parent)
+
+
+def check_place(path):
+    """``path`` as one, after a check that needs no artefact: whether a file can be put there. See :func:`write`."""
+    path = _path(path)
+    why = None
+    try:
+        if path.exists() and not path.is_file():  # the rename would put a file in the place of /dev/null
+            why = "it is a folder" if path.is_dir() else "it is a device, a pipe or a socket"
+        elif not path.parent.is_dir():
+            why = f"there is no folder {path.parent}"
+    except OSError as error:  # a folder that may not be searched, a name that is too long
+        why = error.strerror or str(error)
+    if why is not None:
+        raise ArtefactError("the artefact could not be written", where=str(path), why=why, hint="give the path of a file")
+    return path
 
 
 def _part(path):

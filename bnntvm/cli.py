@@ -87,7 +87,11 @@ _MODEL = click.Path(exists=True, dir_okay=False, path_type=pathlib.Path)
 @_build_options
 def build(model, output, **options):
     """Compile the ONNX file MODEL to an artefact."""
-    output = output or model.with_suffix(".bnn")
+    from bnntvm import artefact
+
+    output = artefact.check_place(output or model.with_suffix(".bnn"))
+    if output.exists() and output.samefile(model):
+        raise click.UsageError(f"the artefact would replace the model {model}: --output FILE names another")
     start = time.perf_counter()
     module = _build(model, options)
     module.export(output)

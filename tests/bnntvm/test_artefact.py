@@ -212,7 +212,7 @@ def test_failed_export_leaves_the_old_file_and_no_rest(module, net, tmp_path, mo
             module.export(net)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    for place in (tmp_path / "no" / "folder.bnn", tmp_path, net / "below.bnn"):
+    for place in (tmp_path / "no" / "folder.bnn", tmp_path, net / "below.bnn", tmp_path / ("n" * 300)):
         with pytest.raises(bnntvm.ArtefactError, match="could not be written"):
             module.export(place)
     assert net.read_bytes() == before and sorted(os.listdir(tmp_path)) == names
@@ -238,6 +238,19 @@ def test_two_processes_exporting_to_one_path(one_input, two_inputs, net):
     assert [writer.returncode for writer in writers] == [0, 0]
     assert seen <= {1, 2} and seen
     assert [name for name in os.listdir(net.parent) if name.endswith(".part")] == []
+
+
+def test_a_writer_does_not_remove_what_another_is_about_to_rename(module, net, monkeypatch):
+    rename = os.replace
+
+    def others_come_first(part, path):
+        artefact._remove_if_left(pathlib.Path(part))
+        rename(part, path)
+
+    net.unlink()
+    monkeypatch.setattr(artefact.os, "replace", others_come_first)
+    module.export(net)
+    assert bnntvm.load(net).inputs == module.inputs
 
 
 def test_modules_that_are_dropped_close_their_files(net, images):

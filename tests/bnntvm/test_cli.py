@@ -79,6 +79,22 @@ def test_wrong_usage_has_status_2(net, tmp_path):
         assert invoke(*args).exit_code == 2
 
 
+def test_build_looks_at_where_the_artefact_goes_before_it_compiles(tmp_path, monkeypatch):
+    def build(*args, **options):
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(bnntvm, "build", build)
+    model, other = tmp_path / "net.bnn", tmp_path / "link"  # by default the artefact of a model of this name is the model
+    model.write_bytes(DIGITS.read_bytes())
+    other.symlink_to(model)
+    for args in ([model], [model, "-o", model], [model, "-o", other]):
+        result = invoke("build", *args)
+        assert result.exit_code == 2 and "would replace the model" in result.output
+    assert model.read_bytes() == DIGITS.read_bytes()
+    result = invoke("build", DIGITS, "-o", tmp_path / "none" / "net.bnn")
+    assert result.exit_code == 1 and "there is no folder" in result.stderr
+
+
 def test_explain_as_text_and_json(net):
     assert "conv1" in invoke("explain", net).output
     assert json.loads(invoke("explain", net, "--json").output)["layers"][0]["kind"] == "binary"
