@@ -33,7 +33,8 @@ enum {
 
 /* Open the bundle in `folder`. *net is a handle also where this fails, for bnn_error and bnn_close; NULL only without memory. */
 int bnn_open(const char *folder, bnn **net);
-/* Copy an input; inputs and outputs are numbered as in manifest.json, dense, row-major. */
+/* Copy an input; inputs and outputs are numbered as in manifest.json, dense, row-major. Nothing looks for NaN and infinity,
+ * for which a network promises no particular numbers. */
 int bnn_input(bnn *net, int index, const void *data, size_t bytes);
 /* Run the network on the inputs that were last given (zeros where none was). */
 int bnn_run(bnn *net);

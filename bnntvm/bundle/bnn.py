@@ -40,7 +40,7 @@ class Tensor:
 def check(folder):
     """Names of the bundle's files that are missing or altered."""
     folder = pathlib.Path(folder)
-    files = json.loads((folder / "manifest.json").read_text())["files"]
+    files = _manifest(folder)["files"]
     return [n for n, d in files.items() if not (folder / n).is_file() or hashlib.sha256((folder / n).read_bytes()).hexdigest() != d]
 
 
@@ -54,9 +54,9 @@ class Network:
 
     def __init__(self, folder=None):
         folder = pathlib.Path(folder or pathlib.Path(__file__).parent).absolute()
+        manifest = _manifest(folder)
         self._handle, self._library = ctypes.c_void_p(), _library(folder)
         self._try(self._library.bnn_open(bytes(folder), ctypes.byref(self._handle)))
-        manifest = json.loads((folder / "manifest.json").read_text())
         shapes = {"input": [], "output": []}
         for line in (folder / "network.txt").read_text().splitlines():
             word, *numbers = line.split()
@@ -100,6 +100,14 @@ class Network:
         if status:
             busy = "another thread uses this network"
             raise Error(status, busy if status == 6 else self._library.bnn_error(self._handle).decode(errors="replace"))
+
+
+def _manifest(folder):
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        return {key: manifest[key] for key in ("inputs", "outputs", "files")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Error(3, f"{folder}/manifest.json cannot be read: {error}") from error
 
 
 def _library(folder):

@@ -132,6 +132,17 @@ class Writer:
         return "\n".join(self.lines) + "\n"
 
 
+def wrapping(a, operator, b, dtype):
+    """Sum, difference or product of integers modulo 2^bits, as ONNX has it: overflow of signed integers is undefined in C.
+
+    Narrow operands are first promoted to int, which wraps nowhere: their result is cut as well.
+    """
+    if dtype in ("uint32", "uint64"):
+        return f"({a} {operator} {b})"
+    unsigned = "uint64_t" if dtype == "int64" else "uint32_t"
+    return f"(({TYPES[dtype]})(({unsigned}){a} {operator} ({unsigned}){b}))"
+
+
 def term(base, factor):
     """``base * factor`` without a factor of 1."""
     return base if factor == 1 else f"{base} * {factor}"

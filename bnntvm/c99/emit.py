@@ -15,6 +15,9 @@ from .plan import plan
 from .program import Buffer, Loose
 from .rows import Rows
 
+#: Names that may be macros, types or functions where a parameter stands.
+_OTHERS = re.compile(r"_*[A-Z][A-Z0-9_]+$|_[A-Z_]|u?int\w*_t$|finite_|(linux|unix|i386|arm)$")
+
 
 @dataclass
 class Tensor:
@@ -73,7 +76,7 @@ class Emitter:
 
     def tensor(self, buffer, info, taken):
         parameter = identifier(info.name, taken)
-        if parameter.isupper() and len(parameter) > 1:  # it might be a macro
+        if _OTHERS.match(parameter):
             parameter = identifier(f"t_{parameter}", taken)
         macro = identifier(f"{self.name}_{parameter}_SIZE".upper(), taken)
         taken |= {parameter, macro}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bnntvm import spec as sp
 
-from .cwriter import TYPES, number, term
+from .cwriter import TYPES, number, term, wrapping
 
 _INFIX = {
     "add": "+", "subtract": "-", "multiply": "*", "divide": "/", "greater": ">", "greater_equal": ">=", "less": "<", "less_equal": "<=",
@@ -17,8 +17,8 @@ _FUNCTIONS = {
 }  # fmt: skip
 #: Operators of integers that functions of floats stand for.
 _INTEGERS = {
-    "maximum": "({0} > {1} ? {0} : {1})", "minimum": "({0} < {1} ? {0} : {1})", "abs": "({0} < 0 ? -{0} : {0})",
-    "sign": "(({0} > 0) - ({0} < 0))", "floor": "{0}", "ceil": "{0}", "round": "{0}", "relu": "({0} > 0 ? {0} : 0)",
+    "maximum": "({0} > {1} ? {0} : {1})", "minimum": "({0} < {1} ? {0} : {1})", "sign": "(({0} > 0) - ({0} < 0))",
+    "floor": "{0}", "ceil": "{0}", "round": "{0}", "relu": "({0} > 0 ? {0} : 0)",
     "clip": "({0} < {1} ? {1} : {0} > {2} ? {2} : {0})",
 }  # fmt: skip
 
@@ -102,6 +102,11 @@ class Epilogue:
             return self.cast(a[0], self.dtypes.get(step.args[0], "float32"), step.dtype)
         if kind == "int32" and step.op in _INTEGERS:
             return _INTEGERS[step.op].format(*a)
+        if kind == "int32" and step.op in ("add", "subtract", "multiply"):
+            return wrapping(a[0], _INFIX[step.op], a[1], kind)
+        if kind == "int32" and step.op in ("negative", "abs"):
+            negative = wrapping("0", "-", a[0], kind)
+            return negative if step.op == "negative" else f"({a[0]} < 0 ? {negative} : {a[0]})"
         if step.op in _INFIX:
             return f"{a[0]} {_INFIX[step.op]} {a[1]}"
         if step.op in _FUNCTIONS:

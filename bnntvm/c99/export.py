@@ -45,8 +45,8 @@ def export_c(model, folder, *, name="model", batch=1, assume_nonzero=False, weig
     BnnError
         An operator without C is an UnsupportedError that names it.
     """
-    if not isinstance(name, str) or identifier(name) != name or not name:
-        raise BnnError(f"{name!r} is no name for C", hint="letters, digits and underscores, no keyword")
+    if not isinstance(name, str) or identifier(name) != name or not name or name.lower() in ("bnn", "main"):
+        raise BnnError(f"{name!r} is no name for C", hint="letters, digits and underscores, no keyword; bnn and main are other files")
     if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
         raise BnnError(f"batch must be a positive integer, not {batch!r}")
     tolerance, imported = _tolerance(weight_tolerance), import_model(model)

@@ -8,7 +8,7 @@ import numpy as np
 import tvm
 from tvm import s_tir, tirx
 
-from .cwriter import TYPES, Writer, identifier, number
+from .cwriter import TYPES, Writer, identifier, number, wrapping
 
 _BINARY = {
     "Add": "+", "Sub": "-", "Mul": "*", "Div": "/", "EQ": "==", "NE": "!=", "LT": "<", "LE": "<=", "GT": ">", "GE": ">=", "And": "&&",
@@ -158,6 +158,8 @@ class Printer:
             return number(node.value, dtype)
         if kind == "TensorLoad":
             return self.element(node.source, node.indices)
+        if kind in ("Add", "Sub", "Mul", "LShift") and np.dtype(dtype).kind in "iu" and self.reads_data(node):
+            return wrapping(self.expr(node.a), _BINARY[kind], self.expr(node.b), dtype)
         if kind in _BINARY:
             return f"({self.expr(node.a)} {_BINARY[kind]} {self.expr(node.b)})"
         if kind in ("Min", "Max"):
@@ -196,6 +198,14 @@ class Printer:
         if kind == "FloorDiv":
             return f"({a} / {b} - ({a} % {b} != 0 && ({a} < 0) != ({b} < 0)))"
         return f"(({a} % {b} + {b}) % {b})"
+
+    def reads_data(self, node):
+        """Whether an expression holds more than loop variables and constants, the parts of an index that cannot overflow."""
+        if isinstance(node, tirx.Var):
+            return node not in self.counters
+        if type(node).__name__ in ("Add", "Sub", "Mul", "FloorDiv", "FloorMod", "Min", "Max"):
+            return self.reads_data(node.a) or self.reads_data(node.b)
+        return not isinstance(node, tirx.IntImm)
 
     def counts(self, node):
         """Whether an expression is made of loop variables and constants that are not negative, without subtraction."""

@@ -1,6 +1,7 @@
 """Bundles: the C interface natively under AddressSanitizer, and for aarch64 in the emulator."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -271,6 +272,22 @@ def test_python_loader_on_emulated_arm(model, tmp_path):
     land = Userland(tmp_path, with_bnntvm=False)
     x, y = run_loader(land.python, land.site, made, tmp_path)
     np.testing.assert_allclose(y, bnntvm.build(model)(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[]", '{"inputs": []}'])
+def test_python_loader_and_its_manifest(native, tmp_path, text):
+    """A manifest that is missing or damaged is an error of the loader's own kind."""
+    shutil.copytree(native, tmp_path / "bundle")
+    (tmp_path / "bundle/manifest.json").unlink()
+    if text is not None:
+        (tmp_path / "bundle/manifest.json").write_text(text)
+    spec = importlib.util.spec_from_file_location("loader_under_test", native / "bnn.py")
+    loader = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loader)
+    for use in (loader.Network, loader.check):
+        with pytest.raises(loader.Error, match="manifest.json cannot be read") as caught:
+            use(tmp_path / "bundle")
+        assert caught.value.code == 3
 
 
 def test_without_the_runtime(native, tmp_path):

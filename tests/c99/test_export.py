@@ -51,7 +51,7 @@ def test_same_bytes(tmp_path):
     assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
 
 
-@pytest.mark.parametrize("name", ["", "1net", "a b", "while", "a-b", 7])
+@pytest.mark.parametrize("name", ["", "1net", "a b", "while", "a-b", "main", "bnn", 7])
 def test_bad_name(name, tmp_path):
     with pytest.raises(bnntvm.BnnError, match="no name for C"):
         bnntvm.export_c(generate(3).model, tmp_path / "net", name=name)
@@ -99,6 +99,10 @@ ODD_NAMES = [
     "MODEL_OK",
     "hash",
     "exp",
+    "_Bool",
+    "linux",
+    "uint32_t",
+    "finite_float",
 ]
 
 
@@ -131,6 +135,24 @@ def test_types_and_shared_results(tmp_path):
     values = {"f": np.float32([-1, 2, 0, 3]), "u": np.uint8([0, 255, 3, 9]), "i8": np.int8([-127, 3, 0, 127])}
     values |= {"i32": np.int32([-(2**30), 5, 6, 2**29]), "i64": np.array([0, 2, 1, 2]), "b": np.array([True, False, True, True])}
     _check(model, values, tmp_path / "net")
+
+
+@pytest.mark.parametrize("kind, dtype", [(3, np.int8), (4, np.uint16), (6, np.int32), (7, np.int64)])
+def test_integers_wrap(kind, dtype, tmp_path):
+    """Arithmetic of integers is modulo 2^bits, also within an expression; the compiled C traps where it is undefined."""
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    feed = {"a": np.array([low, high, high, 3, high // 2 + 1], dtype), "b": np.array([high, low, high, -3 % (high + 1), 2], dtype)}
+    nodes = [helper.make_node(op, ["a", "b"], [op]) for op in ("Add", "Sub", "Mul")] + [helper.make_node("Greater", ["Add", "a"], ["more"])]
+    results = {"Add": feed["a"] + feed["b"], "Sub": feed["a"] - feed["b"], "Mul": feed["a"] * feed["b"]}
+    results["more"] = results["Add"] > feed["a"]
+    if low:
+        nodes += [helper.make_node(op, ["a"], [op]) for op in ("Neg", "Abs")]
+        results |= {"Neg": -feed["a"], "Abs": np.abs(feed["a"])}
+    outputs = [(name, 9 if name == "more" else kind, [5]) for name in results]
+    status, got = execute(_graph(nodes, [("a", kind, [5]), ("b", kind, [5])], outputs), feed, tmp_path / "net")
+    assert status == 0
+    for name, array in zip(results, got, strict=True):
+        np.testing.assert_array_equal(array, results[name], err_msg=name)
 
 
 def test_dynamic_batch(tmp_path):
