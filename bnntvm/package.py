@@ -31,6 +31,7 @@ import numpy as np
 
 from bnntvm import artefact
 from bnntvm.errors import ArtefactError, BnnError, TargetError, ToolchainError, UnsupportedError
+from bnntvm.folders import new_folder
 from bnntvm.linker import compiler_for, is_native
 from bnntvm.targets import registry
 
@@ -75,8 +76,14 @@ def package(path, folder, batch=1, runtime=True):
                 why=f"TVM's runtime is not published for {isa.machine}",
                 hint="bnntvm export-c writes C that needs no runtime; bundles are for x86-64 and aarch64",
             )
-        folder = _empty_folder(folder)
         library = os.pread(file.fileno(), library_bytes, 0)
+    with new_folder(folder, "the bundle") as folder:
+        _fill(folder, isa, manifest, library, batch, runtime)
+    return folder
+
+
+def _fill(folder, isa, manifest, library, batch, runtime):
+    """All files of the bundle; ``library``: the bytes of the network's."""
     _write(folder / "lib/network.so", library)
     tensors = {side: [_tensor(info, batch) for info in manifest[side]] for side in ("inputs", "outputs")}
     entry = "main_1" if batch == 1 and "main_1" in manifest.get("entries", ()) else "main"
@@ -94,18 +101,6 @@ def package(path, folder, batch=1, runtime=True):
         "files": {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
     }
     _write(folder / "manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
-    return folder
-
-
-def _empty_folder(folder):
-    folder = pathlib.Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise BnnError("the folder is not empty", where=str(folder), hint="give one that does not exist")
-    except OSError as error:
-        raise BnnError("the bundle could not be written", where=str(folder), why=error.strerror or str(error)) from error
-    return folder
 
 
 def _write(path, data):

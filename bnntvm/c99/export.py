@@ -8,6 +8,7 @@ import pathlib
 import bnntvm
 from bnntvm.build import _last_line, _tolerance
 from bnntvm.errors import BnnError, UnsupportedError
+from bnntvm.folders import new_folder
 from bnntvm.importer import import_model
 from bnntvm.pipeline import optimise
 
@@ -64,12 +65,12 @@ def export_c(model, folder, *, name="model", batch=1, assume_nonzero=False, weig
         raise UnsupportedError(
             "the network could not be written as C", why=_last_line(error), hint="this is a gap in bnntvm: please report it with the model"
         ) from error
-    folder = _empty_folder(folder)
-    for path, text in (source.files | _templates(source)).items():
-        _write(folder / path, text)
-    sizes = report.measure(source, program.steps, folder)
-    _write(folder / "size.txt", f"{sizes}\n")
-    _write(folder / "size.json", sizes.json())
+    with new_folder(folder, "the C files") as folder:
+        for path, text in (source.files | _templates(source)).items():
+            _write(folder / path, text)
+        sizes = report.measure(source, program.steps, folder)
+        _write(folder / "size.txt", f"{sizes}\n")
+        _write(folder / "size.json", sizes.json())
     return sizes
 
 
@@ -81,24 +82,9 @@ def _templates(source):
     return texts
 
 
-def _empty_folder(folder):
-    folder = pathlib.Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise BnnError("the folder is not empty", where=str(folder), hint="give one that does not exist")
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    return folder
-
-
 def _write(path, text):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path, error):
-    return BnnError("the C files could not be written", where=str(path), why=error.strerror or str(error))
+        raise BnnError("the C files could not be written", where=str(path), why=error.strerror or str(error)) from error

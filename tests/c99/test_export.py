@@ -1,6 +1,7 @@
 """Exported networks against ONNX Runtime, and the files around them."""
 
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -63,6 +64,26 @@ def test_folder_in_use(tmp_path):
         bnntvm.export_c(generate(3).model, tmp_path)
     with pytest.raises(bnntvm.BnnError, match="could not be written"):
         bnntvm.export_c(generate(3).model, tmp_path / "file")
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_nothing_is_left_of_a_failure(tmp_path, monkeypatch, existed):
+    """A full disk after some files: the folder is as it was, and the same command works the next time."""
+    folder, write = tmp_path / "net", pathlib.Path.write_text
+    if existed:
+        folder.mkdir()
+
+    def full(path, *arguments, **options):
+        if path.name == "mps2.ld":
+            raise OSError(28, "No space left on device")
+        return write(path, *arguments, **options)
+
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with pytest.raises(bnntvm.BnnError, match="No space left"):
+        bnntvm.export_c(generate(3).model, folder, vectors=False)
+    assert list(folder.iterdir()) == [] if existed else not folder.exists()
+    monkeypatch.undo()
+    bnntvm.export_c(generate(3).model, folder, vectors=False)
 
 
 def _graph(nodes, inputs, outputs, constants=()):
