@@ -210,7 +210,11 @@ class _WeightOnly(Rewriter):
 
     def integer_convolution(self, call, source, weight):
         """The exact product of bytes and weights of few levels, times its scales; None if it is none."""
-        integers = self.integers(source, 255) if int(call.attrs["groups"]) == 1 else None
+        moves, moved = [], source
+        while op_name(move := self.producer.get(moved)) in ("relax.reshape", "relax.permute_dims"):
+            moves.append(move)
+            moved = move.args[0]
+        integers = self.integers(moved, 255) if int(call.attrs["groups"]) == 1 else None
         if integers is None or integers.operator is not None and constant(integers.factor) is None:
             return None
         planes = weight_planes(weight, self.tolerance)
@@ -232,9 +236,9 @@ class _WeightOnly(Rewriter):
         before = self.decisions.get(layer, Decision("float"))
         reason = "" if before.reason == "the activation is real-valued" else before.reason
         self.decisions[layer] = replace(before, kind="int8", reason=reason, planes=f"int8 x {len(coefficients)}")
-        data, shape = self.env[integers.tensor], dims(call.args[0])
-        if not same_dims(dims(data), shape):  # a one-dimensional convolution sees its data through a reshape
-            data = self.emit(relax.op.reshape(data, shape))
+        data = self.env[integers.tensor]
+        for move in reversed(moves):  # a one-dimensional convolution sees its data through a reshape
+            data = self.emit(relax.Call(move.op, [data, *move.args[1:]], move.attrs))
         if low:
             data, pads = self.from_zero(data, low, pads)
         attrs = {key: [int(v) for v in call.attrs[key]] for key in ("strides", "dilations")} | dict(pads=pads)

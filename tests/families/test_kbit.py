@@ -68,7 +68,7 @@ def test_activations_of_up_to_eight_bits(levels, bits, low, high):
         assert layer.weight_bytes == padded * bits // 8 and layer.planes == f"int8 x {bits}"
 
 
-@pytest.mark.parametrize("zero", [128, 0, 100, 255])
+@pytest.mark.parametrize("zero", [128, 0, 100])
 def test_linear_quantisation_to_bytes(zero):
     """QuantizeLinear, ternary weights; zero padding is the zero point. -100 to 155 become bytes when they are moved."""
     rng = np.random.default_rng(6)

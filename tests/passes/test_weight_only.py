@@ -150,6 +150,20 @@ def test_convolutions_of_bytes(low, high, kind, operator):
     same(before, after, 256 * quarters(2, 5, 5, 5))
 
 
+def test_bytes_behind_a_transpose():
+    """A one-dimensional convolution as the importer writes it: multiples of a byte [N, C, W] as [N, 1, W, C]."""
+    weight = np.random.default_rng(0).choice(np.float32([-1, 0, 1]), (8, 1, 3, 5))
+
+    def net(emit, x):
+        q = emit(relax.op.multiply(grid(emit, x, -9, 246), c(np.float32(0.25))))
+        rows = emit(relax.op.permute_dims(q, [0, 2, 1]))
+        return emit(conv(emit(relax.op.reshape(rows, [shape_of(x)[0], 1, 7, 5])), weight, pads=[0, 1, 0, 1]))
+
+    before, after, decisions = optimised(net, ("n", 5, 7))
+    assert "bnn.conv2d_int8" in calls(after) and decisions["conv"].kind == "int8"
+    same(before, after, 256 * quarters(2, 5, 7))
+
+
 @pytest.mark.parametrize("low, high", [(100, 355), (-300, -100)])
 def test_bytes_of_which_none_is_zero(low, high):
     """Without padding no zero is needed."""
