@@ -1,6 +1,7 @@
 """The same bits on every machine: this one, aarch64 and armv7 under qemu-user, Cortex-M4 and Cortex-M7 on QEMU's models of Arm's boards."""
 
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -65,6 +66,15 @@ def test_compilers_and_levels(folder, here):
         for options in (["-O0"], ["-O3"], ["-Os", "-DBNN_NO_CHECK_FINITE"], ["-O2", "-march=native"]):
             run([compiler, *STRICT, *options, *sources, "-o", "one"], folder)
             assert run(["./one"], folder) == here, (compiler, options)
+
+
+def test_wider_floats_are_refused(folder):
+    """Where the compiler evaluates floats as doubles (x87, s390x), bits would differ: an error that says what to do."""
+    command = ["gcc", "-std=c99", "-ffp-contract=off", "-fsyntax-only", "-U__FLT_EVAL_METHOD__"]
+    for method, fine in (("0", True), ("16", True), ("1", False), ("2", False), ("-1", False)):
+        done = subprocess.run([*command, f"-D__FLT_EVAL_METHOD__={method}", "model.c"], cwd=folder, capture_output=True, text=True)
+        assert (done.returncode == 0) == fine, (method, done.stderr)
+        assert fine or "-fexcess-precision=fast" in done.stderr
 
 
 def test_no_library(folder):

@@ -8,6 +8,11 @@
 
 #include <stdint.h>
 
+/* Sums and roundings of floats held in more digits than theirs are other numbers. */
+#if defined(__FLT_EVAL_METHOD__) && (__FLT_EVAL_METHOD__ == 1 || __FLT_EVAL_METHOD__ == 2 || __FLT_EVAL_METHOD__ < 0)
+#error "floats are evaluated in a wider type: -msse2 -mfpmath=sse on 32-bit x86, -fexcess-precision=fast on s390x"
+#endif
+
 /* Kernels hand memory to one another under different types: nothing may be moved across this. */
 #if defined(__GNUC__)
 #define BNN_FENCE() __asm__ __volatile__("" ::: "memory")
