@@ -449,6 +449,8 @@ def _read_inputs(module, inputs):
             name, path = module.inputs[0].name, text
         try:
             feed[name] = np.load(path, allow_pickle=False)
+            if not isinstance(feed[name], np.ndarray):
+                raise ValueError("it is an archive of arrays (.npz)")
         except (OSError, ValueError) as error:
             raise InputError(
                 f"the file for input {name!r} could not be read", where=path, why=str(error), hint="give a .npy file"
@@ -476,9 +478,13 @@ def _store(outputs, folder):
 
 def _summary(array):
     """The whole of a small array, the range of a large one."""
+
+    def text(value):
+        return f"{value:.6g}" if array.dtype.kind == "f" else str(value)
+
     if array.size <= 10:
-        return " " + " ".join(f"{value:.6g}" if array.dtype.kind == "f" else str(value) for value in array.ravel().tolist())
-    return f" from {array.min():.6g} to {array.max():.6g}"
+        return "".join(f" {text(value)}" for value in array.ravel().tolist())
+    return f" from {text(array.min())} to {text(array.max())}"
 
 
 def _onnxruntime(path, feed, threads):

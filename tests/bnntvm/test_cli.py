@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import bnntvm
-from bnntvm.cli import main
+from bnntvm.cli import _summary, main
 from tests.bnntvm.remote.farm import farm
 
 DIGITS = pathlib.Path(__file__).parents[2] / "tutorials" / "data" / "digits_bnn.onnx"
@@ -56,6 +56,7 @@ def test_run_with_files(one_input, net, tmp_path, images):
         (["run", "NET", "-i", "z=X", "--random"], "unknown: 'z'"),
         (["run", "NET", "-i", "x=nothing.npy"], "could not be read"),
         (["run", "NET", "-i", "x=NET"], "could not be read"),
+        (["run", "NET", "-i", "ARCHIVE"], "an archive of arrays"),
         (["run", "NET", "-i", "X", "-o", "NET/below"], "could not be written"),
         (["run", "BAD", "--random"], "not a bnntvm artefact"),
         (["explain", "BAD"], "not a bnntvm artefact"),
@@ -64,14 +65,22 @@ def test_run_with_files(one_input, net, tmp_path, images):
 )
 def test_user_errors_are_messages_with_status_1(net, tmp_path, images, args, words):
     np.save(tmp_path / "x.npy", images)
+    np.savez(tmp_path / "x.npz", images)
     (tmp_path / "bad.bnn").write_bytes(b"nothing")
-    places = {"NET": net, "X": tmp_path / "x.npy", "BAD": tmp_path / "bad.bnn"}
+    places = {"NET": net, "X": tmp_path / "x.npy", "ARCHIVE": tmp_path / "x.npz", "BAD": tmp_path / "bad.bnn"}
     for name, place in places.items():
         args = [arg.replace(name, str(place)) for arg in args]
     result = invoke(*args)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: ") and words in result.stderr
     assert "Traceback" not in result.output and result.stdout == ""
+
+
+@pytest.mark.parametrize("many", [1, 20])
+def test_integers_are_shown_with_all_their_digits(many):
+    assert _summary(np.full(many, 1234567)).split()[-1] == "1234567"
+    assert _summary(np.full(many, True)).split()[-1] == "True"
+    assert _summary(np.full(many, 1 / 3, np.float32)).split()[-1] == "0.333333"
 
 
 def test_wrong_usage_has_status_2(net, tmp_path):
