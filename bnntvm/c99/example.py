@@ -86,8 +86,8 @@ def _vectors(source, expected):
 
 
 _HEAD = """\
-/* Runs the network on made-up inputs, compares what it answers with {name}_test.h, and prints a hash of the outputs' bits, which is the
- * same on every machine. Nothing but this file needs a C library. */
+/* Runs the network on made-up inputs, compares what it answers with {name}_test.h, and prints a hash of the outputs' bytes, which is the
+ * same on every little-endian machine. Nothing but this file needs a C library. */
 #include <inttypes.h>
 #include <stdio.h>
 
