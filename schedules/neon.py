@@ -165,25 +165,14 @@ def digits(words, base, coefficients, dtype="int8", valid=None, otherwise=0):
     bits = ", ".join(f"i8 {(1 << lane % 8) - (256 if lane % 8 == 7 else 0)}" for lane in range(lanes))
     vector = f"<{lanes} x i8>"
 
-    def splat_of(value):
-        return f"<{', '.join([f'i8 {(value + 128) % 256 - 128}'] * lanes)}>"
+    def step(j, last, coefficient):
+        return [f"  %v{j} = bitcast i{lanes} %w{j} to <{octets} x i8>",
+                f"  %e{j} = shufflevector <{octets} x i8> %v{j}, <{octets} x i8> poison, <{lanes} x i32> <{order}>",
+                f"  %b{j} = and {vector} %e{j}, <{bits}>", f"  %m{j} = icmp ne {vector} %b{j}, zeroinitializer",
+                f"  %c{j} = select <{lanes} x i1> %m{j}, {vector} {coefficient}, {vector} zeroinitializer",
+                f"  %s{j} = add {vector} {last}, %c{j}"]  # fmt: skip
 
-    lines, last = [], splat_of(base)
-    for j, coefficient in enumerate(coefficients):
-        lines += [f"  %v{j} = bitcast i{lanes} %w{j} to <{octets} x i8>",
-                  f"  %e{j} = shufflevector <{octets} x i8> %v{j}, <{octets} x i8> poison, <{lanes} x i32> <{order}>",
-                  f"  %b{j} = and {vector} %e{j}, <{bits}>", f"  %m{j} = icmp ne {vector} %b{j}, zeroinitializer",
-                  f"  %c{j} = select <{lanes} x i1> %m{j}, {vector} {splat_of(coefficient)}, {vector} zeroinitializer",
-                  f"  %s{j} = add {vector} {last}, %c{j}"]  # fmt: skip
-        last = f"%s{j}"
-    if valid is not None:
-        keep = ", ".join(f"i1 {int(lane < valid)}" for lane in range(lanes))
-        lines.append(f"  %r = select <{lanes} x i1> <{keep}>, {vector} {last}, {vector} {splat_of(otherwise)}")
-        last = "%r"
-    key = "_".join(str(v).replace("-", "m") for v in (lanes, base, *coefficients, valid, otherwise))
-    params = ", ".join(f"i{lanes} %w{j}" for j in range(len(words)))
-    text = "\n".join([f"{vector} @bnn_neon_digits_{key}({params}) alwaysinline nounwind {{", *lines, f"  ret {vector} {last}", "}"])
-    return T.extern(f"bnn_neon_digits_{key}", text, f"{dtype}x{lanes}", *words)
+    return T.digits_by("bnn_neon_digits", step, words, base, coefficients, dtype, valid, otherwise)
 
 
 def dot_bytes(total, codes, data, isa):

@@ -264,24 +264,40 @@ def digits(words, base, coefficients, dtype="int8", valid=None, otherwise=0):
     -------
     vector of ``dtype`` with a lane for every bit
     """
-    lanes, vector = int(dtype_of(words[0])[4:]), f"<{int(dtype_of(words[0])[4:])} x i8>"
+    lanes = int(dtype_of(words[0])[4:])
+    vector = f"<{lanes} x i8>"
+
+    def step(j, last, coefficient):
+        return [f"  %m{j} = bitcast i{lanes} %w{j} to <{lanes} x i1>", f"  %a{j} = add {vector} {last}, {coefficient}",
+                f"  %s{j} = select <{lanes} x i1> %m{j}, {vector} %a{j}, {vector} {last}"]  # fmt: skip
+
+    return digits_by("bnn_digits", step, words, base, coefficients, dtype, valid, otherwise)
+
+
+def digits_by(name, step, words, base, coefficients, dtype, valid, otherwise):
+    """:func:`digits` by a processor's own way to add a coefficient where a bit is set.
+
+    ``step(j, last, coefficient)``: lines of LLVM that name the vector ``%s<j>``: ``last`` plus the vector ``coefficient`` in the lanes
+    whose bits are set in the word ``%w<j>``. ``name`` begins the function's name.
+    """
+    lanes = int(dtype_of(words[0])[4:])
+    vector = f"<{lanes} x i8>"
 
     def splat_of(value):
-        return f"<{', '.join([f'i8 {value}'] * lanes)}>"
+        return f"<{', '.join([f'i8 {_byte(value)}'] * lanes)}>"
 
-    lines, last = [], splat_of(_byte(base))
+    lines, last = [], splat_of(base)
     for j, coefficient in enumerate(coefficients):
-        lines += [f"  %m{j} = bitcast i{lanes} %w{j} to <{lanes} x i1>", f"  %a{j} = add {vector} {last}, {splat_of(_byte(coefficient))}",
-                  f"  %s{j} = select <{lanes} x i1> %m{j}, {vector} %a{j}, {vector} {last}"]  # fmt: skip
+        lines += step(j, last, splat_of(coefficient))
         last = f"%s{j}"
     if valid is not None:
         keep = ", ".join(f"i1 {int(lane < valid)}" for lane in range(lanes))
-        lines.append(f"  %r = select <{lanes} x i1> <{keep}>, {vector} {last}, {vector} {splat_of(_byte(otherwise))}")
+        lines.append(f"  %r = select <{lanes} x i1> <{keep}>, {vector} {last}, {vector} {splat_of(otherwise)}")
         last = "%r"
     key = "_".join(str(v).replace("-", "m") for v in (lanes, base, *coefficients, valid, otherwise))
     params = ", ".join(f"i{lanes} %w{j}" for j in range(len(words)))
-    text = "\n".join([f"{vector} @bnn_digits_{key}({params}) alwaysinline nounwind {{", *lines, f"  ret {vector} {last}", "}"])
-    return extern(f"bnn_digits_{key}", text, f"{dtype}x{lanes}", *words)
+    text = "\n".join([f"{vector} @{name}_{key}({params}) alwaysinline nounwind {{", *lines, f"  ret {vector} {last}", "}"])
+    return extern(f"{name}_{key}", text, f"{dtype}x{lanes}", *words)
 
 
 def _byte(value):
