@@ -267,7 +267,8 @@ def _limit(layer, macs, size, limits):
     found = [(size / float(np.interp(np.log(max(1, size)), np.log(sizes), rates)), "memory")]
     if layer and macs and layer.kind in LOW_BIT - {"weight-only"}:
         ways = [(macs / limits["int8"], "int8")] if limits["int8"] else []
-        pairs = _pairs(layer.planes)
+        # A mask of zeros beside the signs counts as a plane there, but is multiplied only where a zero occurs.
+        pairs = 1 if layer.kind == "binary" else _pairs(layer.planes)
         if pairs:
             ways.append((macs * pairs / limits["bits"], "bits"))
         found.append(min(ways))

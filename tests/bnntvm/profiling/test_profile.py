@@ -90,6 +90,14 @@ def test_limit(kind, planes, macs, size, expected):
     assert (pytest.approx(expected[0]), expected[1]) == (seconds, bound)
 
 
+def test_a_mask_of_zeros_is_no_work():
+    """Signs with a mask of their zeros are reported as two planes; the limit multiplies one, as the kernel does where no zero occurs."""
+    measured = {"bits": 100.0, "int8": 10.0, "float": 1.0, "read": [[1, 1e9], [10, 1e9]]}
+    for kind, seconds in (("binary", 10.0), ("bitserial", 20.0)):
+        layer = Row.from_dict({"node": "n", "output": "o", "op": "Conv", "kind": kind, "planes": "2x1"})
+        assert profile._limit(layer, 1000, 5, measured) == (pytest.approx(seconds), "bits")
+
+
 @pytest.mark.parametrize("isa", [*x86.LEVELS, *aarch64.LEVELS, *armv7.LEVELS], ids=lambda isa: isa.name)
 def test_limits_are_compiled_for_every_level(isa):
     names, library = profile._probe(isa)
