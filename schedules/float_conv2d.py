@@ -125,12 +125,15 @@ def _every_tile(spec, vectors, isa, first):
 
 
 def _gathering(spec, window, vectors, isa):
-    """Valid schedules of a kernel whose lanes take channels of their own: weights of a kernel row beside the sums."""
+    """Valid schedules of a kernel whose lanes take channels of their own: weights of a kernel row beside the sums.
+
+    Input channels in pairs come first where they can be: merging channels of two groups would cost as much as multiplying them.
+    """
     most = max(1, min(16, (isa.registers - 2) // vectors - window.kernel[1]))
     pixels = [windows.even_tile(window.out_width, count) for count in dict.fromkeys((most, max(1, most // 2)))]
     rows = dict.fromkeys([1, min(4, window.out_height), window.out_height])
     found = [Schedule(count, vectors, r, True) for r in rows for count in dict.fromkeys(pixels)]
-    return found + _paired().schedules(spec, window, vectors, isa) if _paired().fits(spec, isa) else found
+    return _paired().schedules(spec, window, vectors, isa) + found if _paired().fits(spec, isa) else found
 
 
 def _paired():

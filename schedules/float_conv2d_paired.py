@@ -22,9 +22,12 @@ def fits(spec, isa):
 
 
 def schedules(spec, window, vectors, isa):
-    """Schedules whose sums, weights of a kernel row and values fit in the registers."""
-    most = (isa.registers - 2) // (2 * vectors) - window.kernel[1] - 1
-    pixels = dict.fromkeys(windows.even_tile(window.out_width, count) for count in range(1, min(most, 16) + 1))
+    """Schedules whose sums, weights of a kernel row and values fit in the registers, the default first."""
+    most = min(16, (isa.registers - 2) // (2 * vectors) - window.kernel[1] - 1)
+    if most < 1:
+        return []
+    # Half of the registers for sums: what is left lets loads run ahead.
+    pixels = dict.fromkeys(windows.even_tile(window.out_width, count) for count in [min(8, most), *range(1, most + 1)])
     rows = dict.fromkeys([1, min(4, window.out_height), window.out_height])
     return [float_conv2d.Schedule(count, vectors, r, True, paired=True) for r in rows for count in pixels]
 

@@ -31,7 +31,7 @@ LEAST_SHARE = 0.003
 #: Candidates of one task that are built and measured together.
 BATCH = 8
 #: The fastest candidates of a task are measured again beside the default, in turns, before one is believed.
-FINALISTS = 3
+FINALISTS = measure.KEPT
 
 
 @dataclass

@@ -28,6 +28,8 @@ from bnntvm.tuning.worker import Failure
 BUILD_LIMIT, MEASURE_LIMIT, PREPARE_LIMIT = 30.0, 15.0, 300.0
 #: Seconds that a candidate is measured for.
 MEASURE_SECONDS = 0.1
+#: Libraries of a task that stay, beside that of its default schedule: its fastest ones are measured again in the end.
+KEPT = 3
 
 
 class Stopped(Exception):
@@ -115,6 +117,7 @@ class Pipeline:
         self.builder = Process(device.build_cores, 1)
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="bnntvm-tune-"))
         self.numbers, self.lock, self.observers = itertools.count(), threading.Lock(), []
+        self.kept = {}  # task id -> {schedule: (seconds, folder, library)}
 
     def task_folder(self, task):
         """Where a task's data are."""
@@ -126,6 +129,12 @@ class Pipeline:
 
     def build(self, space, schedule):
         """Future of (folder, library)."""
+        with self.lock:
+            known = self.kept.get(space.task.id, {}).get(schedule)
+        if known:
+            ready = Future()
+            ready.set_result(known[1:])
+            return ready
         folder = self.task_folder(space.task)
         library = os.path.join(folder, f"{next(self.numbers)}.so")
 
@@ -152,25 +161,33 @@ class Pipeline:
                 folder, library = future.result()
                 if self.stop.is_set():
                     raise Stopped
-                self.device.measure(folder, library).add_done_callback(lambda d: self._measured(space, schedule, d, result, library))
+                self.device.measure(folder, library).add_done_callback(lambda d: self._measured(space, schedule, d, result, (folder, library)))
             except BaseException as error:
                 self._failed(space, schedule, error, result)
 
         self.build(space, schedule).add_done_callback(built)
         return result
 
-    def _measured(self, space, schedule, done, result, library):
-        for path in (library, library + ".npy"):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
+    def _measured(self, space, schedule, done, result, built):
         try:
             seconds = done.result()
             self.store.commit(space, schedule, seconds)
         except BaseException as error:
+            _remove(built[1])
             self._failed(space, schedule, error, result)
             return
+        self._keep(space, schedule, min(seconds), built)
         self._tell(space, schedule, seconds)
         result.set_result(seconds)
+
+    def _keep(self, space, schedule, seconds, built):
+        """Keep the library if it may be measured again; the slowest of those that stayed so far makes room."""
+        with self.lock:
+            kept = self.kept.setdefault(space.task.id, {})
+            kept[schedule] = (seconds, *built)
+            fast = sorted((s for s in kept if s != space.default), key=lambda s: kept[s][0])
+            for slow in fast[KEPT:]:
+                _remove(kept.pop(slow)[2])
 
     def _failed(self, space, schedule, error, result):
         if isinstance(error, Failure):
@@ -186,6 +203,13 @@ class Pipeline:
         self.builder.close()
         self.device.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _remove(library):
+    """Delete a candidate's library and its weights."""
+    for path in (library, library + ".npy"):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 @derived_object
