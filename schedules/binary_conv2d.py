@@ -40,6 +40,8 @@ class Schedule:
         Output rows and blocks of 32 output channels of one parallel task.
     prefetch : bool
         Ask for the lines of the tensors that a tile's epilogue reads and writes before its products are computed.
+    fetch : bool
+        Ask for the weights of the next 32 output channels while those of the present ones are used.
     """
 
     pixels: int
@@ -48,6 +50,7 @@ class Schedule:
     task_rows: int
     task_blocks: int
     prefetch: bool = False
+    fetch: bool = False
 
 
 def default_schedule(spec, isa):
@@ -81,8 +84,8 @@ def _counting_schedule(spec, isa):
     adder = "carry_save" if carry_save else "plain"
     task_rows, task_blocks = _tasks(geometry, words(spec.out_channels))
     if _tables_fit(spec, isa) and geometry.out_width >= 4:  # else splitting the weights into nibbles costs more than it saves
-        return Schedule(_tile_width(geometry, 7), 4, "tables", task_rows, task_blocks)
-    return Schedule(_tile_width(geometry, most), vectors, adder, task_rows, task_blocks)
+        return Schedule(_tile_width(geometry, 7), 4, "tables", task_rows, task_blocks, fetch=True)
+    return Schedule(_tile_width(geometry, most), vectors, adder, task_rows, task_blocks, fetch=True)
 
 
 def _carry_save_fits(spec):
@@ -152,7 +155,9 @@ def space(spec, isa):
     rows, blocks = Geometry.of(spec).out_height, words(spec.out_channels)
     row_counts = dict.fromkeys(r for r in (first.task_rows, 1, 2, 4, 7, 14, 28, rows) if r <= rows)
     block_counts = dict.fromkeys(b for b in (first.task_blocks, 1, 2, 4, 8, blocks) if b <= blocks)
+    own = [replace(s, fetch=False) for s in dict.fromkeys(found) if s.fetch]
     found = [replace(s, task_rows=r, task_blocks=b) for r in row_counts for b in block_counts for s in dict.fromkeys(found)]
+    found += own
     if any(end.kind == "tensor" for end in (*spec.epilogue.inputs, *spec.epilogue.outputs)):
         found += [replace(s, prefetch=True) for s in found if s.adder != by_bytes.ADDER]
     if tile_product.claims(spec, isa):

@@ -20,6 +20,7 @@ from bnntvm.schedules.strips import Strips
 from bnntvm.spec import WORD_BITS, EpilogueInput, words
 
 BLOCK = WORD_BITS
+_LINE_BYTES = 64
 
 
 class Kernel:
@@ -216,7 +217,12 @@ class Kernel:
     def block(self, adder, block, row, rows):
         number, bind = T.bind("block", block)
         count = self.count_weights(adder, number)  # first: rows refer to it
-        return [bind, count, self.strips.walk(rows, lambda y: self.row(adder, number, row + y), self.image, number, row)]
+        return [bind, count, self.strips.walk(rows, lambda y: self.task_row(adder, number, row, y), self.image, number, row)]
+
+    def task_row(self, adder, block, first_row, y):
+        """Row ``y`` of a task."""
+        self.row_of_task = y
+        return self.row(adder, block, first_row + y)
 
     def count_weights(self, adder, block):
         """Statements that prepare the corrections of a block."""
@@ -279,9 +285,21 @@ class Kernel:
                 for other in tiles[1:]:
                     condition = tirx.Or(condition, tile == T.i64(other))
                 statement = T.when(condition, self.reduce(adder, place, x, pattern, number), statement)
-            return statement
+            return [self.fetch_weights(place[0], tile, number), statement]
 
         return [bind, self.prefetch(place, x), T.for_("part", self.parts, part), self.epilogue(adder, place, x, plan.pixels)]
+
+    def fetch_weights(self, block, tile, part):
+        """Statements that ask for some lines of the next block's weights, evenly over the tiles of a task.
+
+        The processor fetches ahead within a page of memory only, and a network's weights are read once in a run: from far away.
+        """
+        if self.blocks == 1 or not getattr(self.schedule, "fetch", False):
+            return []
+        lines = self.kernel_words * BLOCK * 4 // _LINE_BYTES
+        each = -(-lines // (self.schedule.task_rows * self.plan.tiles * self.parts))
+        first = ((self.row_of_task * self.plan.tiles + tile) * self.parts + part) * each
+        return T.for_("line", each, lambda i: T.prefetch(self.weights, [block + 1, (first + i) * (_LINE_BYTES // 4)]))
 
     def prefetch(self, place, x):
         """Statements that ask for the lines of a tile's results and of what is added to them, while its products are computed."""

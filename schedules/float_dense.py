@@ -47,6 +47,8 @@ class Schedule:
         Large tiles that a task computes.
     chunk : int
         Steps of the reduction that a large tile takes at a time: a block's weights for them stay in the level-1 cache.
+    ahead : int
+        Ask for the weights of a single row that are so many bytes ahead; 0 leaves that to the processor, which stops at the end of a page.
     """
 
     rows: int
@@ -56,6 +58,7 @@ class Schedule:
     group: int
     tiles: int
     chunk: int
+    ahead: int = 0
 
 
 def default_schedule(spec, isa):
@@ -84,6 +87,7 @@ def space(spec, isa):
         rows = range(1, min(16, most_pixels(vectors, isa)) + 1)
         found += [replace(one, rows=r, few=min(r, few), tiles=t) for r in rows for few in (2, 4, 6) for t in (4, 8, 16)]
         found += [replace(one, split=split, group=group) for split in (1, 2, 4, 8) for group in (1, 2, 4, 8)]
+        found += [replace(one, split=split, ahead=ahead) for split in (1, 2, 4, 8) for ahead in (0, 1024, 2048, 4096, 8192)]
         found += [
             replace(one, chunk=chunk, tiles=tiles, group=group) for chunk in (64, 256, 512) for tiles in (4, 16, 32) for group in (2, 8)
         ]
@@ -273,7 +277,7 @@ class _Kernel:
 
         def step(k, part):
             a, statement = tir.bind("x", tir.broadcast(tir.load(self.data, row, k), lanes))
-            return [statement, [add(part, v, a * self._weight(block, k, v)) for v in range(vectors)]]
+            return [statement, self._fetch(block, k), [add(part, v, a * self._weight(block, k, v)) for v in range(vectors)]]
 
         def four(k):
             """Steps whose data are the lanes of a register."""
@@ -293,6 +297,13 @@ class _Kernel:
         body += [add(0, v, sums.get(part * vectors + v)) for part in range(1, split) for v in range(vectors)]
         values = [sums.get(v) for v in range(vectors)]
         return [sums.allocate, sums.fill(self._zero), body, self.emitter.emit(values, (row,), block * self.size)]
+
+
+    def _fetch(self, block, k):
+        """Statements that ask for the lines of a later step's weights."""
+        later = k + self.schedule.ahead // (4 * self.size)
+        lines = range(0, self.size, _LINE) if self.schedule.ahead else ()
+        return [tir.prefetch(self.weights, [block, later, at]) for at in lines]
 
 
 class _Pieces:

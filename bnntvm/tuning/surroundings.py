@@ -2,7 +2,8 @@
 
 A kernel that runs again and again finds its weights in the level-1 cache; in a network, other kernels have run in between. Timed hot,
 tiles that read weights many times look better than they are. So between two timed runs the ballast is read, which evicts everything from
-levels 1 and 2, and then the activations are touched, which the kernels before have just written (or, as workspace, used).
+the caches (the last one, too: other cores share it, and a run of a network is long enough for them to fill it), and then the activations
+are touched, which the kernels before have just written (or, as workspace, used).
 
 Every tensor lies between guard bytes. All functions here are TVM global functions, too, so that a tuner can call them on a board
 (:mod:`bnntvm.remote.server` imports this file, nothing of the compiler). What they know belongs to their process, and that ends with the
@@ -11,7 +12,9 @@ candidate.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import pathlib
 import zlib
 
 import numpy as np
@@ -19,8 +22,8 @@ import tvm_ffi
 
 #: Bytes on either side of a tensor, and their pattern. Whole cache lines.
 GUARD_BYTES, PATTERN = 4096, 0xA5
-#: More than a level-2 cache (2 MiB on Xeons, 1 MiB on Zen).
-BALLAST_BYTES = 3 << 20
+#: Bytes of ballast, at least and at most: more than a level-2 cache (2 MiB on Xeons, 1 MiB on Zen), and what is read in two milliseconds.
+LEAST_BALLAST, MOST_BALLAST = 3 << 20, 48 << 20
 _ALIGNMENT = 64
 
 _placed: dict[int, _Place] = {}
@@ -83,12 +86,22 @@ def fault():
     return next((text for text in (one.fault() for one in _placed.values()) if text), "")
 
 
+def last_level_bytes():
+    """Size of the largest cache of this machine's first processor; 0 where it is not told."""
+    sizes = [0]
+    for path in pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+            text = path.read_text().strip()
+            sizes.append(int(text[:-1]) * {"K": 1 << 10, "M": 1 << 20}[text[-1]])
+    return max(sizes)
+
+
 @tvm_ffi.register_global_func("bnntvm.tuning.between")
 def between(*tensors):
     """Leave the caches as other kernels would: called before every timed run with the arguments of the kernel."""
     global _ballast
     if not len(_ballast):
-        _ballast = np.ones(BALLAST_BYTES // 8, np.uint64)
+        _ballast = np.ones(min(max(LEAST_BALLAST, last_level_bytes()), MOST_BALLAST) // 8, np.uint64)
     _ballast.sum()
     for tensor in reversed(tensors):  # inputs, which come first, were written last
         one = _placed.get(tensor.data_ptr())
