@@ -29,12 +29,15 @@ class Prepared:
         Multiply-accumulates of one run, where the system knows better than the model; else 0.
     note : str
         Facts worth printing, such as how many layers run on bits.
+    limit_seconds : float
+        What one run would take if every kernel were at its limit (:func:`bnntvm.profile`); 0 where that is not known.
     """
 
     run: Callable[[], object]
     outputs: list[np.ndarray]
     macs: int = 0
     note: str = ""
+    limit_seconds: float = 0.0
 
 
 def prepare_bnntvm(model: onnx.ModelProto, feed: dict[str, np.ndarray], threads: int, tuning: bool | None = None) -> Prepared:
@@ -46,7 +49,8 @@ def prepare_bnntvm(model: onnx.ModelProto, feed: dict[str, np.ndarray], threads:
     kinds = [layer.kind for layer in module.report.layers]
     stored = 32 * sum(x.weight_bytes for x in module.report.layers) / max(1, sum(x.float_bytes for x in module.report.layers))
     note = f"{kinds.count('binary')} of {len(kinds)} layers on bits, {stored:.2f} bits a weight"
-    return Prepared(lambda: module.run(feed), outputs, note=note)
+    limit = sum(call.limit_us for call in bnntvm.profile(module, seconds=0.2).calls) / 1e6 if tuning is False else 0.0
+    return Prepared(lambda: module.run(feed), outputs, note=note, limit_seconds=limit)
 
 
 def prepare_default(model: onnx.ModelProto, feed: dict[str, np.ndarray], threads: int) -> Prepared:

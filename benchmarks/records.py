@@ -7,8 +7,8 @@
     python -m benchmarks.records --no-search                       # choose again from what was measured before
 
 1. search: the zoo's kernels are tuned as ``bnntvm tune`` does, all networks into one database (``--database``; a later run goes on).
-2. choose: each kernel's fastest schedules run in turns with the default, twice, in fresh processes. A schedule is kept if it was faster by
-   LEAST_GAIN both times.
+2. choose: every network is built with default schedules and with the fastest candidates of its kernels, and these builds take turns
+   (:mod:`bnntvm.tuning.in_network`). A schedule is kept if it was faster by LEAST_GAIN in both halves of the turns, in every network.
 3. networks: every network is built with default schedules and with the kept records, and both run in turns. The records of a network that
    is not faster are dropped, and the networks that used them are measured again, until no network with records is slower.
 4. ship: what is left replaces the level's records in the package: for each kernel one record of the default and one of the winner.
@@ -37,21 +37,21 @@ from pathlib import Path
 
 import bnntvm
 from bnntvm.targets import x86
-from bnntvm.tuning import records, tasks, worker
-from bnntvm.tuning.measure import BUILD_LIMIT, PREPARE_LIMIT
+from bnntvm.tuning import in_network, records, tasks, worker
+from bnntvm.tuning.measure import Process, choose_cores
 from bnntvm.tuning.space import Space
 from bnntvm.tuning.store import Store
 
 from . import zoo
 
-#: A schedule is kept if it is faster than the default by this factor in each of ROUNDS comparisons.
-LEAST_GAIN, ROUNDS = 1.02, 2
+#: A schedule is kept if it is faster than the default by this factor.
+LEAST_GAIN = 1.02
 #: Schedules of a kernel that are compared with its default.
-FINALISTS = 2
+FINALISTS = in_network.BUILDS
 #: A network with records is not slower if it takes no more than this of the time without: what is beyond is drift of the clock.
 SLOWER = 1.002
-#: Seconds that one measuring process may take before another goes on, and of one comparison of networks, and of kernels.
-SLICE_SECONDS, NETWORK_SECONDS, KERNEL_SECONDS = 40.0, 4.0, 0.25
+#: Seconds that one measuring process may take before another goes on, and of one comparison of networks.
+SLICE_SECONDS, NETWORK_SECONDS = 40.0, 4.0
 SHIPPED = Path(bnntvm.__file__).parent / "records"
 
 
@@ -73,7 +73,7 @@ class Kernel:
 
 @dataclass
 class Winner:
-    """A schedule that was faster than the default in every round, and the seconds of both in the last one."""
+    """A schedule that was faster than the default in every comparison, and the seconds of both in the last one."""
 
     kernel: Kernel
     schedule: object
@@ -118,42 +118,36 @@ class Maker:
         for kernel in self.kernels.values():
             kernel.measured = store.measured(kernel.space)
         store.close()
-        jobs = {}
-        for name, kernel in self.kernels.items():
-            if kernel.finalists:
-                jobs[name] = [self._built(kernel.space, s) for s in (kernel.space.default, *kernel.finalists)]
-        print(f"{len(jobs)} of {len(self.kernels)} kernels may have faster schedules", flush=True)
-        rounds = [self.measure("kernels", jobs) for _ in range(ROUNDS)]
-        winners = {}
-        for name in jobs:
-            if all(name in one for one in rounds):
-                winner = self._winner(self.kernels[name], [one[name] for one in rounds])
-                winners.update({name: winner} if winner else {})
-        return winners
+        compared = collections.defaultdict(lambda: collections.defaultdict(list))
+        for name in self.models:
+            for task, times in self.within(name).items():
+                default = self.kernels[task].space.default
+                for schedule in times.keys() - {default}:
+                    compared[task][schedule].append((times[default], times[schedule]))
+        winners = {task: best_of(self.kernels[task], candidates) for task, candidates in compared.items()}
+        return {task: winner for task, winner in winners.items() if winner}
 
-    def _winner(self, kernel, rounds):
-        """The schedule with the largest gain in its worse round, if that is enough."""
-        medians = [[statistics.median(seconds) for seconds in one] for one in rounds]
-        gains = [min(one[0] / one[i] for one in medians) for i in range(1, len(medians[0]))]
-        best = max(range(len(gains)), key=gains.__getitem__)
-        return (
-            Winner(kernel, kernel.finalists[best], gains[best], (rounds[-1][0], rounds[-1][best + 1]))
-            if gains[best] >= LEAST_GAIN
-            else None
-        )
-
-    def _built(self, space, schedule):
-        """(folder, library) of a candidate."""
-        import pickle
-
-        folder = self.folder / space.task.id
-        folder.mkdir(exist_ok=True)
-        task, library = folder / "task.pickle", folder / f"{space.schedules.index(schedule)}.so"
-        if not task.exists():
-            task.write_bytes(pickle.dumps(space.task, protocol=5))
-        if not library.exists():
-            worker.build(str(folder), schedule, str(library), BUILD_LIMIT, PREPARE_LIMIT)
-        return str(folder), str(library)
+    def within(self, name):
+        """Task to schedule to seconds in every turn, of a network's kernels that may have faster schedules."""
+        kernels = {task: k for task, k in self.kernels.items() if name in k.uses and k.finalists}
+        ranks = [{task: k.finalists[i] for task, k in kernels.items() if i < len(k.finalists)} for i in range(FINALISTS)]
+        builders, cores = choose_cores(1)
+        before, process = os.sched_getaffinity(0), Process(cores, 1)
+        os.sched_setaffinity(0, builders)
+        try:
+            defaults, *tuned = in_network.Network(str(self.models[name]), self.level, process, 1, {}).times([{}, *ranks])
+        except (worker.Failure, bnntvm.BnnError) as error:
+            print(f"{name}: {error}", flush=True)
+            return {}
+        finally:
+            process.close()
+            os.sched_setaffinity(0, before)
+        print(f"{time.strftime('%H:%M:%S')} {name}: {len(kernels)} kernels may have faster schedules", flush=True)
+        return {
+            task: {k.space.default: defaults[task], **{s: one[task] for s, one in zip(k.finalists, tuned) if task in one}}
+            for task, k in kernels.items()
+            if task in defaults
+        }
 
     def measure(self, kind, jobs):
         """Results of jobs by their names, measured in processes of their own that take SLICE_SECONDS or a little more each."""
@@ -210,7 +204,7 @@ class Maker:
         for winner in winners.values():
             space = winner.kernel.space
             for schedule, seconds in zip((space.default, winner.schedule), winner.seconds):
-                store.commit(space, schedule, seconds)
+                store.commit(space, schedule, seconds, in_network=True)
         store.close()
         return folder
 
@@ -226,6 +220,20 @@ class Maker:
             target.mkdir(exist_ok=True)
             for name in (records.WORKLOADS, records.RECORDS):
                 (target / name).write_bytes((merged / name).read_bytes())
+
+
+def best_of(kernel, candidates):
+    """The :class:`Winner` among schedules, each with a list of (seconds of the default, its own) in turns; None if none is faster."""
+
+    def least(compared):
+        halves = [[b / a for b, a in zip(*one)] for one in compared]
+        return min(statistics.median(part) for ratios in halves for part in (ratios[::2], ratios[1::2]) if part)
+
+    gains = {schedule: least(compared) for schedule, compared in candidates.items()}
+    best = max(gains, key=gains.get, default=None)
+    if best is None or gains[best] < LEAST_GAIN:
+        return None
+    return Winner(kernel, best, gains[best], candidates[best][-1])
 
 
 def keep_other_levels(source, target, level):
@@ -258,10 +266,6 @@ def measure_jobs(kind, order, answer):
             break
 
 
-def _measure_kernels(candidates):
-    return worker.compare([tuple(one) for one in candidates], 60.0, KERNEL_SECONDS)
-
-
 def _measure_networks(paths):
     """(seconds of the first, seconds of the second, median of the ratios second to first) of two artefacts that run in turns."""
     modules = [bnntvm.load(path, threads=1) for path in paths]
@@ -284,7 +288,7 @@ def _measure_networks(paths):
     return statistics.median(once[0]), statistics.median(once[1]), statistics.median(rounds)
 
 
-_MEASURES = {"kernels": _measure_kernels, "networks": _measure_networks}
+_MEASURES = {"networks": _measure_networks}
 
 
 def main(arguments=None):
@@ -312,7 +316,7 @@ def main(arguments=None):
         if not options.no_search:
             maker.search(options.trials)
         winners = maker.choose()
-        print(f"{len(winners)} kernels have schedules that are faster by {LEAST_GAIN - 1:.0%} in all of {ROUNDS} rounds", flush=True)
+        print(f"{len(winners)} kernels have schedules that are faster by {LEAST_GAIN - 1:.0%} in all comparisons", flush=True)
         report, winners = maker.networks(winners)
         maker.ship(winners, options.output)
         for name, (before, after, ratio) in sorted(report.items()):

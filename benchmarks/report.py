@@ -63,6 +63,17 @@ def _limit(row: dict) -> float | None:
     return kernel * row["macs"] / row["cells"]["limit"]["macs"] if kernel else None
 
 
+def _kernels_limit(row: dict) -> float | None:
+    """Seconds that a row takes if every kernel is at its limit."""
+    return row["cells"].get("default", {}).get("limit_seconds") or None
+
+
+def _share(row: dict, system: str) -> str:
+    """Percent of the limit of all kernels that a system reaches."""
+    limit, seconds = _kernels_limit(row), median(row["cells"].get(system))
+    return f"{100 * limit / seconds:.0f} %" if limit and seconds else "-"
+
+
 def _times(x: float | None) -> str:
     return "-" if x is None else f"{x:.2f}x"
 
@@ -74,19 +85,23 @@ def _compared(rows: list[dict], unit: float, digits: int, mean: bool) -> str:
     pairs = [(a, b) for a, b in wanted if a in systems and b in systems]
     limits = any("limit" in r["cells"] for r in rows)
     header = [rows[0]["kind"], *[SYSTEMS[s].title for s in systems], *["limit of the binary layers"] * limits]
+    reaching = [s for s in ("default", "bnntvm") if s in systems] if any(_kernels_limit(r) for r in rows) else []
+    header += ["limit of all kernels", *[f"{s}, % of it" for s in reaching]] if reaching else []
     header += [f"{b} over {a}" for a, b in pairs]
     lines = []
     for row in rows:
         cells = row["cells"]
         times = [shown(cells.get(s), unit, digits) for s in systems]
         times += [f"{limit / unit:.{digits}f}" if (limit := _limit(row)) else "-"] * limits
+        if reaching:
+            times += [f"{limit / unit:.{digits}f}" if (limit := _kernels_limit(row)) else "-", *[_share(row, s) for s in reaching]]
         lines.append([row["name"], *times, *[_times(ratio(cells, a, b)) for a, b in pairs]])
     if mean and len(rows) > 1:
         means = []
         for a, b in pairs:
             known = [x for r in rows if (x := ratio(r["cells"], a, b))]
             means.append(_times(geometric_mean(known)) if known else "-")
-        lines.append(["**geometric mean**", *[""] * (len(systems) + limits), *means])
+        lines.append(["**geometric mean**", *[""] * (len(header) - 1 - len(pairs)), *means])
     return table(header, lines)
 
 

@@ -9,7 +9,8 @@ CPU time (wall time in the rows about threads), so a busy machine disturbs all s
 * **packed chain**: what one more layer (threshold and re-pack included) adds to a chain of layers whose activations stay packed; the
   difference of a long and a short chain. The limit is a register-resident xor+popcount+add kernel, measured in the same rounds; MACs
   are nominal, padded taps counted, so a kernel that skips padded taps can pass 100 %.
-* **networks**: the zoo at one image.
+* **networks**: the zoo at one image. The limit of all kernels is the sum of what `bnntvm profile` finds for each: the longer of its
+  multiply-accumulates at the rate of a loop that does nothing else, and of its bytes at the rate at which memory of that size is read.
 * **bits**: convolutions of two-bit activations and of ternary weights, beside ONNX Runtime in 8 bits and the same layer on one bit each.
 * **weights**: dense layers of one row whose weights stay packed, beside ONNX Runtime in float32 and with weights of 2 bits, and beside the
   time that reading the weights takes.
@@ -67,6 +68,8 @@ class Cell:
         How long building took.
     macs : int
         Multiply-accumulates that the figure is for, where it is not the row's.
+    limit_seconds : float
+        What the figure would be if every kernel were at the machine's limit; 0 where that is not known.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -75,6 +78,7 @@ class Cell:
     difference: float | None = None
     prepare_seconds: float = 0.0
     macs: int = 0
+    limit_seconds: float = 0.0
 
     @property
     def median(self) -> float | None:
@@ -195,6 +199,7 @@ class Bench:
             for i, job in enumerate(jobs):
                 answer = worker.prepare(str(i), job.model, job.feed)
                 cell.prepare_seconds += answer.seconds
+                cell.limit_seconds += answer.limit_seconds * job.weight
                 wall, _ = worker.measure(str(i), 1)
                 repeats.append(max(1, min(2000, round(self.sample_seconds / max(wall, 1e-7)))))
             cell.note, cell.macs = answer.note, answer.macs

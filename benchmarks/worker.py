@@ -25,12 +25,15 @@ class Ready:
         See `peers.Prepared`.
     seconds : float
         How long the preparation took.
+    limit_seconds : float
+        See `peers.Prepared`.
     """
 
     outputs: list[np.ndarray]
     macs: int
     note: str
     seconds: float
+    limit_seconds: float = 0.0
 
 
 # Longest answer to wait for: the slowest builds take a minute on a quiet machine.
@@ -128,7 +131,7 @@ def _prepare(prepared: dict, system: str, threads: int, key: str, model: bytes, 
 
     start = time.perf_counter()
     ready = prepared[key] = (SYSTEMS | FOR_WEIGHTS)[system].prepare(onnx.load_model_from_string(model) if model else None, feed, threads)
-    return Ready(ready.outputs, ready.macs, ready.note, time.perf_counter() - start)
+    return Ready(ready.outputs, ready.macs, ready.note, time.perf_counter() - start, ready.limit_seconds)
 
 
 def _measure(prepared: dict, _system: str, _threads: int, key: str, repeats: int) -> tuple[float, float]:

@@ -46,9 +46,10 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
         Relative spread of |w| within an output channel that still counts as binary. 0 keeps the network exactly as it is.
     threads : int, optional
         Threads the module runs with; default: environment BNNTVM_NUM_THREADS, else all cores.
-    tuning : str, path, list of those or False, optional
+    tuning : str, path, list of those, function or False, optional
         Folders of records that :func:`bnntvm.tune` wrote; layers that they do not know use the records that are part of the package, or
-        their default schedules. False: default schedules everywhere.
+        their default schedules. False: default schedules everywhere. A function chooses itself: it is called with a kernel family, a
+        specification, an instruction-set level and the shape of the first operand, and returns a schedule of the family's space.
     verify : bool
         Evaluate the network in numpy before and after every pass, and compare the machine code with that: slow, for finding bugs. A pass
         that changes a result is a BnnError that names it.

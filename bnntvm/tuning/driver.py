@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import signal
+import statistics
 import threading
 import time
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from tvm.s_tir.meta_schedule.logging import get_logging_func
 from bnntvm.build import _resolve, tvm_target
 from bnntvm.errors import BnnError
 from bnntvm.linker import is_native
-from bnntvm.tuning import measure
+from bnntvm.tuning import in_network, measure
 from bnntvm.tuning.features import Extractor
 from bnntvm.tuning.measure import Local, Pipeline
 from bnntvm.tuning.search import Budget, Progress, Search
@@ -99,10 +100,13 @@ class Tuner:
         time.monotonic() at which it ends.
     report : callable
         Called with (space, schedule, seconds) for every candidate, seconds empty for one that failed.
+    network : Network, optional
+        Where the fastest candidates are compared; without, they are compared alone.
     """
 
-    def __init__(self, tasks, store, device, threads, deadline, report):
+    def __init__(self, tasks, store, device, threads, deadline, report, network=None):
         self.tasks, self.store, self.device, self.threads, self.deadline = tasks, store, device, threads, deadline
+        self.network = network
         self.stop, self.interrupted = threading.Event(), ""
         self.spaces = {task.id: Space(task, threads) for task in tasks}
         self.progress = {name: Progress(space, store.measured(space)) for name, space in self.spaces.items()}
@@ -225,38 +229,58 @@ class Tuner:
             model.update(context, candidates, results)
 
     def finals(self):
-        """Measure the fastest candidates of every task again, in turns with the default, and record that."""
+        """Measure the fastest candidates of every task again, beside the default, and record that."""
         self.stop.clear()
-        jobs = []
+        fresh = []
         for progress in self.progress.values():
-            space, default = progress.space, progress.space.default
+            default = progress.space.default
             best = sorted((s for s, t in progress.measured.items() if t < float("inf")), key=progress.measured.get)[:FINALISTS]
-            if progress.measured.get(default, float("inf")) == float("inf") or best == [default] or not progress.fresh:
-                continue
-            chosen = list(dict.fromkeys([default, *best]))
-            jobs.append((progress, chosen, [self.pipeline.build(space, s) for s in chosen]))
-        compared = []
+            if progress.measured.get(default, float("inf")) < float("inf") and best != [default] and progress.fresh:
+                fresh.append((progress, [s for s in best if s != default]))
+        within = self._compared_in_network(fresh) if self.network else None
+        for progress, times in self._compared_alone(fresh) if within is None else within:
+            for schedule, seconds in times.items():
+                self.store.commit(progress.space, schedule, seconds, in_network=within is not None)
+            progress.last = {schedule: statistics.median(seconds) for schedule, seconds in times.items()}
+
+    def _compared_in_network(self, fresh):
+        """(progress, schedule -> seconds of one call) of tasks, measured in their network; None where that cannot be run."""
+        count = min(in_network.BUILDS, max((len(best) for _, best in fresh), default=0))
+        ranks = [{p.space.task.id: best[i] for p, best in fresh if i < len(best)} for i in range(count)]
+        try:
+            defaults, *tuned = self.network.times([{}, *ranks]) if ranks else [{}]
+        except (measure.Failure, BnnError):
+            return None
+        found = []
+        for progress, best in fresh:
+            task = progress.space.task.id
+            if task in defaults:
+                times = {s: one[task] for s, one in zip(best, tuned) if task in one}
+                found.append((progress, {progress.space.default: defaults[task], **times}))
+        return found
+
+    def _compared_alone(self, fresh):
+        """(progress, schedule -> seconds of single runs) of tasks, taken in turns with the default."""
+        jobs, found = [], []
+        for progress, best in fresh:
+            chosen = [progress.space.default, *best]
+            jobs.append((progress, chosen, [self.pipeline.build(progress.space, s) for s in chosen]))
         for progress, chosen, built in jobs:
-            try:
-                compared.append((progress, chosen, self.device.compare([b.result() for b in built])))
-            except measure.Failure:
-                continue
-        for progress, chosen, future in compared:
-            try:
-                for schedule, seconds in zip(chosen, future.result()):
-                    self.store.commit(progress.space, schedule, seconds)
-                    progress.measured[schedule] = sorted(seconds)[len(seconds) // 2]
-            except measure.Failure:
-                continue
+            with contextlib.suppress(measure.Failure):
+                found.append((progress, chosen, self.device.compare([b.result() for b in built])))
+        for progress, chosen, future in found:
+            with contextlib.suppress(measure.Failure):
+                yield progress, dict(zip(chosen, future.result()))
 
     def rows(self):
         """What became of every task."""
         found = []
         for progress in self.progress.values():
-            space, task = progress.space, progress.space.task
-            default = progress.measured.get(space.default, float("inf"))
-            best = min(progress.measured, key=progress.measured.get, default=space.default)
-            found.append(TaskResult(task.id, task.name, len(task.layers), default * 1e6, progress.best * 1e6, best, progress.done))
+            space, task, times = progress.space, progress.space.task, progress.last or progress.measured
+            default = times.get(space.default, float("inf"))
+            best = min(times, key=times.get, default=space.default)
+            best_us = times.get(best, float("inf")) * 1e6
+            found.append(TaskResult(task.id, task.name, len(task.layers), default * 1e6, best_us, best, progress.done))
         return found
 
     def close(self):
@@ -310,9 +334,11 @@ def tune(
     tasks = _chosen(extract(model, isa, assume_nonzero=assume_nonzero, weight_tolerance=weight_tolerance), layers)
     device = _device(isa, threads, rpc, key)
     store = Store(database)
+    options = dict(assume_nonzero=assume_nonzero, weight_tolerance=weight_tolerance)
+    network = None if rpc or layers else in_network.Network(model, isa, device.process, threads, options)
     try:
         with bar(trials, progress) as shown:
-            tuner = Tuner(tasks, store, device, threads, deadline, shown.note)
+            tuner = Tuner(tasks, store, device, threads, deadline, shown.note, network)
             shown.start(tuner)
             try:
                 return tuner.run(trials)

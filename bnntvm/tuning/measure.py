@@ -161,7 +161,8 @@ class Pipeline:
                 folder, library = future.result()
                 if self.stop.is_set():
                     raise Stopped
-                self.device.measure(folder, library).add_done_callback(lambda d: self._measured(space, schedule, d, result, (folder, library)))
+                done = self.device.measure(folder, library)
+                done.add_done_callback(lambda d: self._measured(space, schedule, d, result, (folder, library)))
             except BaseException as error:
                 self._failed(space, schedule, error, result)
 

@@ -9,7 +9,8 @@ Two files of JSON lines, as ``tvm.s_tir.meta_schedule.database.JSONDatabase`` wr
 block ``task``, beside the strings
 
 * ``bnn.task``: sixteen hexadecimal digits, see :func:`task_id`,
-* ``bnn.isa``: instruction-set level, ``bnn.threads``: threads it ran on, ``bnn.machine``: processor that measured it.
+* ``bnn.isa``: instruction-set level, ``bnn.threads``: threads it ran on, ``bnn.machine``: processor that measured it,
+* ``bnn.place``: ``network`` where the time is that of a call within the network; not there otherwise.
 
 So a record is complete without its workload's line. TVM's reader refuses a whole file because of one bad line; :func:`mend` takes such
 lines out first. A candidate that failed has the time 1e10, MetaSchedule's mark of failure.
@@ -64,6 +65,8 @@ class Record:
         Times of single runs; (1e10,) for a candidate that failed.
     line : list
         The parsed line.
+    in_network : bool
+        Whether it ran within its network, and not alone.
     """
 
     task: str
@@ -73,6 +76,7 @@ class Record:
     schedule: tuple
     seconds: tuple
     line: list = field(compare=False, hash=False, repr=False)
+    in_network: bool = False
 
     @property
     def failed(self):
@@ -130,6 +134,7 @@ def parse(line):
             tuple(fields.items()),
             seconds,
             entry,
+            texts.get("bnn.place") == "network",
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
@@ -293,9 +298,11 @@ def by_task(found):
 def times(schedules):
     """Schedule -> seconds of a task's schedules. The last record counts: the finalists are measured again, beside the default.
 
-    A schedule that failed once is left out.
+    A schedule that failed once is left out. Where some ran within the network, only they count: times of kernels that run alone are others.
     """
-    return {s: r[-1].time for s, r in schedules.items() if not any(one.failed for one in r)}
+    sound = {s: r for s, r in schedules.items() if not any(one.failed for one in r)}
+    within = {s: [one for one in r if one.in_network] for s, r in sound.items()}
+    return {s: r[-1].time for s, r in (within if any(within.values()) else sound).items() if r}
 
 
 class Tuned:

@@ -53,6 +53,8 @@ class Progress:
         Batches without a gain since the last one with it.
     fresh : bool
         This session has measured something.
+    last : dict
+        Schedule -> seconds of the last comparison, which the network's builds go by; empty before it.
     done : str
         Why the search has ended; else empty.
     """
@@ -60,6 +62,7 @@ class Progress:
     def __init__(self, space, measured):
         self.space, self.measured = space, dict(measured)
         self.asked, self.stale, self.done, self.fresh = set(measured), 0, "", False
+        self.last = {}
 
     @property
     def best(self):

@@ -73,8 +73,8 @@ class Space:
         values = dict.fromkeys(getattr(s, name) for s in self.schedules)
         return sorted(values) if all(type(v) is int for v in values) else list(values)
 
-    def trace(self, schedule):
-        """The module with the decisions of ``schedule``.
+    def trace(self, schedule, in_network=False):
+        """The module with the decisions of ``schedule``; ``in_network``: see :class:`.records.Record`.
 
         Returns
         -------
@@ -82,7 +82,8 @@ class Space:
         """
         made = s_tir.Schedule(self.module)
         block = made.get_sblock("task")
-        for name, value in (("task", self.task.id), ("isa", self.task.isa.name), ("threads", self.threads), ("machine", machine())):
+        texts = dict(task=self.task.id, isa=self.task.isa.name, threads=self.threads, machine=machine())
+        for name, value in (texts | ({"place": "network"} if in_network else {})).items():
             made.annotate(block, f"bnn.{name}", value)
         for name, value in fields(schedule):
             key, numbers = encode(name, self.values[name])

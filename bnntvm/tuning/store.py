@@ -49,20 +49,23 @@ class Store:
         self.workloads = {}
 
     def measured(self, space):
-        """Schedule -> seconds of a space's schedules that were measured before; infinite for those that failed."""
+        """Schedule -> seconds of a space's schedules that were measured alone before; infinite for those that failed."""
         known = self.known.get((space.task.id, space.task.isa.name, space.threads), {})
-        found = {space.schedule_from(dict(own)): results for own, results in known.items()}
-        return {s: float("inf") if any(r.failed for r in results) else results[-1].time for s, results in found.items() if s is not None}
+        found = {space.schedule_from(dict(own)): [r for r in results if not r.in_network] for own, results in known.items()}
+        found = {s: results for s, results in found.items() if s is not None and results}
+        return {s: float("inf") if any(r.failed for r in results) else results[-1].time for s, results in found.items()}
 
-    def commit(self, space, schedule, seconds, failure=None):
+    def commit(self, space, schedule, seconds, failure=None, in_network=False):
         """Append a measured candidate.
 
         Parameters
         ----------
         seconds : list of float
             Empty if it failed: then ``failure`` says why.
+        in_network : bool
+            Whether it ran within its network.
         """
-        trace, target = space.trace(schedule).trace, tvm_target(space.task.isa)
+        trace, target = space.trace(schedule, in_network).trace, tvm_target(space.task.isa)
         with self.lock:
             if space.task.id not in self.workloads:
                 self.workloads[space.task.id] = self.database.commit_workload(space.module)

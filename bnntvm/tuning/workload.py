@@ -90,11 +90,13 @@ def chooser(tuning, threads):
 
     Parameters
     ----------
-    tuning : str, path, list of those, False or None
+    tuning : str, path, list of those, function, False or None
         See :func:`bnntvm.build`.
     threads : int
         Threads that the network will run on.
     """
+    if callable(tuning):
+        return tuning
     own = [] if tuning in (None, False) else [tuning] if isinstance(tuning, (str, os.PathLike)) else list(tuning)
     package = None if tuning is False else records.shipped()
     if not own and not package:

@@ -42,6 +42,12 @@ def test_chain_table_is_relative_to_the_limit():
     assert "| layer | 2500.0 ± 0.0 | 2000.0 | 80.0 % |" in text
 
 
+def test_networks_stand_beside_the_limit_of_all_their_kernels():
+    cells = {"bnntvm": cell(2e-3), "default": cell(4e-3) | {"limit_seconds": 1e-3}}
+    text = report.markdown(content({"kind": "network", "name": "net", "macs": 1, "cells": cells}))
+    assert "| net | 2.00 ± 0.00 | 4.00 ± 0.00 | 1.00 | 25 % | 50 % | 2.00x |" in text
+
+
 def test_weights_table_is_relative_to_reading_them():
     cells = {"bnntvm": cell(3e-4) | {"note": "0 of 1 layers on bits, 2.00 bits a weight"}}
     cells |= {"ort": cell(3e-3), "ort-2bit": cell(6e-4), "stream": cell(2e-4)}

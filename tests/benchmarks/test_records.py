@@ -1,5 +1,7 @@
 """How the records that the package ships are chosen; nothing is measured here."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from benchmarks import records as maker_module
@@ -43,26 +45,36 @@ def maker(tmp_path, monkeypatch):
     return Maker(LEVEL, dict.fromkeys("abc"), tmp_path / "db", tmp_path)
 
 
-def test_only_what_wins_every_round_is_kept(maker, monkeypatch):
-    one, two = conv("a"), conv("a", channels=96)
-    names = {k.space.task.id: k for k in (one, two)}
-    for each in names.values():
-        default, first, second, third = each.space.schedules[:4]
+def test_only_what_wins_in_every_network_is_kept(maker, monkeypatch):
+    """In both halves of the turns, in all networks that have the kernel; of two, the one with the larger gain in its worst comparison."""
+    one, two, three = conv("ab"), conv("a", channels=96), dense("a")
+    maker.kernels = {k.space.task.id: k for k in (one, two, three)}
+    ids = list(maker.kernels)
+    for each in maker.kernels.values():
         store = Store(maker.database)
-        for schedule, seconds in ((default, 10e-6), (first, 8e-6), (second, 7e-6), (third, 9.99e-6)):
+        for schedule, seconds in zip(each.space.schedules[:4], (10e-6, 8e-6, 7e-6, 9.99e-6)):
             store.commit(each.space, schedule, [seconds])
         store.close()
-    maker.kernels = names
-    monkeypatch.setattr(Maker, "_built", lambda self, space, schedule: ("", str(space.schedules.index(schedule))))
-    asked, rounds = [], iter([[(10, 7, 9), (10, 7, 9)], [(10, 9.9, 9), (10, 10, 10.5)]])
+    times = {
+        ("a", ids[0]): [(10,) * 4, (7,) * 4, (9,) * 4], ("b", ids[0]): [(10,) * 4, (9.5,) * 4, (8,) * 4],  # at worst 9.5 and 9
+        ("a", ids[1]): [(10,) * 4, (9, 10.5) * 2, (9.95,) * 4],  # wins in one half, too little
+        ("a", ids[2]): [(10,) * 4, (11,) * 4, (12,) * 4],
+    }  # fmt: skip
+    monkeypatch.setattr(maker_module, "Process", lambda cores, threads: SimpleNamespace(close=lambda: None))
 
-    def measure(_self, kind, jobs):
-        asked.append([[int(library) for _, library in job] for job in jobs.values()])
-        return {name: [[seconds] * 3 for seconds in row] for name, row in zip(jobs, next(rounds))}
+    class Network:
+        def __init__(self, model, *_):
+            self.name = model
 
-    monkeypatch.setattr(Maker, "measure", measure)
+        def times(self, variants):
+            mine = {task: rows for (name, task), rows in times.items() if name == self.name}
+            default, *ranks = variants
+            assert default == {} and [r[ids[0]] for r in ranks] == [one.space.schedules[2], one.space.schedules[1]]
+            return [{task: list(rows[i]) for task, rows in mine.items()} for i in range(len(variants))]
+
+    monkeypatch.setattr(maker_module.in_network, "Network", Network)
+    maker.models = {"a": "a", "b": "b"}
     found = maker.choose()
-    assert asked == [[[0, 2, 1], [0, 2, 1]]] * 2, "the default, then the fastest first; a gain within the noise is not compared"
     assert list(found) == [one.space.task.id]
     assert found[one.space.task.id].schedule == one.space.schedules[1] and found[one.space.task.id].gain == pytest.approx(10 / 9)
 
@@ -109,4 +121,4 @@ def test_jobs_that_no_process_finishes_end(maker, monkeypatch, tmp_path):
     """A measuring process that dies is started again, a few times, and what is never measured is missing from the results."""
     calls = []
     monkeypatch.setattr(maker_module.subprocess, "run", lambda command, **_: calls.append(command))
-    assert maker.measure("kernels", {"x": []}) == {} and len(calls) == 3
+    assert maker.measure("networks", {"x": []}) == {} and len(calls) == 3

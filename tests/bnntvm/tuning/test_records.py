@@ -231,17 +231,17 @@ def test_commands(tmp_path):
 
 def test_measured_schedules_outlive_new_fields(tmp_path):
     """A database from before a schedule had a field is still known: the field has its default."""
-    default, first = Space(CONV, 1).schedules[:2]
+    default, first = (replace(s, fetch=False) for s in Space(CONV, 1).schedules[:2])
     commit(tmp_path, (default, [1e-3]), (first, [5e-4]))
     path = tmp_path / records.RECORDS
     kept = []
     for line in path.read_text().splitlines():
         number, (trace, *rest) = json.loads(line)
-        gone = next(i for i, one in enumerate(trace[0]) if one[0] == "Annotate" and one[2][0].startswith("bnn.field.prefetch"))
+        gone = next(i for i, one in enumerate(trace[0]) if one[0] == "Annotate" and one[2][0].startswith("bnn.field.fetch"))
         kept.append(json.dumps([number, [[trace[0][:gone] + trace[0][gone + 1 :], trace[1]], *rest]]))
     path.write_text("\n".join(kept) + "\n")
     found, bad = records.read(tmp_path)
-    assert not bad and all("prefetch" not in dict(r.schedule) for r in found)
+    assert not bad and all("fetch" not in dict(r.schedule) for r in found)
     store = Store(tmp_path)
     assert store.measured(Space(CONV, 1)) == {default: pytest.approx(1e-3), first: pytest.approx(5e-4)}
     store.close()
