@@ -65,10 +65,12 @@ class Kernel:
 
     @property
     def finalists(self):
-        """Schedules that may be faster than the default."""
-        default = self.measured.get(self.space.default, float("inf"))
-        fastest = sorted(self.measured, key=self.measured.get)[:FINALISTS]
-        return [s for s in fastest if default < float("inf") and self.measured[s] * LEAST_GAIN < default]
+        """Schedules that may be faster than the default; all, where a change of the default has left it unmeasured."""
+        default = self.measured.get(self.space.default)
+        fastest = sorted((s for s in self.measured if s != self.space.default), key=self.measured.get)[:FINALISTS]
+        if default == float("inf"):  # it does not run: nothing to compare with
+            return []
+        return [s for s in fastest if self.measured[s] < float("inf") and (default is None or self.measured[s] * LEAST_GAIN < default)]
 
 
 @dataclass

@@ -21,6 +21,8 @@ from bnntvm.spec import WORD_BITS, words
 
 #: Fields of a schedule that cut the work into parallel tasks.
 GRAIN = ("task_rows", "task_blocks")
+#: Words of a window from which on pairs of them go through full adders.
+_MANY_WORDS = 16
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,13 @@ def default_schedule(spec, isa):
 
 def _counting_schedule(spec, isa):
     geometry = Geometry.of(spec)
-    carry_save = _carry_save_fits(spec)
+    carry_save = _carry_save_pays(spec, isa)
     if isa.popcount != "vector":  # table look-ups need the registers: narrow tiles unless there are 32
         vectors, most = (1, 7) if isa.registers == 32 else (1, 2)
     elif carry_save:
-        vectors, most = 1, 8 if geometry.group_words % 2 else 13
+        vectors, most = 1, 13
     else:
-        vectors, most = 2, 12
+        vectors, most = (1, 7) if _carry_save_fits(spec) else (2, 12)
     adder = "carry_save" if carry_save else "plain"
     task_rows, task_blocks = _tasks(geometry, words(spec.out_channels))
     if _tables_fit(spec, isa) and geometry.out_width >= 4:  # else splitting the weights into nibbles costs more than it saves
@@ -91,6 +93,15 @@ def _counting_schedule(spec, isa):
 def _carry_save_fits(spec):
     """Whether there are pairs of words, and the data of all channels are the same words, so that encoding them is cheap."""
     return spec.groups == 1 and Geometry.of(spec).group_words > 1
+
+
+def _carry_save_pays(spec, isa):
+    """Whether encoding the data is repaid. Where vectors are counted by one instruction, it saves one operation of six for two words: that
+    takes many words, none of which is left over."""
+    geometry = Geometry.of(spec)
+    height, width = geometry.kernel
+    many = geometry.group_words % 2 == 0 and height * width * geometry.group_words >= _MANY_WORDS
+    return _carry_save_fits(spec) and (many or isa.popcount != "vector")
 
 
 def _tables_fit(spec, isa):
