@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from tvm import relax
 
-from bnntvm.graph import constant, dims, dtype
+from bnntvm.graph import bindings, constant, dims, dtype, op_name
 from bnntvm.importer import import_model
 from bnntvm.lower import Lower
 from bnntvm.pipeline import optimise
@@ -93,7 +93,7 @@ class _Collector(Lower):
 
     def __init__(self, isa):
         super().__init__(isa)
-        self.tasks, self.calls = {}, 0
+        self.tasks, self.names = {}, {}  # by id; id of every kernel, by its name
 
     def call(self, spec, operands, types, weights, layer=None):
         family = families.of(spec)
@@ -106,6 +106,7 @@ class _Collector(Lower):
             self.tasks[name] = Task(name, key, family_name(family), spec, self.isa, seen, outputs)
         out = super().call(spec, operands, types, weights, layer)
         self.tasks[name].layers.append(layer or f"{family_name(family)} {len(self.tasks[name].layers)}")
+        self.names[self.cache[spec, self.choose(family, spec, self.isa, shape)][1].name] = name
         return out
 
 
@@ -136,5 +137,7 @@ def extract(model, isa, *, assume_nonzero=False, weight_tolerance=0.0):
     imported = import_model(model)
     mod = optimise(imported.mod, {}, assume_nonzero=assume_nonzero, weight_tolerance=weight_tolerance)
     collector = _Collector(isa)
-    collector.run(mod)
-    return list(collector.tasks.values())
+    # What a kernel reads in another order than it was made in leaves a transpose that nothing reads.
+    main = relax.transform.DeadCodeElimination()(collector.run(mod))["main"]
+    live = {collector.names.get(b.value.args[0].name_hint) for b in bindings(main) if op_name(b.value) == "relax.call_tir"}
+    return [task for name, task in collector.tasks.items() if name in live]
