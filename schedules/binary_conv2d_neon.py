@@ -97,6 +97,11 @@ class Plan:
         self.kernel_words = w.kernel[0] * w.kernel[1] * g.group_words
         self.depth = neon_product.steps(self.kernel_words)
         self.bits = w.kernel[0] * w.kernel[1] * (spec.in_channels // spec.groups)
+        #: Whether the last step is a half: its two words are copied twice.
+        self.half = not spec.zeros and neon_product.ends_with_half(self.kernel_words)
+        #: Words of a quad of channels, and of a block.
+        self.quad_words = self.depth * neon_product.STEP_WORDS * neon_product.QUAD - (8 if self.half else 0)
+        self.block_words = self.quad_words * BLOCK // neon_product.QUAD
 
     def taps(self, axis, position):
         """Interval of the taps inside the image, as ``(first, stop)``."""
@@ -156,11 +161,11 @@ def pack_weights(spec, weights):
 
     Returns
     -------
-    uint32[words(O), steps * 128 + classes * 16]
+    uint32[words(O), steps * 128 (a half step: 64) + classes * 16]
         For each block of 32 channels its weights (:func:`.neon_product.pack_rows`), then ``int16[classes, 32]`` if counts are corrected.
     """
     plan = Plan(spec)
-    packed = neon_product.pack_rows(weights.reshape(len(weights), -1), BLOCK)
+    packed = neon_product.pack_rows(weights.reshape(len(weights), -1), BLOCK, plan.half)
     packed = packed.reshape(len(packed), -1)
     if not plan.corrected:
         return packed
@@ -192,7 +197,7 @@ class Kernel:
         shape = (batch, w.in_height, w.in_width, plan.pixel_words)
         self.data = T.buffer("data", shape, "uint32")
         table = (plan.classes if not spec.unipolar else 1) * BLOCK // 2 if plan.corrected else 0
-        self.weights = T.buffer("weights", (self.blocks, plan.depth * neon_product.STEP_BITS + table), "uint32")
+        self.weights = T.buffer("weights", (self.blocks, plan.block_words + table), "uint32")
         self.mask = T.buffer("zeros", shape, "uint32") if spec.zeros else None
         self.emitter = Emitter(spec.epilogue, spec.out_channels, self.isa, (batch, plan.height, plan.width), "int32")
         params = [self.data, self.weights, *([self.mask] if spec.zeros else []), *self.emitter.inputs, *self.emitter.outputs]
@@ -288,7 +293,12 @@ class Kernel:
             else:
                 condition = tirx.And(source_row >= T.i64(0), source_row < T.i64(w.in_height))
                 body.append(T.when(condition, inside, self.fill(target, row_words, True)))
-        return [*body, self.fill(at + plan.kernel_words, self.row_words - plan.kernel_words, False)]
+        end = at + plan.kernel_words
+        if not plan.half:
+            return [*body, self.fill(end, self.row_words - plan.kernel_words, False)]
+        last = at + (self.row_words - neon_product.STEP_WORDS)
+        again = T.store_vector(self.copy, [last + 2], T.load_vector(self.copy, [last], 2))
+        return [*body, self.fill(end, plan.kernel_words % 2, False), again]
 
     def copy_taps(self, source_row, x, target, taps):
         """Copy the taps of one kernel row."""
@@ -398,13 +408,14 @@ class Kernel:
         return [bind_block, T.for_("tile", count, tile_)]
 
     def weight(self, block, part):
-        base = part * (self.plan.depth * 16)
+        base = part * self.plan.quad_words
         return lambda _quad, c, k: (self.weights, [block, base + (k * 16 + c * 4)])
 
     def product(self, rows, first, block, part, zeros=None):
         """One quad of channels of a tile, into ``results``."""
         base, bind = T.bind("rows", T.i64(0) + first)
-        product = neon_product.product(self.isa, rows, self.plan.depth, self.row(base), self.weight(block, part), zeros)
+        places = self.row(base), self.weight(block, part), zeros
+        product = neon_product.product(self.isa, rows, self.plan.depth, *places, half=self.plan.half)
         stores = [T.store_vector(self.results, [part * 4 + r * BLOCK], product.sums(r, 0)) for r in range(rows)]
         return [bind, product.statements(), stores]
 
@@ -413,7 +424,7 @@ class Kernel:
         plan, values, body = self.plan, [], []
         total = plan.bits
         if plan.corrected:
-            row = plan.depth * neon_product.STEP_BITS
+            row = plan.block_words
             if plan.classes > 1 and not self.spec.unipolar:
                 at, bind = T.bind("class", tirx.Cast("int64", T.load(self.classes, pixel)) + row)
                 body.append(bind)

@@ -48,7 +48,7 @@ def mask_word(masks):
     return T.extern("bnn_neon_mask_word", "\n".join(text), "uint32", *masks)
 
 
-def four_sums(counts, most, isa):
+def four_sums(counts, most, isa, pairs_more=()):
     """The sums of the lanes of each of four vectors, as ``int32x4``.
 
     Parameters
@@ -58,6 +58,9 @@ def four_sums(counts, most, isa):
     most : int
         Largest value of a lane: as long as sums fit into lanes, neighbours are added without widening (addp), for two vectors at a time.
     isa : Isa
+    pairs_more : list of two expressions, optional
+        ``uint8x16``: what to add once neighbours are, eight lanes for the first two vectors' sums each, and for the others'. ``most``
+        includes it.
     """
     bits = 128 // T.lanes_of(counts[0])
     pairs = 0
@@ -68,14 +71,16 @@ def four_sums(counts, most, isa):
     while len(vectors) > 1 or left < 32:
         if len(vectors) > 1 and (pairs > 0 or left > 8 and most * 2 < 1 << left):
             vectors = [text.pairwise(a, b, lanes, left) for a, b in zip(vectors[::2], vectors[1::2])]
+            if pairs_more and len(vectors) == 2:
+                vectors = [text.added(v, f"%v{4 + i}", lanes, left) for i, v in enumerate(vectors)]
             pairs, most = pairs - 1, most * 2
         else:
             vectors = [text.widened(v, lanes, left) for v in vectors]
             lanes, left, most = lanes // 2, left * 2, most * 2
     name = f"bnn_neon_four_sums_{bits}_{len(text.lines)}_{isa.machine}"
-    params = ", ".join(f"<{128 // bits} x i{bits}> %v{i}" for i in range(4))
+    params = ", ".join(f"<{128 // bits} x i{bits}> %v{i}" for i in range(4 + len(pairs_more)))
     body = "\n".join([f"<4 x i32> @{name}({params}) alwaysinline nounwind {{", *text.lines, f"  ret <4 x i32> {vectors[0]}", "}"])
-    return T.extern(name, "\n".join([body, *sorted(text.declared)]), "int32x4", *counts)
+    return T.extern(name, "\n".join([body, *sorted(text.declared)]), "int32x4", *counts, *pairs_more)
 
 
 class _Text:
@@ -97,6 +102,12 @@ class _Text:
             self.lines.append(f"  {halves[-1]} = shufflevector {kind} {a}, {kind} {b}, <{lanes} x i32> <{order}>")
         name = self._name()
         self.lines.append(f"  {name} = add {kind} {halves[0]}, {halves[1]}")
+        return name
+
+    def added(self, a, b, lanes, bits):
+        """Sums of lanes."""
+        name = self._name()
+        self.lines.append(f"  {name} = add <{lanes} x i{bits}> {a}, {b}")
         return name
 
     def widened(self, a, lanes, bits):
