@@ -186,6 +186,8 @@ class Kernel:
         least = plan.width * (plan.height % self.rows or self.rows)  # pixels of the smallest task
         self.pixels = min(schedule.pixels, least)
         self.row_words = plan.depth * neon_product.STEP_WORDS
+        #: Whether counts themselves are corrected, those of pixels that need it.
+        self.in_place = plan.corrected and plan.on_counts
         w = spec.window
         plain = w.kernel == (1, 1) and w.strides == (1, 1) and not any(w.pads)
         #: Whether the data themselves are rows of whole steps.
@@ -399,10 +401,14 @@ class Kernel:
         """All tiles of a block of channels."""
         block, bind_block = T.bind("block", block)
 
+        def each(step, first):
+            return T.for_("p", self.pixels, lambda p: step(block, first + p, p))
+
         def tile_(number):
             first, bind = T.bind("first", tirx.min(number * self.pixels, pixels - self.pixels))
             parts = T.for_("part", BLOCK // neon_product.QUAD, lambda part: self.product(self.pixels, first, block, part))
-            return [bind, parts, T.for_("p", self.pixels, lambda p: self.finish(block, first + p, p))]
+            # LLVM finds better addresses in two loops than in one with a branch in it.
+            return [bind, parts, each(self.correct, first) if self.in_place else [], each(self.finish, first)]
 
         count = (pixels + (self.pixels - 1)) // self.pixels
         return [bind_block, T.for_("tile", count, tile_)]
@@ -421,25 +427,40 @@ class Kernel:
 
     def finish(self, block, pixel, p):
         """Corrections and the epilogue of a pixel."""
-        plan, values, body = self.plan, [], []
-        total = plan.bits
-        if plan.corrected:
-            row = plan.block_words
-            if plan.classes > 1 and not self.spec.unipolar:
-                at, bind = T.bind("class", tirx.Cast("int64", T.load(self.classes, pixel)) + row)
-                body.append(bind)
-            else:
-                at = T.i64(row)
+        plan, total, body = self.plan, self.plan.bits, []
+        corrected = plan.corrected and not self.in_place
+        if corrected:
+            at, body = self.table_row(pixel)
+        values = []
         for v in range(BLOCK // 4):
             value = T.load_vector(self.results, [p * BLOCK + v * 4], 4)
-            if plan.corrected:
-                short = tirx.reinterpret("int16x4", T.load_vector(self.weights, [block, at + v * 2], 2))
-                correction = T.opaque(tirx.Cast("int32x4", short))
-                counts = self.spec.unipolar or plan.on_counts
-                value = value + correction if counts else T.splat(total, "int32", 4) - (value + value) + correction
+            if corrected:
+                correction = self.correction(block, at, v)
+                value = value + correction if self.spec.unipolar else T.splat(total, "int32", 4) - (value + value) + correction
             values.append(value)
-        on_counts = plan.on_counts if plan.corrected else True
-        return [body, self.emit(block, pixel, values, total if on_counts else None)]
+        return [body, self.emit(block, pixel, values, None if corrected else total)]
+
+    def table_row(self, pixel):
+        """``(index, statements)``: where a block's corrections of a pixel begin."""
+        if self.plan.classes == 1 or self.spec.unipolar:
+            return T.i64(self.plan.block_words), []
+        at, bind = T.bind("class", tirx.Cast("int64", T.load(self.classes, pixel)) + self.plan.block_words)
+        return at, [bind]
+
+    def correction(self, block, at, v):
+        """Corrections of the four channels of a vector."""
+        short = tirx.reinterpret("int16x4", T.load_vector(self.weights, [block, at + v * 2], 2))
+        return T.opaque(tirx.Cast("int32x4", short))
+
+    def correct(self, block, pixel, p):
+        """Corrections of counts, which are 0 for pixels all of whose taps are inside the image."""
+        at, bind = self.table_row(pixel)
+
+        def one(v):
+            place = [p * BLOCK + v * 4]
+            return T.store_vector(self.results, place, T.load_vector(self.results, place, 4) + self.correction(block, at, v))
+
+        return T.when(tirx.NE(T.load(self.classes, pixel), T.constant(0, "int32")), [bind, *map(one, range(BLOCK // 4))])
 
     def emit(self, block, pixel, values, popcounts_of):
         place = (T.i64(0), self.first * self.plan.width + pixel)

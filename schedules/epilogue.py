@@ -49,7 +49,7 @@ class Emitter:
         self.epilogue, self.channels, self.lanes, self.anchor_dtype = epilogue, channels, isa.lanes, anchor_dtype
         self.inputs = [tir.buffer(f"e{i}", input_shape(e, channels, dims), e.dtype) for i, e in enumerate(epilogue.inputs)]
         self.outputs = [tir.buffer(f"y{i}", output_shape(o, channels, dims), output_dtype(o)) for i, o in enumerate(epilogue.outputs)]
-        self.mask_word = neon.mask_word if neon.is_neon(isa) else tir.mask_word
+        self.mask_word = (lambda masks: neon.mask_word(masks, isa)) if neon.is_neon(isa) else tir.mask_word
         self.compare = neon.compare if neon.flushes(isa) else None
         self._uses, self.strips = _count_uses(epilogue), {}
 

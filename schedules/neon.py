@@ -19,33 +19,50 @@ def is_neon(isa):
     return isa.popcount == "neon"
 
 
-def mask_word(masks):
+def mask_word(masks, isa):
     """The bits of eight bool vectors of four lanes as one uint32, first lane lowest.
 
     Vectors are narrowed to bytes of all ones or none, ANDed with the bit of each byte, and neighbours are added three times. LLVM's own way
     takes the lanes out one by one.
     """
-    order = ", ".join(f"i32 {k}" for k in range(8))
-    wide = ", ".join(f"i32 {k}" for k in range(16))
-    text = [f"i32 @bnn_neon_mask_word({', '.join(f'<4 x i1> %v{i}' for i in range(8))}) alwaysinline nounwind {{"]
+    name = f"bnn_neon_mask_word_{isa.machine}"
+    text = [f"i32 @{name}({', '.join(f'<4 x i1> %v{i}' for i in range(8))}) alwaysinline nounwind {{"]
+    text += [f"  %n{i} = sext <4 x i1> %v{i} to <4 x i16>" for i in range(8)]
     for i in range(4):
-        text += [f"  %h{i} = shufflevector <4 x i1> %v{2 * i}, <4 x i1> %v{2 * i + 1}, <8 x i32> <{order}>"]
+        text += [f"  %h{i} = shufflevector <4 x i16> %n{2 * i}, <4 x i16> %n{2 * i + 1}, <8 x i32> <{_order(8)}>",
+                 f"  %m{i} = trunc <8 x i16> %h{i} to <8 x i8>"]  # fmt: skip
     bits = ", ".join(f"i8 {(1 << k) - (256 if k == 7 else 0)}" for k in range(8))
     for i in range(2):
-        text += [f"  %q{i} = shufflevector <8 x i1> %h{2 * i}, <8 x i1> %h{2 * i + 1}, <16 x i32> <{wide}>",
-                 f"  %s{i} = sext <16 x i1> %q{i} to <16 x i8>",
-                 f"  %b{i} = and <16 x i8> %s{i}, <{bits}, {bits}>"]  # fmt: skip
-    vectors = ("%b0", "%b1")
+        text += [f"  %q{i} = shufflevector <8 x i8> %m{2 * i}, <8 x i8> %m{2 * i + 1}, <16 x i32> <{_order(16)}>",
+                 f"  %b{i} = and <16 x i8> %q{i}, <{bits}, {bits}>"]  # fmt: skip
+    text += _added_thrice(isa.machine)
+    text += ["  %w = bitcast <8 x i8> %sum to <2 x i32>", "  %r = extractelement <2 x i32> %w, i32 0", "  ret i32 %r", "}"]
+    if isa.machine == "arm":
+        text.append("declare <8 x i8> @llvm.arm.neon.vpadd.v8i8(<8 x i8>, <8 x i8>)")
+    return T.extern(name, "\n".join(text), "uint32", *masks)
+
+
+def _order(count, first=0, step=1):
+    return ", ".join(f"i32 {first + step * k}" for k in range(count))
+
+
+def _added_thrice(machine):
+    """Lines that add the neighbours of ``%b0`` and ``%b1`` (16 bytes) three times: the low four bytes of ``%sum`` (eight) are the sums."""
+    lines, vectors = [], ["%b0", "%b1"]
+    if machine == "arm":  # vpadd takes and gives eight bytes
+        for b in vectors:
+            for half in (0, 1):
+                lines.append(f"  {b}h{half} = shufflevector <16 x i8> {b}, <16 x i8> poison, <8 x i32> <{_order(8, 8 * half)}>")
+        call = "call <8 x i8> @llvm.arm.neon.vpadd.v8i8(<8 x i8> {}, <8 x i8> {})"
+        pairs = {"%e": ("%b0h0", "%b0h1"), "%o": ("%b1h0", "%b1h1"), "%p": ("%e", "%o"), "%sum": ("%p", "%p")}
+        return lines + [f"  {name} = {call.format(*pair)}" for name, pair in pairs.items()]
     for level in range(3):
-        even = ", ".join(f"i32 {2 * k}" for k in range(16))
-        odd = ", ".join(f"i32 {2 * k + 1}" for k in range(16))
         a, b = vectors
-        text += [f"  %e{level} = shufflevector <16 x i8> {a}, <16 x i8> {b}, <16 x i32> <{even}>",
-                 f"  %o{level} = shufflevector <16 x i8> {a}, <16 x i8> {b}, <16 x i32> <{odd}>",
-                 f"  %p{level} = add <16 x i8> %e{level}, %o{level}"]  # fmt: skip
+        lines += [f"  %e{level} = shufflevector <16 x i8> {a}, <16 x i8> {b}, <16 x i32> <{_order(16, 0, 2)}>",
+                  f"  %o{level} = shufflevector <16 x i8> {a}, <16 x i8> {b}, <16 x i32> <{_order(16, 1, 2)}>",
+                  f"  %p{level} = add <16 x i8> %e{level}, %o{level}"]  # fmt: skip
         vectors = (f"%p{level}", f"%p{level}")
-    text += ["  %w = bitcast <16 x i8> %p2 to <4 x i32>", "  %r = extractelement <4 x i32> %w, i32 0", "  ret i32 %r", "}"]
-    return T.extern("bnn_neon_mask_word", "\n".join(text), "uint32", *masks)
+    return [*lines, f"  %sum = shufflevector <16 x i8> %p2, <16 x i8> poison, <8 x i32> <{_order(8)}>"]
 
 
 def four_sums(counts, most, isa, pairs_more=()):

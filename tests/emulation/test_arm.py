@@ -35,8 +35,10 @@ from bnntvm.schedules import (
     weight_conv2d,
     weight_dense,
     weight_dense_int8,
+    weight_depthwise,
 )
 from bnntvm.schedules import map as map_family
+from bnntvm.schedules.families import DEPTHWISE, FAMILIES
 from bnntvm.spec import (
     BinaryConv2d,
     BinaryDense,
@@ -162,9 +164,19 @@ def weight_cases(rng, window):
         weights[1:] &= ~weights[:1]
         image, rows, results = whole(rng, 1, 9, 7, 12), whole(rng, 5, 108), [((1, 5, 7, 20), "float32")]
         yield weight_conv2d, WeightConv2d(window, 12, 20, 1, store(), False, coding), [image], epilogue.pack(weights), [], results
+        deep = weights[:, :12, :, :, :1]
+        spec = WeightConv2d(window, 12, 12, 12, store(), False, coding)
+        yield weight_depthwise, spec, [image], epilogue.pack(deep), [], [((1, 5, 7, 12), "float32")]
         flat = epilogue.pack(weights.reshape(coding.planes, 20, -1))
         yield weight_dense, WeightDense(108, 20, coding, store()), [rows], flat, [], [((5, 20), "float32")]
         yield weight_dense_int8, WeightDenseInt8(108, 20, coding, INTS), [rows], flat, [], [((5, 20), "int32")]
+
+
+def test_no_family_is_missing():
+    """Of every family there is a case above, and of every specification."""
+    found = list(cases(np.random.default_rng(0)))
+    assert {family.__name__.split(".")[-1] for family, *_ in found} == {*FAMILIES.values(), *DEPTHWISE.values()}
+    assert {type(spec) for _, spec, *_ in found} == {*FAMILIES}
 
 
 @pytest.mark.parametrize("target", TARGETS)
