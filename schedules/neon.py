@@ -158,26 +158,8 @@ def rolled():
 
 
 def flushes(isa):
-    """Whether vector arithmetic takes subnormal numbers for zero: thresholds are such numbers at times (x < 1e-45 says x <= 0)."""
+    """Whether vector arithmetic takes subnormal numbers for zero; see :mod:`.neon_unflushed`."""
     return isa.machine == "arm"
-
-
-def compare(node, a, b, bind):
-    """A comparison of ``float32`` vectors that tells subnormal numbers apart, by integers.
-
-    Sign and magnitude become an integer of the same order, the same for both zeros. NaN is unlike everything, itself included.
-    """
-    lanes = T.lanes_of(a)
-    magnitude, largest = (T.splat(value, "int32", lanes) for value in (0x7FFFFFFF, 0x7F800000))
-
-    def key(value):
-        bits = bind("bits", T.reinterpret("int32", value))
-        size, sign = bind("size", bits & magnitude), bind("sign", bits >> T.splat(31, "int32", lanes))
-        return size, (size ^ sign) - sign
-
-    (size_a, key_a), (size_b, key_b) = key(a), key(b)
-    result, nan = node(key_a, key_b), bind("nan", tirx.GT(tirx.Max(size_a, size_b), largest))
-    return tirx.Or(result, nan) if node is tirx.NE else tirx.And(result, tirx.Not(nan))
 
 
 def hidden(number):

@@ -287,7 +287,7 @@ class Kernel:
 
         values = [bind("sums", value), *operands]
         for one in self.spec.epilogue.steps:
-            values.append(bind("step", tail._apply(one, tail._operands(one, values, TILE), bind, self.emitter.compare)))
+            values.append(bind("step", tail._apply(one, tail._operands(one, values, TILE), bind, self.emitter.exact)))
         return values[self.spec.epilogue.outputs[0].value], body
 
 
