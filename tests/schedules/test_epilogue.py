@@ -134,8 +134,8 @@ def test_batch_norm_is_not_contracted(isa):
 PICKING = [
     *(STEP(op, (0, 1), "bool") for op in COMPARE), STEP("cast", (0,), "bool"), STEP("less", (0, 1e-45), "bool"), STEP("sign", (0,)),
     STEP("relu", (0,)), STEP("negative", (0,)), STEP("abs", (0,)), STEP("maximum", (0, 1)), STEP("minimum", (0, 1)),
-    STEP("maximum", (0, 0.0)), STEP("minimum", (0.0, 0)), STEP("maximum", (1e-45, 0)), STEP("minimum", (0, 2.0)), STEP("clip", (0, -1.0, 1.0)),
-    STEP("clip", (0, 0.0, 6.0)), STEP("clip", (0, -2e-45, 2e-45)),
+    STEP("maximum", (0, 0.0)), STEP("minimum", (0.0, 0)), STEP("maximum", (1e-45, 0)), STEP("minimum", (0, 2.0)),
+    STEP("clip", (0, -1.0, 1.0)), STEP("clip", (0, 0.0, 6.0)), STEP("clip", (0, -2e-45, 2e-45)),
 ]  # fmt: skip
 
 
