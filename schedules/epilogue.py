@@ -36,6 +36,8 @@ class Emitter:
         Leading and spatial dimensions of the anchor's result, ``(n, height, width)`` for NHWC or ``(m,)``; ints or int64 expressions.
     anchor_dtype : str
         Type of the anchor's value: ``int32``, ``uint32`` or ``float32``.
+    elementwise : bool
+        Whether the anchor's values are the kernel's data, so that they may be as small as a network's input.
 
     Attributes
     ----------
@@ -46,13 +48,18 @@ class Emitter:
         the kernel sets it and brings it into channel order, see :mod:`.strips`.
     """
 
-    def __init__(self, epilogue, channels, isa, dims, anchor_dtype):
+    def __init__(self, epilogue, channels, isa, dims, anchor_dtype, elementwise=False):
         self.epilogue, self.channels, self.lanes, self.anchor_dtype = epilogue, channels, isa.lanes, anchor_dtype
         self.inputs = [tir.buffer(f"e{i}", input_shape(e, channels, dims), e.dtype) for i, e in enumerate(epilogue.inputs)]
         self.outputs = [tir.buffer(f"y{i}", output_shape(o, channels, dims), output_dtype(o)) for i, o in enumerate(epilogue.outputs)]
         self.mask_word = (lambda masks: neon.mask_word(masks, isa)) if neon.is_neon(isa) else tir.mask_word
-        self.exact = neon_unflushed.OPERATIONS if neon.flushes(isa) else {}
+        self._exact = neon_unflushed.OPERATIONS if neon.flushes(isa) else {}
+        self._deciding = neon_unflushed.deciding(epilogue) if neon.flushes(isa) and elementwise else ()
         self._uses, self.strips = _count_uses(epilogue), {}
+
+    def exact(self, number):
+        """Operations on floats that the target's arithmetic does not do as step ``number`` has to."""
+        return self._exact | neon_unflushed.ARITHMETIC if number in self._deciding else self._exact
 
     @property
     def vectors_per_word(self):
@@ -131,9 +138,9 @@ class Emitter:
         results = []
         for number, value in enumerate(values):
             column = [value, *(operand(i, one, number) for i, one in enumerate(self.epilogue.inputs))]
-            for step in self.epilogue.steps:
+            for number_of_step, step in enumerate(self.epilogue.steps):
                 count = self._uses[len(column)]
-                result = _apply(step, _operands(step, column, self.lanes), bind, self.exact) if count else None
+                result = _apply(step, _operands(step, column, self.lanes), bind, self.exact(number_of_step)) if count else None
                 column.append(bind("s", result) if count > 1 else result)
             results.append(bind("plane", column[self.epilogue.outputs[0].value]))
         return body, results
@@ -256,13 +263,13 @@ class _Tile:
         for index, operand in enumerate(self.epilogue.inputs):
             used = uses[len(values)] and operand.kind != "words"
             values.append(self._load(index, operand, v) if used else None)
-        for step in self.epilogue.steps:
+        for number, step in enumerate(self.epilogue.steps):
             count = uses[len(values)]
             value = None
             if count and self.total is not None and self.emitter.compares_anchor(step):
                 value = self._compare_popcount(step, anchor, values, v)
             elif count:
-                value = _apply(step, _operands(step, values, self.lanes), self._bind, self.emitter.exact)
+                value = _apply(step, _operands(step, values, self.lanes), self._bind, self.emitter.exact(number))
             values.append(self._bind("s", value) if count > 1 else value)
         return values
 

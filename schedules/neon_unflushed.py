@@ -1,7 +1,8 @@
 """Operations on ``float32`` vectors that tell subnormal numbers from zero, for 32-bit NEON, whose arithmetic does not.
 
 Comparisons decide bits, and what they compare may be that small: in an input, or as a threshold (x < 1e-45 says x <= 0). So everything that
-picks one of its operands, or compares them, is done on bits. Sums and products of subnormal numbers remain what NEON makes of them.
+picks one of its operands, or compares them, is done on bits (:data:`OPERATIONS`). Sums and products of subnormal numbers remain what NEON
+makes of them, but for :data:`ARITHMETIC`: the scalar unit takes four instructions for one, and knows all numbers.
 
 Sign and magnitude become an integer (:func:`key`) of the same order, the same for both zeros. A number other than zero that is not
 subnormal itself compares with others as it should without that: next to it a subnormal number may as well be zero.
@@ -52,10 +53,10 @@ def relu(a, bind):
     return T.select(negative, _splat(0.0, bits, "float32"), a)
 
 
-def prelu(a, slope, bind):
+def prelu(a, slope, bind, product=lambda a, b: T.fence(a * b)):
     """``a * slope`` where a is negative."""
     a = bind("a", a)
-    return T.select(tirx.LT(T.reinterpret("int32", a), _splat(0, a)), T.fence(a * slope), a)
+    return T.select(tirx.LT(T.reinterpret("int32", a), _splat(0, a)), product(a, slope), a)
 
 
 def negative(a):
@@ -104,3 +105,36 @@ OPERATIONS = {
     "minimum": lambda bind, a, b: extreme(tirx.LT, a, b, bind),
     "clip": lambda bind, a, low, high: extreme(tirx.LT, bind("low", extreme(tirx.GT, a, low, bind)), high, bind),
 }  # fmt: skip
+
+
+def scalar(instruction, a, b):
+    """The four results of ``vadd``, ``vsub`` or ``vmul`` of numbers, not vectors. LLVM would make a vector of plain operations again."""
+    name, kind = f"bnn_arm_{instruction}", "<4 x float>"
+    lines, last = [f"{kind} @{name}({kind} %a, {kind} %b) alwaysinline nounwind {{"], "poison"
+    for i in range(4):
+        lines += [f"  %{x}{i} = extractelement {kind} %{x}, i32 {i}" for x in "ab"]
+        lines += [f'  %c{i} = call float asm "{instruction}.f32 $0, $1, $2", "=t,t,t"(float %a{i}, float %b{i})',
+                  f"  %r{i} = insertelement {kind} {last}, float %c{i}, i32 {i}"]  # fmt: skip
+        last = f"%r{i}"
+    return T.extern(name, "\n".join([*lines, f"  ret {kind} {last}", "}"]), "float32x4", a, b)
+
+
+#: For steps that lead to a decision where the data themselves may be subnormal.
+ARITHMETIC = {
+    "add": lambda bind, a, b: scalar("vadd", a, b),
+    "subtract": lambda bind, a, b: scalar("vsub", a, b),
+    "multiply": lambda bind, a, b: scalar("vmul", a, b),
+    "prelu": lambda bind, a, slope: prelu(a, slope, bind, lambda a, b: scalar("vmul", a, b)),
+}
+#: Steps that decide.
+DECIDING = {"greater", "greater_equal", "less", "less_equal", "equal", "not_equal", "sign", "floor", "ceil", "round", "cast"}
+
+
+def deciding(epilogue):
+    """Numbers of the steps whose values reach one that decides."""
+    found, first = set(), 1 + len(epilogue.inputs)
+    for number in reversed(range(len(epilogue.steps))):
+        step = epilogue.steps[number]
+        if number in found or step.op in DECIDING:
+            found |= {arg - first for arg in step.args if isinstance(arg, int) and arg >= first}
+    return found

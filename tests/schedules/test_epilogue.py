@@ -160,6 +160,30 @@ def test_the_smallest_numbers_are_told_apart(isa):
         np.testing.assert_array_equal(a, b, err_msg=str(step))
 
 
+def deciding():
+    """``(epilogue, data, operand)``: arithmetic of the smallest numbers before comparisons and signs; the last step decides nothing."""
+    steps = [
+        STEP("multiply", (0, 1e8)), STEP("sign", (2,)), STEP("add", (0, 1)), STEP("greater", (4, 0.0), "bool"),
+        STEP("subtract", (0, 1)), STEP("multiply", (6, 0.5)), STEP("round", (7,)), STEP("less", (8, 7), "bool"),
+        STEP("prelu", (0, -0.25)), STEP("sign", (10,)), STEP("multiply", (0, 0.5)),
+    ]  # fmt: skip
+    epilogue, data, operand = picking()
+    finite = np.isfinite(data) & np.isfinite(operand)
+    outputs = (OUTPUT("tensor", 3), OUTPUT("bits", 5), OUTPUT("bits", 9), OUTPUT("tensor", 11), OUTPUT("tensor", 12))
+    return specs.Epilogue(epilogue.inputs, tuple(steps), outputs), np.where(finite, data, 0), np.where(finite, operand, 0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_smallest_numbers_decide(isa):
+    """Arithmetic before a decision knows them; other results may take them for zero."""
+    epilogue, data, operand = deciding()
+    kernel = Kernel(family, specs.Map(2, (), 40, "float32", epilogue), isa)
+    *decided, plain = kernel.run([data, operand], epilogue_outputs(epilogue, 40, data.shape[:1]))
+    *expected, last = tail.reference(epilogue, data, [operand])
+    assert_same(decided, expected, isa.name)
+    np.testing.assert_allclose(plain, last, rtol=1e-6, atol=2e-38)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_not_a_number_stays_one(isa):
     """Through what clips it, whatever its sign."""
