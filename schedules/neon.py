@@ -27,14 +27,12 @@ def mask_word(masks, isa):
     """
     name = f"bnn_neon_mask_word_{isa.machine}"
     text = [f"i32 @{name}({', '.join(f'<4 x i1> %v{i}' for i in range(8))}) alwaysinline nounwind {{"]
-    text += [f"  %n{i} = sext <4 x i1> %v{i} to <4 x i16>" for i in range(8)]
     for i in range(4):
-        text += [f"  %h{i} = shufflevector <4 x i16> %n{2 * i}, <4 x i16> %n{2 * i + 1}, <8 x i32> <{_order(8)}>",
-                 f"  %m{i} = trunc <8 x i16> %h{i} to <8 x i8>"]  # fmt: skip
+        text += [f"  %h{i} = shufflevector <4 x i1> %v{2 * i}, <4 x i1> %v{2 * i + 1}, <8 x i32> <{_order(8)}>"]
     bits = ", ".join(f"i8 {(1 << k) - (256 if k == 7 else 0)}" for k in range(8))
     for i in range(2):
-        text += [f"  %q{i} = shufflevector <8 x i8> %m{2 * i}, <8 x i8> %m{2 * i + 1}, <16 x i32> <{_order(16)}>",
-                 f"  %b{i} = and <16 x i8> %q{i}, <{bits}, {bits}>"]  # fmt: skip
+        text += [f"  %q{i} = shufflevector <8 x i1> %h{2 * i}, <8 x i1> %h{2 * i + 1}, <16 x i32> <{_order(16)}>",
+                 f"  %s{i} = sext <16 x i1> %q{i} to <16 x i8>", f"  %b{i} = and <16 x i8> %s{i}, <{bits}, {bits}>"]  # fmt: skip
     text += _added_thrice(isa.machine)
     text += ["  %w = bitcast <8 x i8> %sum to <2 x i32>", "  %r = extractelement <2 x i32> %w, i32 0", "  ret i32 %r", "}"]
     if isa.machine == "arm":

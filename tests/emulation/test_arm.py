@@ -104,7 +104,7 @@ def cases(rng):
     window = Window(9, 7, (3, 3), (2, 1), SAME)
     thresholds = np.r_[rng.integers(-20, 20, 70), np.zeros(26, int)].astype(np.int32)
     conv = [((1, 5, 7, 3), "uint32"), ((1, 5, 7, 70), "int32")]
-    for depth in (160, 33):
+    for depth in (160, 33, 20):
         spec = BinaryConv2d(window, depth, 70, epilogue=LEVELS)
         yield binary_conv2d, spec, [bits(rng, 1, 9, 7, depth)], bits(rng, 70, 3, 3, depth), [thresholds], conv
     data, zeros = rng.random((1, 9, 7, 64)) < 0.5, rng.random((1, 9, 7, 64)) < 0.1
