@@ -63,8 +63,8 @@ def another_day(tmp_path_factory):
 
 
 @pytest.mark.parametrize("words", [
-    ["build", "digits_bnn.onnx", "-o", "made/digits.bnn"], ["package", "digits_bnn.onnx", "-o", "made"],
-    ["package", "digits_bnn.onnx", "-o", "made", "--target", "armv7"], ["export-c", "digits_bnn.onnx", "-o", "made"],
+    ["build", "digits_bnn.onnx", "-o", "made/digits.bnn"], ["package", "digits_bnn.onnx", "-o", "made", "--target", "armv7"],
+    ["export-c", "digits_bnn.onnx", "-o", "made"],
 ], ids=" ".join)  # fmt: skip
 def test_another_day(tmp_path, another_day, words):
     made = []

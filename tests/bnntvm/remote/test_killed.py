@@ -46,7 +46,6 @@ def network(tmp_path_factory):
 
 @pytest.mark.parametrize("words, work_s", [
     (["bench", "--repeat", "100000000"], 1.0), (["profile", "--seconds", "600"], 1.0), (["run", "--random"], 0.0),
-    (["bench", "--repeat", "100000000"], 0.0),
 ])  # fmt: skip
 def test_killed(network, words, work_s):
     """The board's processes get SIGKILL, after ``work_s`` seconds of their work; 0: between two messages."""
