@@ -37,7 +37,8 @@ class Emitter:
     anchor_dtype : str
         Type of the anchor's value: ``int32``, ``uint32`` or ``float32``.
     elementwise : bool
-        Whether the anchor's values are the kernel's data, so that they may be as small as a network's input.
+        Whether the anchor's values are the kernel's data. Arithmetic that leads from these, or from integers, to a decision is exact
+        for subnormal numbers, too; sums of floats are not to begin with.
 
     Attributes
     ----------
@@ -54,7 +55,8 @@ class Emitter:
         self.outputs = [tir.buffer(f"y{i}", output_shape(o, channels, dims), output_dtype(o)) for i, o in enumerate(epilogue.outputs)]
         self.mask_word = (lambda masks: neon.mask_word(masks, isa)) if neon.is_neon(isa) else tir.mask_word
         self._exact = neon_unflushed.OPERATIONS if neon.flushes(isa) else {}
-        self._deciding = neon_unflushed.deciding(epilogue) if neon.flushes(isa) and elementwise else ()
+        exact = elementwise or anchor_dtype != "float32"
+        self._deciding = neon_unflushed.deciding(epilogue) if neon.flushes(isa) and exact else ()
         self._uses, self.strips = _count_uses(epilogue), {}
 
     def exact(self, number):

@@ -119,7 +119,7 @@ def scalar(instruction, a, b):
     return T.extern(name, "\n".join([*lines, f"  ret {kind} {last}", "}"]), "float32x4", a, b)
 
 
-#: For steps that lead to a decision where the data themselves may be subnormal.
+#: For steps that lead to a decision.
 ARITHMETIC = {
     "add": lambda bind, a, b: scalar("vadd", a, b),
     "subtract": lambda bind, a, b: scalar("vsub", a, b),
