@@ -1,6 +1,7 @@
 """Random networks: ONNX Runtime's results, bit for bit.
 
-``BNNTVM_FUZZ_SEEDS`` sets how many seeds the passes are tried on (a tenth as many are compiled, a thirtieth for ARM); ``python -m tests.fuzz`` tries any range.
+``BNNTVM_FUZZ_SEEDS`` sets how many seeds the passes are tried on (a tenth as many are compiled, a thirtieth for ARM); ``python -m
+tests.fuzz`` tries any range.
 """
 
 import os
