@@ -137,7 +137,7 @@ static int read_tensor(FILE *file, Tensor *tensor, int allocate) {
   size_t count = 1;
   for (int i = 0; i < dims; ++i) {
     long long size;
-    if (fscanf(file, "%lld", &size) != 1 || size < 0 || (size && (unsigned long long)size > SIZE_MAX / 16 / count)) return BNN_FILE;
+    if (fscanf(file, "%lld", &size) != 1 || size < 0 || (count && (unsigned long long)size > SIZE_MAX / 16 / count)) return BNN_FILE;
     tensor->shape[i] = size, count *= (size_t)size;
   }
   tensor->dims = dims, tensor->bits = bits, tensor->bytes = count * (size_t)bits / 8;

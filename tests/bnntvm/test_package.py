@@ -230,8 +230,8 @@ def test_standalone_bundles_that_are_refused(model, tmp_path):
         done = subprocess.run([program, str(folder)], capture_output=True, text=True)
         return done.returncode, done.stderr
 
-    for change in (lambda t: t.replace("entry ", "entry 0"), lambda t: t.replace("64 6 6", "64 1 1"), lambda t: t.replace("1 10", "1 11")):
-        code, message = refused(change)
+    for old, new in (("entry ", "entry 0"), ("64 6 6", "64 1 1"), (" 1 64 6 6", " 0 64 6 6"), ("1 10", "1 11")):
+        code, message = refused(lambda t, old=old, new=new: t.replace(old, new))
         assert code == 3 and "libbnn.so is not the one of the bundle" in message
     assert refused(lambda t: t.replace("machine x86_64", "machine arm")) == (4, "error 4: built for arm, this machine is x86_64\n")
     assert refused(lambda t: t) == (0, "")
