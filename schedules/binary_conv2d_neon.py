@@ -1,9 +1,9 @@
 """Packed binary convolution on NEON.
 
-The windows of a few output rows are copied to scratch memory, one after the other, each padded with 0 bits to whole steps of 128, or, where the
-last step is a half, with its two words once more: a copy costs one load and one store for as many bits as every output channel then spends
-three operations on. What follows is a product of rows
-(:mod:`.neon_product`), whatever strides, dilations and pads there are, and 32 output channels at a time the epilogue.
+The windows of a few output rows are copied to scratch memory, one after the other, each padded with 0 bits to whole steps of 128 (or, where
+the last step is a half, with its two words once more): a copy costs one load and one store for as many bits as every output channel then
+spends three operations on. What follows is a product of rows (:mod:`.neon_product`), whatever strides, dilations and pads there are, and 32
+output channels at a time the epilogue.
 
 Zero padding
 ------------
