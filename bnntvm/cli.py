@@ -299,20 +299,38 @@ def rpc_server(tracker, key, **options):
 @click.option("--runtime/--no-runtime", default=True, show_default=True, help="With TVM's runtime libraries for the target.")
 @_build_options
 def package(model, output, batch, runtime, **options):
-    """Put MODEL, an artefact or an ONNX file, into a folder with TVM's runtime, interfaces for C and Python, and examples."""
-    import tempfile
+    """Put MODEL, an artefact or an ONNX file, into a folder with TVM's runtime, interfaces for C and Python, and examples.
 
+    For armv7, for which there is no runtime, an ONNX file becomes standalone C behind the same interfaces.
+    """
     from bnntvm import artefact
-    from bnntvm.package import package as make
+    from bnntvm import package as bundles
+    from bnntvm.targets import registry
 
-    with tempfile.TemporaryDirectory() as scratch:
-        if not artefact.is_artefact(model):
-            module = _build(model, options)
-            model = pathlib.Path(scratch, "network.bnn")
-            module.export(model)
-        make(model, output, batch, runtime)
+    isa = registry.resolve(options["target"])
+    if artefact.is_artefact(model):
+        bundles.package(model, output, batch, runtime)
+    elif isa is not None and not bundles.has_runtime(isa):
+        if options["verify"]:
+            raise click.UsageError(f"--verify looks at compiled kernels, and a bundle for {isa.name} is standalone C: leave it out")
+        with _progress(f"writing {model} as C for {isa.name}"):
+            chosen = {name: options[name] for name in ("assume_nonzero", "weight_tolerance")}
+            bundles.package_c(str(model), output, isa.name, batch, **chosen)
+    else:
+        _package_built(model, output, batch, runtime, options)
     files = [p for p in output.rglob("*") if p.is_file()]
     click.echo(f"{output}: {len(files)} files, {sum(p.stat().st_size for p in files) / 1e6:.1f} MB")
+
+
+def _package_built(model, output, batch, runtime, options):
+    import tempfile
+
+    from bnntvm import package as bundles
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = pathlib.Path(scratch, "network.bnn")
+        _build(model, options).export(path)
+        bundles.package(path, output, batch, runtime)
 
 
 @main.command(

@@ -4,13 +4,17 @@
 
     lib/network.so lib/libbnn.so lib/libtvm_ffi.so lib/libtvm_runtime.so
     include/bnn.h include/network.h     the C interface; sizes of this network's tensors
-    src/bnn.c example.c example.cpp CMakeLists.txt
+    src/                                what libbnn.so is compiled from
+    example.c example.cpp CMakeLists.txt
     bnn.py                              the same for Python, with numpy and nothing else
     network.txt                         what bnn_open reads: machine, instructions, sha256 of libraries, tensors, its own sha256
     manifest.json                       the artefact's manifest, what has which licence, and the sha256 of every file
     licenses/                           their texts
 
-The same artefact gives the same bytes, wherever and whenever it is packaged with the same compiler.
+Where TVM has no runtime for the machine (32-bit ARM), libbnn.so holds the network, as standalone C (:mod:`bnntvm.c99`), whose text is in
+``src/model``.
+
+The same artefact or model gives the same bytes, wherever and whenever it is packaged with the same compiler.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import zipfile
 
 import numpy as np
@@ -36,6 +41,9 @@ from bnntvm.linker import compiler_for, is_native
 from bnntvm.targets import registry
 
 _SOURCES = pathlib.Path(__file__).parent / "bundle"
+_PLACES = {".h": "src", ".c": "src", "bnn.h": "include", "example.c": "."}
+#: As in bundle.h.
+_MOST_TENSORS, _MOST_DIMS = 64, 8
 _CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 _RUNTIME = {"tvm": ("apache-tvm", "lib/libtvm_runtime.so"), "tvm_ffi": ("apache-tvm-ffi", "lib/libtvm_ffi.so")}
 #: Machine -> platform tag of the runtime's wheels.
@@ -70,36 +78,121 @@ def package(path, folder, batch=1, runtime=True):
         isa = registry.resolve(manifest["target"].get("name"))
         if isa is None:
             raise TargetError("the artefact's target is unknown", where=str(path), why=str(manifest["target"].get("name")))
-        if isa.machine not in _PLATFORMS:
+        if not has_runtime(isa):
             raise UnsupportedError(
-                f"no bundle for {isa.name}",
+                f"no bundle of an artefact for {isa.name}",
                 why=f"TVM's runtime is not published for {isa.machine}",
-                hint="bnntvm export-c writes C that needs no runtime; bundles are for x86-64 and aarch64",
+                hint=f"give the ONNX file: bnntvm package NET.onnx --target {isa.name} makes a bundle of standalone C, which needs none; "
+                "bnntvm export-c writes the C alone",
             )
         library = os.pread(file.fileno(), library_bytes, 0)
+    tensors = _tensors(manifest, batch)
+    entry = "main_1" if batch == 1 and "main_1" in manifest.get("entries", ()) else "main"
     with new_folder(folder, "the bundle") as folder:
-        _fill(folder, isa, manifest, library, batch, runtime)
+        _write(folder / "lib/network.so", library)
+        notices = _runtime(folder, isa, runtime)
+        libraries = ["lib/network.so", *notices]
+        _fill(folder, isa, tensors, ["tvm.c"])
+        _write(folder / "network.txt", _description(isa, manifest["target"].get("needs", []), tensors, _contents(folder, libraries), entry))
+        _write_manifest(folder, manifest, batch, notices | _own_license(folder))
     return folder
 
 
-def _fill(folder, isa, manifest, library, batch, runtime):
-    """All files of the bundle; ``library``: the bytes of the network's."""
-    _write(folder / "lib/network.so", library)
+def has_runtime(isa):
+    """Whether TVM publishes its runtime for the machine."""
+    return isa.machine in _PLATFORMS
+
+
+def package_c(model, folder, target, batch=1, **options):
+    """Write the bundle of an ONNX network as standalone C.
+
+    Parameters
+    ----------
+    model : str, path, bytes or onnx.ModelProto
+    folder, batch
+        As for :func:`package`.
+    target : str
+        As for :func:`bnntvm.build`.
+    options
+        Of :func:`bnntvm.export_c`: ``assume_nonzero``, ``weight_tolerance``.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    BnnError
+    """
+    import bnntvm
+    from bnntvm.importer import import_model
+
+    isa, imported = registry.resolve(target), import_model(model)
+    if isa is None:
+        raise TargetError("unknown target", where=str(target), hint="bnntvm targets lists them")
+    sides = {"inputs": imported.inputs, "outputs": imported.outputs}
+    manifest = {side: [{"name": i.name, "dtype": str(i.dtype), "shape": list(i.shape)} for i in infos] for side, infos in sides.items()}
+    manifest |= {"bnntvm": bnntvm.__version__, "target": {"name": isa.name, "needs": []}}
+    tensors = _tensors(manifest, batch)
+    with tempfile.TemporaryDirectory(prefix="bnntvm-") as scratch, new_folder(folder, "the bundle") as folder:
+        written = pathlib.Path(scratch, "model")
+        bnntvm.export_c(model, written, batch=batch, vectors=False, **options)
+        for name in _STANDALONE:
+            _write(folder / "src/model" / name, (written / name).read_bytes())
+        digest = hashlib.sha256(b"".join((folder / "src/model" / name).read_bytes() for name in _STANDALONE)).hexdigest()[:32]
+        _write(folder / "src/network.c", _call(tensors).encode())
+        _fill(folder, isa, tensors, ["standalone.c", "network.c", *(f"model/{n}" for n in _STANDALONE if n.endswith(".c"))], digest)
+        _write(folder / "network.txt", _description(isa, [], tensors, {}, digest))
+        _write_manifest(folder, manifest, batch, _own_license(folder))
+    return folder
+
+
+#: What of an exported network is compiled.
+_STANDALONE = ("bnn.h", "model.h", "model.c", "model_weights.h", "model_weights.c")
+
+
+def _call(tensors):
+    """The C that hands the tensors of a handle to the exported function."""
+    places = [f"{side}[{i}]" for side, word in (("in", "inputs"), ("out", "outputs")) for i in range(len(tensors[word]))]
+    head = "void bnn_network_run(void *const *in, void *const *out)"
+    return "\n".join([
+        "/* The network's tensors, in the order of network.txt. */", '#include "model/model.h"', "",
+        f'__attribute__((visibility("hidden"))) {head};', "",
+        f"{head} {{", "  (void)in, (void)out;", f"  model_run({', '.join(places)});", "}", "",
+    ])  # fmt: skip
+
+
+def _tensors(manifest, batch):
+    """Inputs and outputs as the compiled network takes them, lists of ``(dtype, shape)``."""
     tensors = {side: [_tensor(info, batch) for info in manifest[side]] for side in ("inputs", "outputs")}
-    entry = "main_1" if batch == 1 and "main_1" in manifest.get("entries", ()) else "main"
+    for side, those in tensors.items():
+        if len(those) > _MOST_TENSORS or any(len(shape) > _MOST_DIMS for _, shape in those):
+            raise UnsupportedError(
+                f"bundles have at most {_MOST_TENSORS} {side} of at most {_MOST_DIMS} dimensions",
+                why=f"there are {len(those)}, of {max(len(shape) for _, shape in those)} dimensions",
+            )
+    return tensors
+
+
+def _fill(folder, isa, tensors, sources, network=None):
+    """Headers, sources, library and examples. ``sources``: what runs the network; ``network``: the digest of standalone C."""
     _write(folder / "include/network.h", _header(tensors).encode())
-    places = {"bnn.h": "include", "bnn.c": "src"}
-    for name in ("bnn.h", "bnn.c", "bnn.py", "example.c", "example.cpp", "CMakeLists.txt"):
-        _write(folder / places.get(name, ".") / name, (_SOURCES / name).read_bytes())
-    notices = _runtime(folder, isa, runtime) | _own_license(folder)
-    _compile(folder, isa)
-    _write(folder / "network.txt", _description(isa, manifest, tensors, _libraries(folder, runtime), entry))
+    for name in ("bnn.h", "bundle.h", "bnn.c", "bnn.py", "example.c", "example.cpp", "CMakeLists.txt", sources[0]):
+        place = _PLACES.get(name) or _PLACES.get(pathlib.Path(name).suffix, ".")
+        _write(folder / place / name, (_SOURCES / name).read_bytes())
+    _compile(folder, isa, ["bnn.c", *sources], network)
+
+
+def _contents(folder, libraries):
+    """Name -> contents of the libraries that are checked before they are loaded."""
+    return {name: (folder / name).read_bytes() for name in libraries}
+
+
+def _write_manifest(folder, manifest, batch, notices):
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    manifest = manifest | {
-        "batch": batch,
-        "notices": notices,
-        "files": {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
-    }
+    digests = {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    manifest = manifest | {"batch": batch, "notices": notices, "files": digests}
     _write(folder / "manifest.json", (json.dumps(manifest, indent=1, sort_keys=True) + "\n").encode())
 
 
@@ -121,15 +214,9 @@ def _bytes(dtype, shape):
     return dtype.itemsize * int(np.prod(shape, dtype=np.int64))
 
 
-def _libraries(folder, runtime):
-    """Name -> contents of the libraries that are checked before they are loaded."""
-    names = ["lib/network.so", *([library for _, library in _RUNTIME.values()] if runtime else [])]
-    return {name: (folder / name).read_bytes() for name in names}
-
-
-def _description(isa, manifest, tensors, libraries, entry):
+def _description(isa, needs, tensors, libraries, entry):
     """network.txt; its last line has the digest of those before it."""
-    lines = [f"machine {isa.machine}", *(f"needs {flag}" for flag in sorted(manifest["target"].get("needs", []))), f"entry {entry}"]
+    lines = [f"machine {isa.machine}", *(f"needs {flag}" for flag in sorted(needs)), f"entry {entry}"]
     lines += [f"file {hashlib.sha256(data).hexdigest()} {name}" for name, data in libraries.items()]
     for side, word in (("inputs", "input"), ("outputs", "output")):
         for dtype, shape in tensors[side]:
@@ -186,10 +273,10 @@ def _own_license(folder):
     text = next(iter([*installed, pathlib.Path(__file__).parents[1] / "LICENSE"])).read_bytes()
     _write(folder / "licenses/LICENSE", text)
     ours = {"from": "bnntvm", "license": "Apache-2.0", "texts": ["licenses/LICENSE"]}
-    names = ("lib/libbnn.so", "src/bnn.c", "include/bnn.h", "bnn.py", "example.c", "example.cpp")
-    return {name: ours for name in names} | {
-        "include/tvm/ffi/c_api.h": ours | {"from": "apache-tvm-ffi"}, "include/dlpack/dlpack.h": ours | {"from": "dlpack"},
-    }  # fmt: skip
+    theirs = {"include/tvm/ffi/c_api.h": "apache-tvm-ffi", "include/dlpack/dlpack.h": "dlpack"}
+    known = [name for name in ("lib/libbnn.so", "include/bnn.h", "bnn.py", "example.c", "example.cpp") if (folder / name).exists()]
+    known += sorted(p.relative_to(folder).as_posix() for p in (folder / "src").rglob("*") if p.is_file())
+    return {name: ours for name in known} | {name: ours | {"from": source} for name, source in theirs.items() if (folder / name).exists()}
 
 
 def _wheel(name, isa):
@@ -209,16 +296,22 @@ def _wheel(name, isa):
     return next(iter(sorted(cache.glob(pattern))))
 
 
-def _compile(folder, isa):
+def _compile(folder, isa, sources, network):
     """libbnn.so, the C interface."""
     compiler = compiler_for(isa)
     headers = pathlib.Path(importlib.util.find_spec("tvm_ffi").submodule_search_locations[0], "include")
-    for header in ("tvm/ffi/c_api.h", "dlpack/dlpack.h"):
+    for header in ("tvm/ffi/c_api.h", "dlpack/dlpack.h") if network is None else ():
         _write(folder / "include" / header, (headers / header).read_bytes())
     # The folder's name would be found in the library: it is compiled from within.
-    options = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-s", "-Wl,--build-id=none", "-Iinclude", "-x", "c"]
-    command = [*shlex.split(compiler), *options, "src/bnn.c", "-o", "lib/libbnn.so", "-ldl"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace")
+    options = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-s", "-Wl,--build-id=none", "-Iinclude"]
+    if network is not None:  # as :mod:`bnntvm.c99` says; bnn_input promises no look for NaN
+        # Every network defines functions of the same names: those of this library call each other.
+        options += ["-ffp-contract=off", "-Wl,-Bsymbolic", "-DBNN_NO_CHECK_FINITE", f'-DBNN_NETWORK="{network}"']
+    for source in sources:
+        options += ["-x", "c", f"src/{source}"]  # g++ takes the second of two for C++
+    options += ["-o", "lib/libbnn.so", "-pthread", "-ldl"]
+    (folder / "lib").mkdir(exist_ok=True)
+    done = subprocess.run([*shlex.split(compiler), *options], cwd=folder, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise ToolchainError("libbnn.so could not be compiled", where=compiler, why=(done.stderr or done.stdout).strip()[-500:])
 

@@ -1,8 +1,9 @@
 """Packed binary convolution on NEON.
 
-The windows of a few output rows are copied to scratch memory, one after the other, each padded with 0 bits to whole steps of 128: a copy
-costs one load and one store for as many bits as every output channel then spends three operations on. What follows is a product of rows
-(:mod:`.neon_product`), whatever strides, dilations and pads there are, and 32 output channels at a time the epilogue.
+The windows of a few output rows are copied to scratch memory, one after the other, each padded with 0 bits to whole steps of 128 (or, where
+the last step is a half, with its two words once more): a copy costs one load and one store for as many bits as every output channel then
+spends three operations on. What follows is a product of rows (:mod:`.neon_product`), whatever strides, dilations and pads there are, and 32
+output channels at a time the epilogue.
 
 Zero padding
 ------------
@@ -97,6 +98,11 @@ class Plan:
         self.kernel_words = w.kernel[0] * w.kernel[1] * g.group_words
         self.depth = neon_product.steps(self.kernel_words)
         self.bits = w.kernel[0] * w.kernel[1] * (spec.in_channels // spec.groups)
+        #: Whether the last step is a half: its two words are copied twice.
+        self.half = not spec.zeros and neon_product.ends_with_half(self.kernel_words)
+        #: Words of a quad of channels, and of a block.
+        self.quad_words = self.depth * neon_product.STEP_WORDS * neon_product.QUAD - (8 if self.half else 0)
+        self.block_words = self.quad_words * BLOCK // neon_product.QUAD
 
     def taps(self, axis, position):
         """Interval of the taps inside the image, as ``(first, stop)``."""
@@ -156,11 +162,11 @@ def pack_weights(spec, weights):
 
     Returns
     -------
-    uint32[words(O), steps * 128 + classes * 16]
+    uint32[words(O), steps * 128 (a half step: 64) + classes * 16]
         For each block of 32 channels its weights (:func:`.neon_product.pack_rows`), then ``int16[classes, 32]`` if counts are corrected.
     """
     plan = Plan(spec)
-    packed = neon_product.pack_rows(weights.reshape(len(weights), -1), BLOCK)
+    packed = neon_product.pack_rows(weights.reshape(len(weights), -1), BLOCK, plan.half)
     packed = packed.reshape(len(packed), -1)
     if not plan.corrected:
         return packed
@@ -181,6 +187,8 @@ class Kernel:
         least = plan.width * (plan.height % self.rows or self.rows)  # pixels of the smallest task
         self.pixels = min(schedule.pixels, least)
         self.row_words = plan.depth * neon_product.STEP_WORDS
+        #: Whether counts themselves are corrected, those of pixels that need it.
+        self.in_place = plan.corrected and plan.on_counts
         w = spec.window
         plain = w.kernel == (1, 1) and w.strides == (1, 1) and not any(w.pads)
         #: Whether the data themselves are rows of whole steps.
@@ -192,7 +200,7 @@ class Kernel:
         shape = (batch, w.in_height, w.in_width, plan.pixel_words)
         self.data = T.buffer("data", shape, "uint32")
         table = (plan.classes if not spec.unipolar else 1) * BLOCK // 2 if plan.corrected else 0
-        self.weights = T.buffer("weights", (self.blocks, plan.depth * neon_product.STEP_BITS + table), "uint32")
+        self.weights = T.buffer("weights", (self.blocks, plan.block_words + table), "uint32")
         self.mask = T.buffer("zeros", shape, "uint32") if spec.zeros else None
         self.emitter = Emitter(spec.epilogue, spec.out_channels, self.isa, (batch, plan.height, plan.width), "int32")
         params = [self.data, self.weights, *([self.mask] if spec.zeros else []), *self.emitter.inputs, *self.emitter.outputs]
@@ -288,7 +296,12 @@ class Kernel:
             else:
                 condition = tirx.And(source_row >= T.i64(0), source_row < T.i64(w.in_height))
                 body.append(T.when(condition, inside, self.fill(target, row_words, True)))
-        return [*body, self.fill(at + plan.kernel_words, self.row_words - plan.kernel_words, False)]
+        end = at + plan.kernel_words
+        if not plan.half:
+            return [*body, self.fill(end, self.row_words - plan.kernel_words, False)]
+        last = at + (self.row_words - neon_product.STEP_WORDS)
+        again = T.store_vector(self.copy, [last + 2], T.load_vector(self.copy, [last], 2))
+        return [*body, self.fill(end, plan.kernel_words % 2, False), again]
 
     def copy_taps(self, source_row, x, target, taps):
         """Copy the taps of one kernel row."""
@@ -389,46 +402,66 @@ class Kernel:
         """All tiles of a block of channels."""
         block, bind_block = T.bind("block", block)
 
+        def each(step, first):
+            return T.for_("p", self.pixels, lambda p: step(block, first + p, p))
+
         def tile_(number):
             first, bind = T.bind("first", tirx.min(number * self.pixels, pixels - self.pixels))
             parts = T.for_("part", BLOCK // neon_product.QUAD, lambda part: self.product(self.pixels, first, block, part))
-            return [bind, parts, T.for_("p", self.pixels, lambda p: self.finish(block, first + p, p))]
+            # LLVM finds better addresses in two loops than in one with a branch in it.
+            return [bind, parts, each(self.correct, first) if self.in_place else [], each(self.finish, first)]
 
         count = (pixels + (self.pixels - 1)) // self.pixels
         return [bind_block, T.for_("tile", count, tile_)]
 
     def weight(self, block, part):
-        base = part * (self.plan.depth * 16)
+        base = part * self.plan.quad_words
         return lambda _quad, c, k: (self.weights, [block, base + (k * 16 + c * 4)])
 
     def product(self, rows, first, block, part, zeros=None):
         """One quad of channels of a tile, into ``results``."""
         base, bind = T.bind("rows", T.i64(0) + first)
-        product = neon_product.product(self.isa, rows, self.plan.depth, self.row(base), self.weight(block, part), zeros)
+        places = self.row(base), self.weight(block, part), zeros
+        product = neon_product.product(self.isa, rows, self.plan.depth, *places, half=self.plan.half)
         stores = [T.store_vector(self.results, [part * 4 + r * BLOCK], product.sums(r, 0)) for r in range(rows)]
         return [bind, product.statements(), stores]
 
     def finish(self, block, pixel, p):
         """Corrections and the epilogue of a pixel."""
-        plan, values, body = self.plan, [], []
-        total = plan.bits
-        if plan.corrected:
-            row = plan.depth * neon_product.STEP_BITS
-            if plan.classes > 1 and not self.spec.unipolar:
-                at, bind = T.bind("class", tirx.Cast("int64", T.load(self.classes, pixel)) + row)
-                body.append(bind)
-            else:
-                at = T.i64(row)
+        plan, total, body = self.plan, self.plan.bits, []
+        corrected = plan.corrected and not self.in_place
+        if corrected:
+            at, body = self.table_row(pixel)
+        values = []
         for v in range(BLOCK // 4):
             value = T.load_vector(self.results, [p * BLOCK + v * 4], 4)
-            if plan.corrected:
-                short = tirx.reinterpret("int16x4", T.load_vector(self.weights, [block, at + v * 2], 2))
-                correction = T.opaque(tirx.Cast("int32x4", short))
-                counts = self.spec.unipolar or plan.on_counts
-                value = value + correction if counts else T.splat(total, "int32", 4) - (value + value) + correction
+            if corrected:
+                correction = self.correction(block, at, v)
+                value = value + correction if self.spec.unipolar else T.splat(total, "int32", 4) - (value + value) + correction
             values.append(value)
-        on_counts = plan.on_counts if plan.corrected else True
-        return [body, self.emit(block, pixel, values, total if on_counts else None)]
+        return [body, self.emit(block, pixel, values, None if corrected else total)]
+
+    def table_row(self, pixel):
+        """``(index, statements)``: where a block's corrections of a pixel begin."""
+        if self.plan.classes == 1 or self.spec.unipolar:
+            return T.i64(self.plan.block_words), []
+        at, bind = T.bind("class", tirx.Cast("int64", T.load(self.classes, pixel)) + self.plan.block_words)
+        return at, [bind]
+
+    def correction(self, block, at, v):
+        """Corrections of the four channels of a vector."""
+        short = tirx.reinterpret("int16x4", T.load_vector(self.weights, [block, at + v * 2], 2))
+        return T.opaque(tirx.Cast("int32x4", short))
+
+    def correct(self, block, pixel, p):
+        """Corrections of counts, which are 0 for pixels all of whose taps are inside the image."""
+        at, bind = self.table_row(pixel)
+
+        def one(v):
+            place = [p * BLOCK + v * 4]
+            return T.store_vector(self.results, place, T.load_vector(self.results, place, 4) + self.correction(block, at, v))
+
+        return T.when(tirx.NE(T.load(self.classes, pixel), T.constant(0, "int32")), [bind, *map(one, range(BLOCK // 4))])
 
     def emit(self, block, pixel, values, popcounts_of):
         place = (T.i64(0), self.first * self.plan.width + pixel)

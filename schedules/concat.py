@@ -64,7 +64,7 @@ class _Kernel:
         self.leading = tirx.Var("n", "int64")
         dims = (self.leading, *spec.spatial)
         self.parts = [tir.buffer(f"x{i}", (*dims, c), spec.dtype) for i, c in enumerate(spec.channels)]
-        self.emitter = epilogues.Emitter(spec.epilogue, self.total, isa, dims, spec.dtype)
+        self.emitter = epilogues.Emitter(spec.epilogue, self.total, isa, dims, spec.dtype, elementwise=True)
 
     def function(self):
         if self.spec.epilogue == specs.store(self.spec.dtype, self.spec.dtype):

@@ -8,12 +8,13 @@ product is fenced, because LLVM would otherwise contract it with an addition.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from tvm import tirx
 
 from bnntvm import spec
-from bnntvm.schedules import neon, tir, vector_math
+from bnntvm.schedules import neon, neon_unflushed, tir, vector_math
 
 _LINE_BYTES = 64
 #: Comparisons of the anchor ``K - 2 p`` with t: (comparison of p with the half difference, whether that is rounded up).
@@ -35,6 +36,9 @@ class Emitter:
         Leading and spatial dimensions of the anchor's result, ``(n, height, width)`` for NHWC or ``(m,)``; ints or int64 expressions.
     anchor_dtype : str
         Type of the anchor's value: ``int32``, ``uint32`` or ``float32``.
+    elementwise : bool
+        Whether the anchor's values are the kernel's data. Arithmetic that leads from these, or from integers, to a decision is exact
+        for subnormal numbers, too; sums of floats are not to begin with.
 
     Attributes
     ----------
@@ -45,13 +49,19 @@ class Emitter:
         the kernel sets it and brings it into channel order, see :mod:`.strips`.
     """
 
-    def __init__(self, epilogue, channels, isa, dims, anchor_dtype):
+    def __init__(self, epilogue, channels, isa, dims, anchor_dtype, elementwise=False):
         self.epilogue, self.channels, self.lanes, self.anchor_dtype = epilogue, channels, isa.lanes, anchor_dtype
         self.inputs = [tir.buffer(f"e{i}", input_shape(e, channels, dims), e.dtype) for i, e in enumerate(epilogue.inputs)]
         self.outputs = [tir.buffer(f"y{i}", output_shape(o, channels, dims), output_dtype(o)) for i, o in enumerate(epilogue.outputs)]
-        self.mask_word = neon.mask_word if neon.is_neon(isa) else tir.mask_word
-        self.compare = neon.compare if neon.flushes(isa) else None
+        self.mask_word = (lambda masks: neon.mask_word(masks, isa)) if neon.is_neon(isa) else tir.mask_word
+        self._exact = neon_unflushed.OPERATIONS if neon.flushes(isa) else {}
+        exact = elementwise or anchor_dtype != "float32"
+        self._deciding = neon_unflushed.deciding(epilogue) if neon.flushes(isa) and exact else ()
         self._uses, self.strips = _count_uses(epilogue), {}
+
+    def exact(self, number):
+        """Operations on floats that the target's arithmetic does not do as step ``number`` has to."""
+        return self._exact | neon_unflushed.ARITHMETIC if number in self._deciding else self._exact
 
     @property
     def vectors_per_word(self):
@@ -130,9 +140,9 @@ class Emitter:
         results = []
         for number, value in enumerate(values):
             column = [value, *(operand(i, one, number) for i, one in enumerate(self.epilogue.inputs))]
-            for step in self.epilogue.steps:
+            for number_of_step, step in enumerate(self.epilogue.steps):
                 count = self._uses[len(column)]
-                result = _apply(step, _operands(step, column, self.lanes), bind, self.compare) if count else None
+                result = _apply(step, _operands(step, column, self.lanes), bind, self.exact(number_of_step)) if count else None
                 column.append(bind("s", result) if count > 1 else result)
             results.append(bind("plane", column[self.epilogue.outputs[0].value]))
         return body, results
@@ -255,13 +265,13 @@ class _Tile:
         for index, operand in enumerate(self.epilogue.inputs):
             used = uses[len(values)] and operand.kind != "words"
             values.append(self._load(index, operand, v) if used else None)
-        for step in self.epilogue.steps:
+        for number, step in enumerate(self.epilogue.steps):
             count = uses[len(values)]
             value = None
             if count and self.total is not None and self.emitter.compares_anchor(step):
                 value = self._compare_popcount(step, anchor, values, v)
             elif count:
-                value = _apply(step, _operands(step, values, self.lanes), self._bind, self.emitter.compare)
+                value = _apply(step, _operands(step, values, self.lanes), self._bind, self.emitter.exact(number))
             values.append(self._bind("s", value) if count > 1 else value)
         return values
 
@@ -368,20 +378,20 @@ def _python(value, dtype):
     return bool(value) if dtype == "bool" else float(np.float32(value))
 
 
-def _apply(step, args, bind, compare=None):
-    """One operation on vectors; ``bind(name, value)`` names an intermediate result, ``compare`` compares floats where the target's does
-    not do."""
+def _apply(step, args, bind, exact):
+    """One operation on vectors; ``bind(name, value)`` names an intermediate result, ``exact`` holds operations on floats that the target's
+    arithmetic does not do as it should."""
     lanes, dtype = tir.lanes_of(args[0]), tir.element_of(tir.dtype_of(args[-1]))
     if step.op in _COMPARISONS and args[0].same_as(args[1]) and dtype != "bool":
         args = [args[0], tir.opaque(args[1])]  # TVM's simplifier fails on vectors that are compared with themselves
-    if compare and dtype == "float32" and step.op in _COMPARISONS:
-        return compare(_COMPARISONS[step.op], *args, bind)
+    if dtype == "float32" and step.op in exact:
+        return exact[step.op](bind, *args)
 
     def constant(value):
         return tir.splat(_python(value, dtype), dtype, lanes)
 
-    if step.op == "cast" and step.dtype == "bool":
-        return tirx.NE(args[0], constant(0)) if dtype != "bool" else args[0]
+    if step.op == "cast" and step.dtype == "bool" and dtype != "bool":
+        return _apply(replace(step, op="not_equal"), [args[0], constant(0)], bind, exact)
     if step.op == "cast":
         return args[0] if dtype == step.dtype else tir.opaque(tirx.Cast(tir.vector_type(step.dtype, lanes), args[0]))
     if step.op == "power":

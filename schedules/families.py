@@ -28,11 +28,12 @@ FAMILIES = {
     sp.RowExtreme: "row_extreme",
     sp.TopK: "top_k",
 }
+#: The same for convolutions of one input channel per group.
+DEPTHWISE = {sp.FloatConv2d: "depthwise_conv2d", sp.WeightConv2d: "weight_depthwise"}
 
 
 def of(spec):
     """The module of the family that owns ``spec``."""
-    name = FAMILIES[type(spec)]
-    if isinstance(spec, sp.FloatConv2d) and spec.groups == spec.in_channels and spec.groups > 1:
-        name = "weight_depthwise" if isinstance(spec, sp.WeightConv2d) else "depthwise_conv2d"
+    depthwise = type(spec) in DEPTHWISE and spec.groups == spec.in_channels and spec.groups > 1
+    name = (DEPTHWISE if depthwise else FAMILIES)[type(spec)]
     return importlib.import_module(f"{__package__}.{name}")

@@ -75,7 +75,7 @@ class _Kernel:
         self.pixels = prod(spec.spatial) if spec.rank == 4 else 1
         dims = (self.leading, *(spec.spatial if spec.rank == 4 else ()))
         self.data = tir.buffer("data", (*dims, spec.channels), spec.dtype)
-        self.emitter = tail.Emitter(spec.epilogue, spec.channels, isa, dims, spec.dtype)
+        self.emitter = tail.Emitter(spec.epilogue, spec.channels, isa, dims, spec.dtype, elementwise=True)
 
     def function(self):
         params = [self.data, *self.emitter.inputs, *self.emitter.outputs]
@@ -166,7 +166,7 @@ class _Kernel:
 
     def _wide_emitter(self, length, together):
         """An emitter for rows of ``length`` channels on the same memory, and the statements that repeat the per-channel operands."""
-        wide, prepare = tail.Emitter(self.spec.epilogue, length, self.isa, (1,), self.spec.dtype), []
+        wide, prepare = tail.Emitter(self.spec.epilogue, length, self.isa, (1,), self.spec.dtype, True), []
         wide.outputs, wide.inputs = self.emitter.outputs, list(self.emitter.inputs)
         for index, operand in enumerate(self.spec.epilogue.inputs):
             if operand.kind == "channel":

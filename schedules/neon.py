@@ -19,36 +19,51 @@ def is_neon(isa):
     return isa.popcount == "neon"
 
 
-def mask_word(masks):
+def mask_word(masks, isa):
     """The bits of eight bool vectors of four lanes as one uint32, first lane lowest.
 
     Vectors are narrowed to bytes of all ones or none, ANDed with the bit of each byte, and neighbours are added three times. LLVM's own way
     takes the lanes out one by one.
     """
-    order = ", ".join(f"i32 {k}" for k in range(8))
-    wide = ", ".join(f"i32 {k}" for k in range(16))
-    text = [f"i32 @bnn_neon_mask_word({', '.join(f'<4 x i1> %v{i}' for i in range(8))}) alwaysinline nounwind {{"]
+    name = f"bnn_neon_mask_word_{isa.machine}"
+    text = [f"i32 @{name}({', '.join(f'<4 x i1> %v{i}' for i in range(8))}) alwaysinline nounwind {{"]
     for i in range(4):
-        text += [f"  %h{i} = shufflevector <4 x i1> %v{2 * i}, <4 x i1> %v{2 * i + 1}, <8 x i32> <{order}>"]
+        text += [f"  %h{i} = shufflevector <4 x i1> %v{2 * i}, <4 x i1> %v{2 * i + 1}, <8 x i32> <{_order(8)}>"]
     bits = ", ".join(f"i8 {(1 << k) - (256 if k == 7 else 0)}" for k in range(8))
     for i in range(2):
-        text += [f"  %q{i} = shufflevector <8 x i1> %h{2 * i}, <8 x i1> %h{2 * i + 1}, <16 x i32> <{wide}>",
-                 f"  %s{i} = sext <16 x i1> %q{i} to <16 x i8>",
-                 f"  %b{i} = and <16 x i8> %s{i}, <{bits}, {bits}>"]  # fmt: skip
-    vectors = ("%b0", "%b1")
+        text += [f"  %q{i} = shufflevector <8 x i1> %h{2 * i}, <8 x i1> %h{2 * i + 1}, <16 x i32> <{_order(16)}>",
+                 f"  %s{i} = sext <16 x i1> %q{i} to <16 x i8>", f"  %b{i} = and <16 x i8> %s{i}, <{bits}, {bits}>"]  # fmt: skip
+    text += _added_thrice(isa.machine)
+    text += ["  %w = bitcast <8 x i8> %sum to <2 x i32>", "  %r = extractelement <2 x i32> %w, i32 0", "  ret i32 %r", "}"]
+    if isa.machine == "arm":
+        text.append("declare <8 x i8> @llvm.arm.neon.vpadd.v8i8(<8 x i8>, <8 x i8>)")
+    return T.extern(name, "\n".join(text), "uint32", *masks)
+
+
+def _order(count, first=0, step=1):
+    return ", ".join(f"i32 {first + step * k}" for k in range(count))
+
+
+def _added_thrice(machine):
+    """Lines that add the neighbours of ``%b0`` and ``%b1`` (16 bytes) three times: the low four bytes of ``%sum`` (eight) are the sums."""
+    lines, vectors = [], ["%b0", "%b1"]
+    if machine == "arm":  # vpadd takes and gives eight bytes
+        for b in vectors:
+            for half in (0, 1):
+                lines.append(f"  {b}h{half} = shufflevector <16 x i8> {b}, <16 x i8> poison, <8 x i32> <{_order(8, 8 * half)}>")
+        call = "call <8 x i8> @llvm.arm.neon.vpadd.v8i8(<8 x i8> {}, <8 x i8> {})"
+        pairs = {"%e": ("%b0h0", "%b0h1"), "%o": ("%b1h0", "%b1h1"), "%p": ("%e", "%o"), "%sum": ("%p", "%p")}
+        return lines + [f"  {name} = {call.format(*pair)}" for name, pair in pairs.items()]
     for level in range(3):
-        even = ", ".join(f"i32 {2 * k}" for k in range(16))
-        odd = ", ".join(f"i32 {2 * k + 1}" for k in range(16))
         a, b = vectors
-        text += [f"  %e{level} = shufflevector <16 x i8> {a}, <16 x i8> {b}, <16 x i32> <{even}>",
-                 f"  %o{level} = shufflevector <16 x i8> {a}, <16 x i8> {b}, <16 x i32> <{odd}>",
-                 f"  %p{level} = add <16 x i8> %e{level}, %o{level}"]  # fmt: skip
+        lines += [f"  %e{level} = shufflevector <16 x i8> {a}, <16 x i8> {b}, <16 x i32> <{_order(16, 0, 2)}>",
+                  f"  %o{level} = shufflevector <16 x i8> {a}, <16 x i8> {b}, <16 x i32> <{_order(16, 1, 2)}>",
+                  f"  %p{level} = add <16 x i8> %e{level}, %o{level}"]  # fmt: skip
         vectors = (f"%p{level}", f"%p{level}")
-    text += ["  %w = bitcast <16 x i8> %p2 to <4 x i32>", "  %r = extractelement <4 x i32> %w, i32 0", "  ret i32 %r", "}"]
-    return T.extern("bnn_neon_mask_word", "\n".join(text), "uint32", *masks)
+    return [*lines, f"  %sum = shufflevector <16 x i8> %p2, <16 x i8> poison, <8 x i32> <{_order(8)}>"]
 
 
-def four_sums(counts, most, isa):
+def four_sums(counts, most, isa, pairs_more=()):
     """The sums of the lanes of each of four vectors, as ``int32x4``.
 
     Parameters
@@ -58,6 +73,9 @@ def four_sums(counts, most, isa):
     most : int
         Largest value of a lane: as long as sums fit into lanes, neighbours are added without widening (addp), for two vectors at a time.
     isa : Isa
+    pairs_more : list of two expressions, optional
+        ``uint8x16``: what to add once neighbours are, eight lanes for the first two vectors' sums each, and for the others'. ``most``
+        includes it.
     """
     bits = 128 // T.lanes_of(counts[0])
     pairs = 0
@@ -68,14 +86,16 @@ def four_sums(counts, most, isa):
     while len(vectors) > 1 or left < 32:
         if len(vectors) > 1 and (pairs > 0 or left > 8 and most * 2 < 1 << left):
             vectors = [text.pairwise(a, b, lanes, left) for a, b in zip(vectors[::2], vectors[1::2])]
+            if pairs_more and len(vectors) == 2:
+                vectors = [text.added(v, f"%v{4 + i}", lanes, left) for i, v in enumerate(vectors)]
             pairs, most = pairs - 1, most * 2
         else:
             vectors = [text.widened(v, lanes, left) for v in vectors]
             lanes, left, most = lanes // 2, left * 2, most * 2
     name = f"bnn_neon_four_sums_{bits}_{len(text.lines)}_{isa.machine}"
-    params = ", ".join(f"<{128 // bits} x i{bits}> %v{i}" for i in range(4))
+    params = ", ".join(f"<{128 // bits} x i{bits}> %v{i}" for i in range(4 + len(pairs_more)))
     body = "\n".join([f"<4 x i32> @{name}({params}) alwaysinline nounwind {{", *text.lines, f"  ret <4 x i32> {vectors[0]}", "}"])
-    return T.extern(name, "\n".join([body, *sorted(text.declared)]), "int32x4", *counts)
+    return T.extern(name, "\n".join([body, *sorted(text.declared)]), "int32x4", *counts, *pairs_more)
 
 
 class _Text:
@@ -97,6 +117,12 @@ class _Text:
             self.lines.append(f"  {halves[-1]} = shufflevector {kind} {a}, {kind} {b}, <{lanes} x i32> <{order}>")
         name = self._name()
         self.lines.append(f"  {name} = add {kind} {halves[0]}, {halves[1]}")
+        return name
+
+    def added(self, a, b, lanes, bits):
+        """Sums of lanes."""
+        name = self._name()
+        self.lines.append(f"  {name} = add <{lanes} x i{bits}> {a}, {b}")
         return name
 
     def widened(self, a, lanes, bits):
@@ -130,26 +156,8 @@ def rolled():
 
 
 def flushes(isa):
-    """Whether vector arithmetic takes subnormal numbers for zero: thresholds are such numbers at times (x < 1e-45 says x <= 0)."""
+    """Whether vector arithmetic takes subnormal numbers for zero; see :mod:`.neon_unflushed`."""
     return isa.machine == "arm"
-
-
-def compare(node, a, b, bind):
-    """A comparison of ``float32`` vectors that tells subnormal numbers apart, by integers.
-
-    Sign and magnitude become an integer of the same order, the same for both zeros. NaN is unlike everything, itself included.
-    """
-    lanes = T.lanes_of(a)
-    magnitude, largest = (T.splat(value, "int32", lanes) for value in (0x7FFFFFFF, 0x7F800000))
-
-    def key(value):
-        bits = bind("bits", T.reinterpret("int32", value))
-        size, sign = bind("size", bits & magnitude), bind("sign", bits >> T.splat(31, "int32", lanes))
-        return size, (size ^ sign) - sign
-
-    (size_a, key_a), (size_b, key_b) = key(a), key(b)
-    result, nan = node(key_a, key_b), bind("nan", tirx.GT(tirx.Max(size_a, size_b), largest))
-    return tirx.Or(result, nan) if node is tirx.NE else tirx.And(result, tirx.Not(nan))
 
 
 def hidden(number):

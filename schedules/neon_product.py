@@ -4,6 +4,9 @@ Both operands run along K: a step takes 128 bits of each row and of each channel
 into sixteen byte counters of its own. A tile of r rows and c channels has 3 r c such operations for r + c loads, half of which are ``ldp``.
 Counters are added up when K is done, two operations for each sum; where K is longer than bytes can count, they go to 16-bit counters in
 memory every 31 steps (``uadalp``).
+
+Where K is short and ends within 64 bits of a step, the last step is a half: a vector holds the bits of two channels, and those of a row
+twice, so that half the operations do. Its counts are added when neighbours were added once, and two channels share a vector anyway.
 """
 
 from __future__ import annotations
@@ -25,7 +28,12 @@ def steps(words):
     return -(-words // STEP_WORDS)
 
 
-def pack_rows(words, channels):
+def ends_with_half(words):
+    """Whether K of so many words ends with a half step; bytes have to hold the sums of neighbours twice."""
+    return words % STEP_WORDS in (1, 2) and 2 <= steps(words) <= 8
+
+
+def pack_rows(words, channels, half=False):
     """Weights in the order in which :class:`Product` reads them.
 
     Parameters
@@ -33,23 +41,27 @@ def pack_rows(words, channels):
     words : uint32[N, words(K)]
     channels : int
         N, padded with zeros to a whole number of blocks of this many channels.
+    half : bool
+        Whether the last step has two words of each channel instead of four.
 
     Returns
     -------
-    uint32[blocks, channels / 4, steps, 4, 4]
-        Quads of channels; of each, step after step, the four words of each of the four channels.
+    uint32[blocks, channels / 4, steps * 16 - (8 if half else 0)]
+        Quads of channels; of each, step after step, the words of each of the four channels.
     """
     depth, blocks = steps(words.shape[1]), -(-len(words) // channels)
     padded = np.zeros((blocks * channels, depth * STEP_WORDS), "uint32")
     padded[: len(words), : words.shape[1]] = words
-    return np.ascontiguousarray(padded.reshape(blocks, channels // QUAD, QUAD, depth, STEP_WORDS).transpose(0, 1, 3, 2, 4))
+    packed = padded.reshape(blocks, channels // QUAD, QUAD, depth, STEP_WORDS).transpose(0, 1, 3, 2, 4)
+    parts = [packed[:, :, :-1], packed[:, :, -1, :, : STEP_WORDS // 2]] if half else [packed]
+    return np.concatenate([part.reshape(blocks, channels // QUAD, -1) for part in parts], axis=-1)
 
 
-def product(isa, rows, depth, row, weight, zeros=None, unipolar=False):
+def product(isa, rows, depth, row, weight, zeros=None, unipolar=False, half=False):
     """The product of ``rows`` rows and a quad of channels; parameters as of :class:`Product`."""
     if isa.machine == "arm":
-        return neon_product_arm.ArmProduct(rows, depth, row, weight, zeros, unipolar)
-    return Product(isa, rows, 1, depth, row, weight, zeros, unipolar)
+        return neon_product_arm.ArmProduct(rows, depth, row, weight, zeros, unipolar, half)
+    return Product(isa, rows, 1, depth, row, weight, zeros, unipolar, half)
 
 
 class Product:
@@ -70,10 +82,13 @@ class Product:
         ``zeros(r, k)``: where the bits of row r are that do not count.
     unipolar : bool
         AND instead of XOR.
+    half : bool
+        Whether the last step is a half (:func:`ends_with_half`; not with ``zeros``): ``row`` says where its two words lie, twice, and
+        ``weight`` where those of two channels.
     """
 
-    def __init__(self, isa, rows, quads, depth, row, weight, zeros=None, unipolar=False):
-        self.isa = isa
+    def __init__(self, isa, rows, quads, depth, row, weight, zeros=None, unipolar=False, half=False):
+        self.isa, self.half = isa, half
         self.rows, self.quads, self.depth = rows, quads, depth
         self.row, self.weight, self.zeros, self.unipolar = row, weight, zeros, unipolar
         self.counts = T.Registers("counts", rows * quads * QUAD, "uint8", 16)
@@ -88,7 +103,7 @@ class Product:
         """Statements that count, to be placed before the use of :meth:`sums`."""
         allocate = [self.counts.allocate, self.totals.allocate if self.long else []]
         if not self.long:
-            return [allocate, self._count(T.i64(0), self.depth)]
+            return [allocate, self._count(T.i64(0), self.depth - self.half)]
         chunks, rest = divmod(self.depth, neon.BYTE_STEPS)
 
         def chunk(begin, length):
@@ -133,4 +148,13 @@ class Product:
         """``int32x4``: counts of row r and the channels of a quad."""
         first = self._index(r, quad, 0)
         counts, most = (self.totals, 8 * 2 * self.depth) if self.long else (self.counts, 8 * self.depth)
-        return neon.four_sums([counts.get(first + c) for c in range(QUAD)], most, self.isa)
+        return neon.four_sums([counts.get(first + c) for c in range(QUAD)], most, self.isa, self._tails(r, quad) if self.half else ())
+
+    def _tails(self, r, quad):
+        """Counts of the half step, two channels in each vector."""
+        last, tails = T.i64(self.depth - 1), []
+        a = neon.load_bytes(*self.row(r, last))
+        for pair in range(QUAD // 2):
+            w = neon.load_bytes(*self.weight(quad, pair, last))
+            tails.append(tirx.popcount(a & w if self.unipolar else a ^ w))
+        return tails

@@ -3,7 +3,8 @@
 NEON has sixteen registers of 128 bits here. Eight count the bits of two rows times four channels, four hold the channels' words, and four
 the row's word and what becomes of it. A step is 24 operations, two loads of channels and two of rows; four steps and the loop's two
 instructions are 3.56 for 128 binary multiply-accumulates. (``vldmia`` would load all channels at once, 3.5, but takes several times the
-cycles in LLVM's model of a Cortex-A57.) LLVM's own loop takes 4.9 and more: addresses are moved one by one, and registers run out.
+cycles in LLVM's model of a Cortex-A57.) LLVM's own loop takes 4.9 and more: addresses are moved one by one, and registers run out. A half
+step at the end takes 10 instructions for two rows after one load.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ _DECLARED = (
 class ArmProduct:
     """Counts of a tile of one or two rows times four channels; parameters as of :class:`.neon_product.Product`."""
 
-    def __init__(self, rows, depth, row, weight, zeros=None, unipolar=False):
+    def __init__(self, rows, depth, row, weight, zeros=None, unipolar=False, half=False):
         if rows > 2 or zeros is not None and rows > 1:
             raise ValueError(f"no tile of {rows} rows")
         self.rows, self.depth, self.row, self.weight, self.zeros, self.unipolar = rows, depth, row, weight, zeros, unipolar
+        self.half = half
         self.lanes = _QUAD * rows
         self.totals = T.Registers("totals", 1, "int32", self.lanes)
 
@@ -62,7 +64,8 @@ class ArmProduct:
         places = [self.weight(0, 0, begin), *(self.row(r, begin) for r in range(self.rows))]
         places += [self.zeros(0, begin)] if self.zeros else []
         addresses = [tirx.address_of(T.load(array, *indices)) for array, indices in places]
-        name = f"bnn_neon_count_{self.rows}_{steps}{'_and' if self.unipolar else ''}{'_masked' if self.zeros else ''}"
+        kind = f"{'_half' if self.half else ''}{'_and' if self.unipolar else ''}{'_masked' if self.zeros else ''}"
+        name = f"bnn_neon_count_{self.rows}_{steps}{kind}"
         return T.extern(name, _Function(name, self, steps).text(), f"int32x{self.lanes}", *addresses)
 
 
@@ -70,12 +73,16 @@ class _Function:
     """The LLVM function that counts."""
 
     def __init__(self, name, product, steps):
-        self.name, self.steps, self.rows, self.masked = name, steps, product.rows, product.zeros is not None
-        self.logic = "vand" if product.unipolar else "veor"
+        self.name, self.steps, self.rows, self.masked = name, steps - product.half, product.rows, product.zeros is not None
+        self.logic, self.half = "vand" if product.unipolar else "veor", product.half
         self.counters = [f"q{_FIRST_COUNTER + i}" for i in range(self.rows * _QUAD)]
-        # Outputs come first: counters, then the addresses and the number of turns, which are inputs as well.
-        self.pointers = [f"${len(self.counters) + i}" for i in range(1 + self.rows + self.masked)]
-        self.turns = f"${len(self.counters) + len(self.pointers)}"
+        #: Counts of the half step: channels 0 and 1 of a row, 2 and 3.
+        self.tails = ["q2", "q3", "q5", "q4"][: 2 * self.rows] if self.half else []
+        self.turns, self.rest = divmod(self.steps - 1, _UNROLL)
+        # Outputs come first: counts, then the addresses and, where there is a loop, the number of turns, which are inputs as well.
+        first = len(self.counters) + len(self.tails)
+        self.pointers = [f"${first + i}" for i in range(1 + self.rows + self.masked)]
+        self.left = f"${first + len(self.pointers)}"
 
     def step(self, first):
         """Instructions of a step; ``first``: the counters are set."""
@@ -92,27 +99,38 @@ class _Function:
             lines += [] if first else [f"vadd.i8 {counter}, {counter}, {q}" for counter, q in zip(counters, products)]
         return lines
 
+    def half_step(self):
+        """The last 64 bits: two channels fill a register, and the row's word lies there twice."""
+        lines = [f"vld1.32 {{d0-d3}}, [{self.pointers[0]}]!"]
+        for r in range(self.rows):
+            tails = self.tails[2 * r : 2 * r + 2]
+            lines.append(f"vld1.32 {{d8, d9}}, [{self.pointers[1 + r]}]!")
+            lines += [f"{self.logic} {tail}, q4, q{pair}" for pair, tail in enumerate(tails)]
+            lines += [f"vcnt.8 {tail}, {tail}" for tail in tails]
+        return lines
+
     def assembly(self):
         """The first step, the others some at a time in a loop, and those that are left."""
-        turns, rest = divmod(self.steps - 1, _UNROLL)
         lines = self.step(True)
-        if turns > 1:
-            lines += [".Lbnn${:uid}:", f"subs {self.turns}, {self.turns}, #1", *(self.step(False) * _UNROLL), "bne .Lbnn${:uid}"]
+        if self.turns > 1:
+            lines += [".Lbnn${:uid}:", f"subs {self.left}, {self.left}, #1", *(self.step(False) * _UNROLL), "bne .Lbnn${:uid}"]
         else:
-            lines += self.step(False) * (_UNROLL * turns)
-        return "\\0A".join(lines + self.step(False) * rest)
+            lines += self.step(False) * (_UNROLL * self.turns)
+        return "\\0A".join([*lines, *(self.step(False) * self.rest), *(self.half_step() if self.half else [])])
 
     def text(self):
-        count, addresses = len(self.counters), len(self.pointers)
-        kinds = ", ".join(["<16 x i8>"] * count + ["ptr"] * addresses + ["i32"])
-        outputs = [f"={{{q}}}" for q in self.counters] + ["=&r"] * (addresses + 1)
-        inputs = [str(count + i) for i in range(addresses + 1)]
-        used = [*(f"q{i}" for i in range(8)), *(["q12"] if self.masked else []), "cc", "memory"]
-        constraints = ",".join([*outputs, *inputs, *(f"~{{{name}}}" for name in used)])
+        count, counted, addresses = len(self.counters), [*self.counters, *self.tails], len(self.pointers)
+        numbers = addresses + (self.turns > 1)
+        kinds = ", ".join(["<16 x i8>"] * len(counted) + ["ptr"] * addresses + ["i32"] * (numbers - addresses))
+        outputs = [f"={{{q}}}" for q in counted] + ["=&r"] * numbers
+        inputs = [str(len(counted) + i) for i in range(numbers)]
+        free = [q for q in (*(f"q{i}" for i in range(8)), *(["q12"] if self.masked else [])) if q not in counted]
+        constraints = ",".join([*outputs, *inputs, *(f"~{{{name}}}" for name in (*free, "cc", "memory"))])
         params = ", ".join(f"ptr %p{i}" for i in range(addresses))
-        call = f'asm sideeffect "{self.assembly()}", "{constraints}"({params}, i32 {(self.steps - 1) // _UNROLL})'
+        given = f"{params}, i32 {self.turns}" if self.turns > 1 else params
+        call = f'asm sideeffect "{self.assembly()}", "{constraints}"({given})'
         lines = [f"<{count} x i32> @{self.name}({params}) alwaysinline nounwind {{", f"  %a = call {{ {kinds} }} {call}"]
-        lines += [f"  %c{i} = extractvalue {{ {kinds} }} %a, {i}" for i in range(count)]
+        lines += [f"  %c{i} = extractvalue {{ {kinds} }} %a, {i}" for i in range(len(counted))]
         sums = [self.quad(lines, r) for r in range(self.rows)]
         if len(sums) == 2:
             lines.append(f"  %r = shufflevector <4 x i32> {sums[0]}, <4 x i32> {sums[1]}, <8 x i32> <{_order(0, 8)}>")
@@ -121,6 +139,7 @@ class _Function:
 
     def quad(self, lines, r):
         """Add the lines that sum up the four counters of a row; the name of the result. Neighbours are added in bytes if those hold it."""
+        most, tail = 8 * self.steps, 8 * self.half
         vectors = [f"%c{r * _QUAD + c}" for c in range(_QUAD)]
 
         def name():
@@ -148,9 +167,19 @@ class _Function:
             lines.append(f"  {name()} = call {wide} @llvm.arm.neon.vpaddlu.{kind}(<{size} x i{bits}> {vector})")
             return f"%s{len(lines) - 1}"
 
-        if 2 * 8 * self.steps < 256:
+        def added(vector, pair):
+            if not self.half:
+                return vector
+            lines.append(f"  {name()} = add <16 x i8> {vector}, %c{len(self.counters) + 2 * r + pair}")
+            return f"%s{len(lines) - 1}"
+
+        if 2 * most + tail < 256:
             vectors = [halves(v, 16, 8) for v in vectors]
-            vectors = [widened(joined(a, b, 8, 8), 16, 8) for a, b in zip(vectors[::2], vectors[1::2])]
+            vectors = [added(joined(a, b, 8, 8), pair) for pair, (a, b) in enumerate(zip(vectors[::2], vectors[1::2]))]
+            if 4 * most + 2 * tail < 256:
+                low, high = (halves(v, 16, 8) for v in vectors)
+                return widened(widened(joined(low, high, 8, 8), 16, 8), 8, 16)
+            vectors = [widened(v, 16, 8) for v in vectors]
         else:
             vectors = [halves(widened(v, 16, 8), 8, 16) for v in vectors]
             vectors = [joined(a, b, 4, 16) for a, b in zip(vectors[::2], vectors[1::2])]

@@ -78,7 +78,7 @@ class _Kernel:
         self.batch, (height, width) = tirx.Var("n", "int64"), spec.spatial
         self.pixels, self.words = height * width, specs.words(spec.channels)
         self.data = tir.buffer("x", (self.batch, spec.channels, height, width), "float32")
-        self.emitter = tail.Emitter(spec.epilogue, spec.channels, isa, (self.batch, height, width), "float32")
+        self.emitter = tail.Emitter(spec.epilogue, spec.channels, isa, (self.batch, height, width), "float32", True)
 
     def function(self):
         size = self.schedule.vectors * self.lanes
@@ -160,7 +160,7 @@ class _Kernel:
         for i, one in enumerate(self.spec.epilogue.steps):
             # Named: TVM would otherwise look for repeated parts itself, and cannot name vectors of bool.
             operands = tail._operands(one, values, self.lanes)
-            values[1 + len(inputs) + i] = bind("step", tail._apply(one, operands, bind, self.emitter.compare))
+            values[1 + len(inputs) + i] = bind("step", tail._apply(one, operands, bind, self.emitter.exact(i)))
         bit = tir.broadcast(tirx.shift_left(tirx.const(1, "uint32"), tirx.Cast("uint32", tir.i64(c))), self.lanes)
         zero = tir.splat(0, "uint32", self.lanes)
         for o, output in enumerate(self.spec.epilogue.outputs):

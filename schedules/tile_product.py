@@ -286,8 +286,8 @@ class Kernel:
             return variable
 
         values = [bind("sums", value), *operands]
-        for one in self.spec.epilogue.steps:
-            values.append(bind("step", tail._apply(one, tail._operands(one, values, TILE), bind, self.emitter.compare)))
+        for number, one in enumerate(self.spec.epilogue.steps):
+            values.append(bind("step", tail._apply(one, tail._operands(one, values, TILE), bind, self.emitter.exact(number))))
         return values[self.spec.epilogue.outputs[0].value], body
 
 

@@ -1,46 +1,18 @@
-/* The implementation of bnn.h on the C interface of TVM's runtime, whose libraries are loaded from the bundle. */
+/* The implementation of bnn.h: what a bundle is made of, and whose call it is. What runs the network is in another file, see bundle.h. */
 #define _GNU_SOURCE
-#include "bnn.h"
+#include "bundle.h"
 
-#include <dlfcn.h>
-#include <pthread.h>
 #include <stdarg.h>
-#include <stdatomic.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
 #include <unistd.h>
-#include <tvm/ffi/c_api.h>
 
-#define MOST 64
 #define ALIGNMENT 64
 #define CHECK_BYTES 71 /* of "check ", 64 digits, end of line */
 
-typedef struct {
-  DLManagedTensor managed;
-  int64_t shape[8], strides[8];
-  size_t bytes;
-} Tensor;
-
-struct bnn {
-  char message[1024];
-  atomic_flag busy;
-  int inputs, outputs;
-  Tensor in[MOST], out[MOST];
-  TVMFFIObjectHandle tensors[MOST], module, machine, entry;
-  TVMFFIAny result;
-  int has_result;
-};
-
-static int (*function_global)(const TVMFFIByteArray *, TVMFFIObjectHandle *);
-static int (*function_call)(TVMFFIObjectHandle, TVMFFIAny *, int32_t, TVMFFIAny *);
-static int (*object_release)(TVMFFIObjectHandle);
-static int (*tensor_from)(DLManagedTensor *, int32_t, int32_t, TVMFFIObjectHandle *);
-static void (*error_take)(TVMFFIObjectHandle *);
-
-static int fail(bnn *net, int code, const char *format, ...) {
+int bnn_fail(bnn *net, int code, const char *format, ...) {
   va_list values;
   va_start(values, format);
   vsnprintf(net->message, sizeof net->message, format, values);
@@ -156,135 +128,24 @@ static int has(const char *flag) {
 }
 #endif
 
-/* TVM's runtime -------------------------------------------------------------------------------------------------------------------- */
-
-static int reported(bnn *net, const char *doing) {
-  TVMFFIObjectHandle error = NULL;
-  if (error_take) error_take(&error);
-  if (!error) return fail(net, BNN_RUNTIME, "%s failed", doing);
-  TVMFFIErrorCell *cell = (TVMFFIErrorCell *)((char *)error + sizeof(TVMFFIObject));
-  fail(net, BNN_RUNTIME, "%s failed: %.*s", doing, (int)(cell->message.size > 800 ? 800 : cell->message.size), cell->message.data);
-  object_release(error);
-  return strstr(net->message, "std::bad_alloc") ? BNN_MEMORY : BNN_RUNTIME;
-}
-
-static void *load(bnn *net, const char *folder, const char *name) {
-  char path[4096];
-  snprintf(path, sizeof path, "%s/lib/%s", folder, name);
-  /* A bundle without the runtime uses the system's. */
-  void *library = dlopen(access(path, F_OK) ? name : path, RTLD_NOW | RTLD_GLOBAL);
-  if (!library) fail(net, BNN_FILE, "%s", dlerror());
-  return library;
-}
-
-static int load_runtime(bnn *net, const char *folder) {
-  void *ffi = load(net, folder, "libtvm_ffi.so");
-  if (!ffi || !load(net, folder, "libtvm_runtime.so")) return BNN_FILE;
-  *(void **)&function_global = dlsym(ffi, "TVMFFIFunctionGetGlobal");
-  *(void **)&function_call = dlsym(ffi, "TVMFFIFunctionCall");
-  *(void **)&object_release = dlsym(ffi, "TVMFFIObjectDecRef");
-  *(void **)&tensor_from = dlsym(ffi, "TVMFFITensorFromDLPack");
-  *(void **)&error_take = dlsym(ffi, "TVMFFIErrorMoveFromRaised");
-  if (function_global && function_call && object_release && tensor_from && error_take) return BNN_OK;
-  return fail(net, BNN_FILE, "libtvm_ffi.so is not the one of this bundle");
-}
-
-static TVMFFIAny object(TVMFFIObjectHandle handle) {
-  TVMFFIAny any;
-  memset(&any, 0, sizeof any);
-  any.type_index = ((TVMFFIObject *)handle)->type_index;
-  any.v_obj = handle;
-  return any;
-}
-
-static TVMFFIAny text(const char *value) {
-  TVMFFIAny any;
-  memset(&any, 0, sizeof any);
-  any.type_index = kTVMFFIRawStr;
-  any.v_c_str = value;
-  return any;
-}
-
-static TVMFFIAny number(int64_t value, int type) {
-  TVMFFIAny any;
-  memset(&any, 0, sizeof any);
-  any.type_index = type;
-  any.v_int64 = value;
-  return any;
-}
-
-static void release(TVMFFIAny *any) {
-  if (any->type_index >= kTVMFFIStaticObjectBegin && any->v_obj) object_release(any->v_obj);
-  memset(any, 0, sizeof *any);
-}
-
-static int call_global(const char *name, TVMFFIAny *args, int count, TVMFFIAny *result) {
-  TVMFFIByteArray bytes = {name, strlen(name)};
-  TVMFFIObjectHandle function = NULL;
-  memset(result, 0, sizeof *result);
-  if (function_global(&bytes, &function) || !function) return -1;
-  int status = function_call(function, args, count, result);
-  object_release(function);
-  return status;
-}
-
-static int member(bnn *net, TVMFFIObjectHandle module, const char *name, TVMFFIObjectHandle *function) {
-  TVMFFIAny args[3] = {object(module), text(name), number(0, kTVMFFIBool)}, result;
-  if (call_global("ffi.ModuleGetFunction", args, 3, &result)) return reported(net, name);
-  if (result.type_index < kTVMFFIStaticObjectBegin) return fail(net, BNN_FILE, "the library has no function %s", name);
-  *function = result.v_obj;
-  return BNN_OK;
-}
-
-static int start(bnn *net, const char *path, const char *entry) {
-  TVMFFIAny args[3] = {text(path), text("so"), text("")}, result;
-  TVMFFIObjectHandle function;
-  if (call_global("ffi.Module.load_from_file.so", args, 2, &result)) return reported(net, "loading the network");
-  net->module = result.v_obj;
-  int status = member(net, net->module, "vm_load_executable", &function);
-  if (status) return status;
-  memset(&result, 0, sizeof result);
-  status = function_call(function, NULL, 0, &result);
-  object_release(function);
-  if (status) return reported(net, "loading the network");
-  net->machine = result.v_obj;
-  if ((status = member(net, net->machine, "vm_initialization", &function))) return status;
-  TVMFFIAny where[3] = {number(kDLCPU, kTVMFFIInt), number(0, kTVMFFIInt), number(2, kTVMFFIInt)};
-  memset(&result, 0, sizeof result);
-  status = function_call(function, where, 3, &result);
-  object_release(function);
-  if (status) return reported(net, "starting the virtual machine");
-  release(&result);
-  return member(net, net->machine, entry, &net->entry);
-}
-
 /* The bundle ----------------------------------------------------------------------------------------------------------------------- */
-
-static void keep(DLManagedTensor *self) { (void)self; } /* the memory is the handle's, which frees it */
 
 /* A line of network.txt: type code, bits, number of dimensions, dimensions. */
 static int read_tensor(FILE *file, Tensor *tensor, int allocate) {
-  DLTensor *t = &tensor->managed.dl_tensor;
-  int code, bits, dims;
-  if (fscanf(file, "%d %d %d", &code, &bits, &dims) != 3 || dims < 0 || dims > 8 || bits < 8 || bits > 64) return BNN_FILE;
+  int dims, bits;
+  if (fscanf(file, "%d %d %d", &tensor->code, &bits, &dims) != 3 || dims < 0 || dims > 8 || bits < 8 || bits > 64) return BNN_FILE;
   size_t count = 1;
   for (int i = 0; i < dims; ++i) {
     long long size;
-    if (fscanf(file, "%lld", &size) != 1 || size < 0 || (size && count > ((size_t)1 << 40) / (size_t)size)) return BNN_FILE;
+    if (fscanf(file, "%lld", &size) != 1 || size < 0 || (count && (unsigned long long)size > SIZE_MAX / 16 / count)) return BNN_FILE;
     tensor->shape[i] = size, count *= (size_t)size;
   }
-  int64_t stride = 1;
-  for (int i = dims - 1; i >= 0; --i) tensor->strides[i] = stride, stride *= tensor->shape[i];
-  tensor->bytes = count * (size_t)bits / 8;
-  t->device.device_type = kDLCPU;
-  t->ndim = dims, t->shape = tensor->shape, t->strides = tensor->strides;
-  t->dtype.code = (uint8_t)code, t->dtype.bits = (uint8_t)bits, t->dtype.lanes = 1;
-  tensor->managed.deleter = keep;
+  tensor->dims = dims, tensor->bits = bits, tensor->bytes = count * (size_t)bits / 8;
   if (!allocate) return BNN_OK;
   size_t room = (tensor->bytes + ALIGNMENT) / ALIGNMENT * ALIGNMENT;
-  t->data = aligned_alloc(ALIGNMENT, room);
-  if (!t->data) return BNN_MEMORY;
-  memset(t->data, 0, room);
+  tensor->data = aligned_alloc(ALIGNMENT, room);
+  if (!tensor->data) return BNN_MEMORY;
+  memset(tensor->data, 0, room);
   return BNN_OK;
 }
 
@@ -292,11 +153,11 @@ static int read_tensor(FILE *file, Tensor *tensor, int allocate) {
 static int check_description(bnn *net, const char *path) {
   char line[CHECK_BYTES + 1] = "", found[65];
   FILE *file = fopen(path, "r");
-  if (!file) return fail(net, BNN_FILE, "%s cannot be read", path);
+  if (!file) return bnn_fail(net, BNN_FILE, "%s cannot be read", path);
   int good = !fseek(file, -CHECK_BYTES, SEEK_END) && fread(line, 1, CHECK_BYTES, file) == CHECK_BYTES;
   fclose(file);
   good = good && !strncmp(line, "check ", 6) && !digest_file(path, CHECK_BYTES, found) && !strncmp(line + 6, found, 64);
-  return good ? BNN_OK : fail(net, BNN_FILE, "%s is damaged", path);
+  return good ? BNN_OK : bnn_fail(net, BNN_FILE, "%s is damaged", path);
 }
 
 /* "file DIGEST NAME": the file must be the one that was packaged. */
@@ -304,8 +165,8 @@ static int check_file(bnn *net, const char *folder, FILE *file) {
   char path[4096], expected[65], name[128], found[65];
   if (fscanf(file, "%64s %127s", expected, name) != 2) return BNN_FILE;
   snprintf(path, sizeof path, "%s/%s", folder, name);
-  if (digest_file(path, 0, found)) return fail(net, BNN_FILE, "%s cannot be read", path);
-  return strcmp(found, expected) ? fail(net, BNN_FILE, "%s is not the file that was packaged", path) : BNN_OK;
+  if (digest_file(path, 0, found)) return bnn_fail(net, BNN_FILE, "%s cannot be read", path);
+  return strcmp(found, expected) ? bnn_fail(net, BNN_FILE, "%s is not the file that was packaged", path) : BNN_OK;
 }
 
 static int read_bundle(bnn *net, const char *folder, char *entry) {
@@ -314,14 +175,14 @@ static int read_bundle(bnn *net, const char *folder, char *entry) {
   int status = check_description(net, path);
   if (status) return status;
   FILE *file = fopen(path, "r");
-  if (!file) return fail(net, BNN_FILE, "%s cannot be read", path);
+  if (!file) return bnn_fail(net, BNN_FILE, "%s cannot be read", path);
   while (!status && fscanf(file, "%127s", word) == 1) {
     if (!strcmp(word, "machine")) {
       if (fscanf(file, "%127s", word) != 1) status = BNN_FILE;
-      else if (strcmp(word, this_machine)) status = fail(net, BNN_MACHINE, "built for %s, this machine is %s", word, this_machine);
+      else if (strcmp(word, this_machine)) status = bnn_fail(net, BNN_MACHINE, "built for %s, this machine is %s", word, this_machine);
     } else if (!strcmp(word, "needs")) {
       if (fscanf(file, "%127s", word) != 1) status = BNN_FILE;
-      else if (!has(word)) status = fail(net, BNN_MACHINE, "this processor lacks %s", word);
+      else if (!has(word)) status = bnn_fail(net, BNN_MACHINE, "this processor lacks %s", word);
     } else if (!strcmp(word, "entry")) {
       if (fscanf(file, "%63s", entry) != 1) status = BNN_FILE;
     } else if (!strcmp(word, "file")) {
@@ -338,8 +199,8 @@ static int read_bundle(bnn *net, const char *folder, char *entry) {
     }
   }
   fclose(file);
-  if (status == BNN_MEMORY) return fail(net, status, "no memory for the inputs");
-  if (status && !*net->message) fail(net, status, "%s is damaged", path);
+  if (status == BNN_MEMORY) return bnn_fail(net, status, "no memory for the inputs");
+  if (status && !*net->message) bnn_fail(net, status, "%s is damaged", path);
   return status;
 }
 
@@ -348,19 +209,11 @@ int bnn_open(const char *folder, bnn **out) {
   bnn *net = *out = calloc(1, sizeof *net);
   if (!net) return BNN_MEMORY;
   atomic_flag_clear(&net->busy);
-  if (!folder || strlen(folder) > 3900) return fail(net, BNN_ARGUMENT, "no folder is given, or its name is too long");
-  char path[4096], entry[64] = "main";
+  if (!folder || strlen(folder) > 3900) return bnn_fail(net, BNN_ARGUMENT, "no folder is given, or its name is too long");
+  char entry[64] = "main";
   int status = read_bundle(net, folder, entry);
-  if (!status) {
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the functions of the runtime belong to all handles */
-    pthread_mutex_lock(&lock);
-    status = load_runtime(net, folder);
-    pthread_mutex_unlock(&lock);
-  }
-  snprintf(path, sizeof path, "%s/lib/network.so", folder);
-  if (!status) status = start(net, path, entry);
-  for (int i = 0; !status && i < net->inputs; ++i)
-    if (tensor_from(&net->in[i].managed, 0, 0, &net->tensors[i])) status = reported(net, "making an input");
+  if (!status) status = bnn_backend_open(net, folder, entry);
+  net->opened = !status;
   return status;
 }
 
@@ -378,43 +231,29 @@ static int leave(bnn *net, int status) {
 int bnn_input(bnn *net, int index, const void *data, size_t bytes) {
   int status = enter(net);
   if (status) return status;
-  if (!net->entry) return leave(net, fail(net, BNN_ARGUMENT, "the network was not opened"));
-  if (index < 0 || index >= net->inputs || !data) return leave(net, fail(net, BNN_ARGUMENT, "there is no input %d, or no data", index));
+  if (!net->opened) return leave(net, bnn_fail(net, BNN_ARGUMENT, "the network was not opened"));
+  if (index < 0 || index >= net->inputs || !data) return leave(net, bnn_fail(net, BNN_ARGUMENT, "there is no input %d, or no data", index));
   Tensor *tensor = &net->in[index];
-  if (bytes != tensor->bytes) return leave(net, fail(net, BNN_SIZE, "input %d has %zu bytes, not %zu", index, tensor->bytes, bytes));
-  memcpy(tensor->managed.dl_tensor.data, data, bytes);
+  if (bytes != tensor->bytes) return leave(net, bnn_fail(net, BNN_SIZE, "input %d has %zu bytes, not %zu", index, tensor->bytes, bytes));
+  memcpy(tensor->data, data, bytes);
   return leave(net, BNN_OK);
 }
 
 int bnn_run(bnn *net) {
   int status = enter(net);
   if (status) return status;
-  if (!net->entry) return leave(net, fail(net, BNN_ARGUMENT, "the network was not opened"));
-  TVMFFIAny args[MOST];
-  for (int i = 0; i < net->inputs; ++i) args[i] = object(net->tensors[i]);
-  if (net->has_result) release(&net->result);
+  if (!net->opened) return leave(net, bnn_fail(net, BNN_ARGUMENT, "the network was not opened"));
   net->has_result = 0;
-  memset(&net->result, 0, sizeof net->result);
-  if (function_call(net->entry, args, net->inputs, &net->result)) return leave(net, reported(net, "running the network"));
-  net->has_result = 1;
-  return leave(net, BNN_OK);
+  status = bnn_backend_run(net);
+  net->has_result = !status;
+  return leave(net, status);
 }
 
 static int copy_output(bnn *net, int index, void *data, size_t bytes) {
-  if (!net->has_result) return fail(net, BNN_ARGUMENT, "the network has not run");
-  if (index < 0 || index >= net->outputs || !data) return fail(net, BNN_ARGUMENT, "there is no output %d, or no room for it", index);
-  if (bytes != net->out[index].bytes) return fail(net, BNN_SIZE, "output %d has %zu bytes, not %zu", index, net->out[index].bytes, bytes);
-  TVMFFIAny item = net->result, args[2] = {net->result, number(index, kTVMFFIInt)};
-  int array = net->result.type_index == kTVMFFIArray;
-  if (array && call_global("ffi.ArrayGetItem", args, 2, &item)) return reported(net, "reading an output");
-  int status = BNN_OK;
-  const DLTensor *tensor = item.type_index == kTVMFFITensor ? (DLTensor *)((char *)item.v_obj + sizeof(TVMFFIObject)) : NULL;
-  size_t size = tensor ? tensor->dtype.bits / 8 : 0;
-  for (int i = 0; tensor && i < tensor->ndim; ++i) size *= (size_t)tensor->shape[i];
-  if (size == bytes && tensor) memcpy(data, (const char *)tensor->data + tensor->byte_offset, bytes);
-  else status = fail(net, BNN_RUNTIME, "output %d is not what network.txt says", index);
-  if (array) release(&item);
-  return status;
+  if (!net->has_result) return bnn_fail(net, BNN_ARGUMENT, "the network has not run");
+  if (index < 0 || index >= net->outputs || !data) return bnn_fail(net, BNN_ARGUMENT, "there is no output %d, or no room for it", index);
+  if (bytes != net->out[index].bytes) return bnn_fail(net, BNN_SIZE, "output %d has %zu bytes, not %zu", index, net->out[index].bytes, bytes);
+  return bnn_backend_output(net, index, data, bytes);
 }
 
 int bnn_output(bnn *net, int index, void *data, size_t bytes) {
@@ -426,12 +265,7 @@ const char *bnn_error(const bnn *net) { return net ? net->message : "no handle";
 
 void bnn_close(bnn *net) {
   if (!net) return;
-  if (net->has_result) release(&net->result);
-  for (int i = 0; i < net->inputs; ++i)
-    if (net->tensors[i]) object_release(net->tensors[i]);
-  TVMFFIObjectHandle handles[3] = {net->entry, net->machine, net->module};
-  for (int i = 0; i < 3; ++i)
-    if (handles[i]) object_release(handles[i]);
-  for (int i = 0; i < net->inputs; ++i) free(net->in[i].managed.dl_tensor.data);
+  bnn_backend_close(net);
+  for (int i = 0; i < net->inputs; ++i) free(net->in[i].data);
   free(net);
 }

@@ -15,6 +15,8 @@ from .plan import plan
 from .program import Buffer, Loose
 from .rows import Rows
 
+#: Characters of a tensor's name that its parameter keeps: C99 promises to tell names apart by the first 63.
+_LONGEST = 40
 #: Names that may be macros, types or functions where a parameter stands.
 _OTHERS = re.compile(r"_*[A-Z][A-Z0-9_]+$|_[A-Z_]|u?int\w*_t$|finite_|(linux|unix|i386|arm)$")
 
@@ -75,7 +77,7 @@ class Emitter:
         self.places = {b: t.parameter for b, t in zip([*program.inputs, *program.outputs], [*self.inputs, *self.outputs])}
 
     def tensor(self, buffer, info, taken):
-        parameter = identifier(info.name, taken)
+        parameter = identifier(info.name[:_LONGEST], taken)
         if _OTHERS.match(parameter):
             parameter = identifier(f"t_{parameter}", taken)
         macro = identifier(f"{self.name}_{parameter}_SIZE".upper(), taken)

@@ -1,5 +1,6 @@
-"""Bundles: the C interface natively under AddressSanitizer, and for aarch64 in the emulator."""
+"""Bundles: the C interface natively under AddressSanitizer, and for aarch64 and armv7 in the emulator."""
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -11,11 +12,12 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 from onnx import helper, numpy_helper
 
 import bnntvm
-from bnntvm.package import check, package
+from bnntvm.package import check, package, package_c
 from tests.emulation.userland import Userland
 
 #: Every way to use the interface wrongly; the last line is printed when nothing surprised.
@@ -106,14 +108,30 @@ def model():
     return made
 
 
-def bundle(model, target, folder):
+def bundle(model, target, folder, standalone=False):
+    if standalone:
+        return package_c(model, folder / "bundle", target)
     bnntvm.build(model, target).export(folder / "network.bnn")
     return package(folder / "network.bnn", folder / "bundle")
 
 
 @pytest.fixture(scope="module")
-def native(model, tmp_path_factory):
-    return bundle(model, "x86", tmp_path_factory.mktemp("native"))
+def bundle_of(model, tmp_path_factory):
+    """``bundle_of(target, standalone)``: a bundle that tests share and do not change."""
+    return functools.cache(lambda target, standalone=False: bundle(model, target, tmp_path_factory.mktemp("bundle"), standalone))
+
+
+@pytest.fixture(scope="module")
+def native(bundle_of):
+    return bundle_of("x86")
+
+
+#: Target, whether the network is standalone C, compiler, emulator.
+KINDS = [
+    pytest.param("x86", False, "gcc", [], id="x86"), pytest.param("x86", True, "gcc", [], id="x86-standalone"),
+    pytest.param("aarch64", False, "aarch64-linux-gnu-gcc", ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"], id="aarch64"),
+    pytest.param("armv7", True, "arm-linux-gnueabihf-gcc", ["qemu-arm", "-L", "/usr/arm-linux-gnueabihf"], id="armv7"),
+]  # fmt: skip
 
 
 def compile_example(compiler, folder):
@@ -122,11 +140,9 @@ def compile_example(compiler, folder):
     return str(folder / "example")
 
 
-@pytest.mark.parametrize("target, compiler, emulator", [
-    ("x86", "gcc", []), ("aarch64", "aarch64-linux-gnu-gcc", ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu"]),
-])  # fmt: skip
-def test_example_computes_what_the_module_does(model, target, compiler, emulator, tmp_path, native):
-    folder = native if target == "x86" else bundle(model, target, tmp_path)
+@pytest.mark.parametrize("target, standalone, compiler, emulator", KINDS)
+def test_example_computes_what_the_module_does(model, bundle_of, target, standalone, compiler, emulator, tmp_path):
+    folder = bundle_of(target, standalone)
     check(folder)
     x = np.random.default_rng(1).standard_normal((1, 64, 6, 6)).astype(np.float32)
     x.tofile(tmp_path / "x.bin")
@@ -136,13 +152,23 @@ def test_example_computes_what_the_module_does(model, target, compiler, emulator
     np.testing.assert_allclose(np.frombuffer(done.stdout, np.float32), bnntvm.build(model)(x)[0], rtol=1e-5)
 
 
-def test_misuse_under_address_sanitizer(native, tmp_path):
-    """Codes and messages, no memory errors, no leaks of the interface's own."""
+def sources(folder):
+    """What libbnn.so is compiled from, and how."""
+    files = [str(p) for p in sorted(folder.glob("src/**/*.c"))]
+    word = next((w for w in (folder / "network.txt").read_text().split("\n") if w.startswith("entry ")), "").split()[1]
+    return [*files, f"-I{folder}/include", "-std=gnu11", "-ffp-contract=off", "-DBNN_NO_CHECK_FINITE", f'-DBNN_NETWORK="{word}"']
+
+
+@pytest.mark.parametrize("target, standalone, compiler, emulator", KINDS)
+def test_misuse(bundle_of, target, standalone, compiler, emulator, tmp_path):
+    """Codes and messages; natively no memory errors nor undefined behaviour, and no leaks of standalone C (TVM's runtime keeps its own)."""
+    folder = bundle_of(target, standalone)
     (tmp_path / "misuse.c").write_text(MISUSE)
-    sources = [str(tmp_path / "misuse.c"), str(native / "src/bnn.c")]
-    options = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", f"-I{native}/include", "-ldl", "-lpthread"]
-    subprocess.run(["gcc", *sources, *options, "-o", str(tmp_path / "misuse")], check=True)
-    done = subprocess.run([str(tmp_path / "misuse"), str(native)], capture_output=True, text=True, env={"ASAN_OPTIONS": "detect_leaks=0"})
+    checks = [] if emulator else ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    command = [compiler, str(tmp_path / "misuse.c"), *sources(folder), "-g", "-O1", *checks, "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([*command, "-o", str(tmp_path / "misuse"), "-ldl", "-lpthread"], check=True)
+    settings = {"ASAN_OPTIONS": f"detect_leaks={int(standalone)}"}
+    done = subprocess.run([*emulator, str(tmp_path / "misuse"), str(folder)], capture_output=True, text=True, env=os.environ | settings)
     assert done.returncode == 0 and done.stdout == "fine\n", done.stdout + done.stderr
 
 
@@ -192,23 +218,49 @@ def test_same_artefact_same_bytes(native, tmp_path):
     assert all(text in files for notice in notices.values() for text in notice["texts"])
 
 
-def test_same_model_same_bytes(tmp_path):
-    """Whatever the process: hash tables of strings and of addresses have another order in each."""
-    digits = pathlib.Path(__file__).parents[2] / "tutorials/data/digits_bnn.onnx"
-    made = []
-    for seed in "12":
-        path, folder = tmp_path / f"{seed}.bnn", tmp_path / seed
-        folder.mkdir()
-        code = "import bnntvm, sys; bnntvm.build(sys.argv[1]).export(sys.argv[2])"
-        environment = os.environ | {"PYTHONHASHSEED": seed, "TMPDIR": str(folder)}
-        subprocess.run([sys.executable, "-c", code, str(digits), str(path)], check=True, env=environment)
-        made.append(path.read_bytes())
-    assert made[0] == made[1]
+def test_standalone_bundles_that_are_refused(model, tmp_path):
+    """The library of another network; another machine; a damaged description."""
+    folder = package_c(model, tmp_path / "bundle", "x86")
+    program, text = compile_example("gcc", folder), folder / "network.txt"
+    described = text.read_text().partition("check ")[0]
+
+    def refused(change):
+        altered = change(described)
+        text.write_text(altered + f"check {hashlib.sha256(altered.encode()).hexdigest()}\n")
+        done = subprocess.run([program, str(folder)], capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    for old, new in (("entry ", "entry 0"), ("64 6 6", "64 1 1"), (" 1 64 6 6", " 0 64 6 6"), ("1 10", "1 11")):
+        code, message = refused(lambda t, old=old, new=new: t.replace(old, new))
+        assert code == 3 and "libbnn.so is not the one of the bundle" in message
+    assert refused(lambda t: t.replace("machine x86_64", "machine arm")) == (4, "error 4: built for arm, this machine is x86_64\n")
+    assert refused(lambda t: t) == (0, "")
 
 
-def test_no_bundle_for_armv7_nor_into_a_full_folder(model, native, tmp_path):
+def test_command_line_for_armv7(model, tmp_path):
+    """An ONNX file becomes standalone C."""
+    (tmp_path / "network.onnx").write_bytes(model.SerializeToString())
+    command = [sys.executable, "-m", "bnntvm", "package", "network.onnx", "--target", "armv7", "-o", "bundle"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check(tmp_path / "bundle")
+    manifest = json.loads((tmp_path / "bundle/manifest.json").read_text())
+    assert manifest["target"]["name"] == "armv7" and {"src/model/model.c", "src/standalone.c"} <= set(manifest["notices"])
+
+
+def test_too_many_tensors_for_a_bundle(tmp_path):
+    inputs = [helper.make_tensor_value_info(f"x{i}", 1, [2]) for i in range(65)]
+    outputs = [helper.make_tensor_value_info("y", 1, [2])]
+    graph = helper.make_graph([helper.make_node("Sum", [i.name for i in inputs], ["y"])], "sum", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    with pytest.raises(bnntvm.UnsupportedError, match="at most 64 inputs"):
+        package_c(model, tmp_path / "bundle", "armv7")
+
+
+def test_no_bundle_of_an_artefact_for_armv7_nor_into_a_full_folder(model, native, tmp_path):
     bnntvm.build(model, "armv7").export(tmp_path / "network.bnn")
-    with pytest.raises(bnntvm.UnsupportedError, match="(?s)not published for arm.*export-c"):
+    with pytest.raises(bnntvm.UnsupportedError, match="(?s)not published for arm.*package NET.onnx --target armv7.*export-c"):
         package(tmp_path / "network.bnn", tmp_path / "bundle")
     with pytest.raises(bnntvm.BnnError, match="not empty"):
         package(native.parent / "network.bnn", pathlib.Path(native))
@@ -261,9 +313,11 @@ def run_loader(python, site, bundle, tmp_path):
     return x, np.load(tmp_path / "y.npy")
 
 
-def test_python_loader_needs_numpy_only(model, native, tmp_path):
-    x, y = run_loader([sys.executable], pathlib.Path(np.__file__).parents[1], native, tmp_path)
-    np.testing.assert_array_equal(y, bnntvm.build(model)(x))
+@pytest.mark.parametrize("standalone", [False, True])
+def test_python_loader_needs_numpy_only(model, bundle_of, standalone, tmp_path):
+    folder = bundle_of("x86", standalone)
+    x, y = run_loader([sys.executable], pathlib.Path(np.__file__).parents[1], folder, tmp_path)
+    np.testing.assert_allclose(y, bnntvm.build(model)(x), rtol=1e-5 if standalone else 0)  # C sums up pools in another order
 
 
 def test_python_loader_on_emulated_arm(model, tmp_path):
@@ -302,16 +356,21 @@ def test_without_the_runtime(native, tmp_path):
     assert (there.returncode, there.stdout) == (0, "output 0: 40 bytes\n"), there.stderr
 
 
-def test_running_out_of_memory(native, tmp_path):
+@pytest.mark.parametrize("standalone, step", [(False, 3 << 19), (True, 1 << 18)])
+def test_running_out_of_memory(model, tmp_path, standalone, step):
     """Whatever the limit, the program ends with the interface's word: an error before the network runs, or its result."""
-    program, codes = compile_example("gcc", native), []
-    for limit in range(3 << 20, 40 << 20, 3 << 19):
+    if standalone:  # a tensor that is large beside the program
+        model = onnx.ModelProto.FromString(model.SerializeToString())
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 64
+    folder = bundle(model, "x86", tmp_path, standalone)
+    program, codes = compile_example("gcc", folder), []
+    for limit in range(3 << 20, (8 if standalone else 40) << 20, step):
         limits = dict(preexec_fn=lambda room=limit: resource.setrlimit(resource.RLIMIT_AS, (room, room)))
-        done = subprocess.run([program, str(native)], capture_output=True, text=True, **limits)
+        done = subprocess.run([program, str(folder)], capture_output=True, text=True, **limits)
         assert done.returncode in (0, 3, 5, 7, 127), done  # 127: the program itself could not be loaded
         assert done.returncode in (0, 127) or f"error {done.returncode}: " in done.stderr
         codes.append(done.returncode)
-    assert codes[-1] == 0 and 3 in codes
+    assert codes[-1] == 0 and (5 if standalone else 3) in codes, codes
 
 
 def test_builds_with_cmake(native, tmp_path):

@@ -124,6 +124,8 @@ ODD_NAMES = [
     "linux",
     "uint32_t",
     "finite_float",
+    "x" * 5000,
+    "x" * 5000 + "y",
 ]
 
 

@@ -73,10 +73,13 @@ class Program:
         return self.library.mod.inspect_source("asm")
 
     def run(self, arrays, repeat=1, options=(), name=None):
-        """The arrays as the kernel ``name`` (the first) leaves them; ``options`` go to the emulator."""
+        """The arrays as the kernel ``name`` (the first) leaves them, integers among them as they are; ``options`` go to the emulator."""
         number = self.names.index(name) if name else 0
         message = [struct.pack("<ii", len(arrays), repeat)]
         for array in arrays:
+            if isinstance(array, int):
+                message.append(struct.pack("<iiiq", -1, _CODES["i"], 64, array))
+                continue
             array = np.ascontiguousarray(array)
             message.append(struct.pack(f"<iii{array.ndim}q", array.ndim, _CODES[array.dtype.kind], array.dtype.itemsize * 8, *array.shape))
             message.append(array.tobytes())
@@ -120,6 +123,9 @@ def counter():
 def _split(data, arrays):
     result, at = [], 0
     for array in arrays:
+        if isinstance(array, int):
+            result.append(array)
+            continue
         size = array.dtype.itemsize * array.size
         result.append(np.frombuffer(data[at : at + size], array.dtype).reshape(array.shape))
         at += size

@@ -1,7 +1,8 @@
 /* Runs one of several kernels without a TVM runtime: reads its arguments from standard input, writes all of them to standard output.
  * The kernel is chosen by its number in a table that is linked in.
  *
- * Input: int32 count, int32 repeat; per argument int32 ndim, int32 dtype code, int32 bits, int64 shape[ndim], the data. All little endian.
+ * Input: int32 count, int32 repeat; per argument int32 ndim, int32 dtype code, int32 bits, int64 shape[ndim], the data. An integer has
+ * ndim -1, and its value as an int64 behind the bits. All little endian.
  */
 #include <dlpack/dlpack.h>
 #include <stdio.h>
@@ -69,6 +70,11 @@ int main(int argc, char **argv) {
   for (int i = 0; i < count; ++i) {
     int32_t head[3];
     take(head, sizeof head);
+    if (head[0] < 0) {
+      args[i].type_index = kTVMFFIInt;
+      take(&args[i].v_int64, 8);
+      continue;
+    }
     DLTensor *t = &tensors[i];
     t->device.device_type = kDLCPU, t->ndim = head[0];
     t->dtype.code = head[1], t->dtype.bits = head[2], t->dtype.lanes = 1;

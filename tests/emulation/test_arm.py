@@ -35,8 +35,10 @@ from bnntvm.schedules import (
     weight_conv2d,
     weight_dense,
     weight_dense_int8,
+    weight_depthwise,
 )
 from bnntvm.schedules import map as map_family
+from bnntvm.schedules.families import DEPTHWISE, FAMILIES
 from bnntvm.spec import (
     BinaryConv2d,
     BinaryDense,
@@ -71,6 +73,7 @@ from bnntvm.spec import (
     store,
 )
 from bnntvm.targets import aarch64, armv7, registry
+from tests.schedules.test_epilogue import deciding, picking
 
 from .emulator import Program
 from .network import Network
@@ -101,7 +104,7 @@ def cases(rng):
     window = Window(9, 7, (3, 3), (2, 1), SAME)
     thresholds = np.r_[rng.integers(-20, 20, 70), np.zeros(26, int)].astype(np.int32)
     conv = [((1, 5, 7, 3), "uint32"), ((1, 5, 7, 70), "int32")]
-    for depth in (160, 33):
+    for depth in (160, 33, 20):
         spec = BinaryConv2d(window, depth, 70, epilogue=LEVELS)
         yield binary_conv2d, spec, [bits(rng, 1, 9, 7, depth)], bits(rng, 70, 3, 3, depth), [thresholds], conv
     data, zeros = rng.random((1, 9, 7, 64)) < 0.5, rng.random((1, 9, 7, 64)) < 0.1
@@ -162,9 +165,19 @@ def weight_cases(rng, window):
         weights[1:] &= ~weights[:1]
         image, rows, results = whole(rng, 1, 9, 7, 12), whole(rng, 5, 108), [((1, 5, 7, 20), "float32")]
         yield weight_conv2d, WeightConv2d(window, 12, 20, 1, store(), False, coding), [image], epilogue.pack(weights), [], results
+        deep = weights[:, :12, :, :, :1]
+        spec = WeightConv2d(window, 12, 12, 12, store(), False, coding)
+        yield weight_depthwise, spec, [image], epilogue.pack(deep), [], [((1, 5, 7, 12), "float32")]
         flat = epilogue.pack(weights.reshape(coding.planes, 20, -1))
         yield weight_dense, WeightDense(108, 20, coding, store()), [rows], flat, [], [((5, 20), "float32")]
         yield weight_dense_int8, WeightDenseInt8(108, 20, coding, INTS), [rows], flat, [], [((5, 20), "int32")]
+
+
+def test_no_family_is_missing():
+    """Of every family there is a case above, and of every specification."""
+    found = list(cases(np.random.default_rng(0)))
+    assert {family.__name__.split(".")[-1] for family, *_ in found} == {*FAMILIES.values(), *DEPTHWISE.values()}
+    assert {type(spec) for _, spec, *_ in found} == {*FAMILIES}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -190,6 +203,19 @@ def test_every_family(target):
                 np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=str(spec))
             else:
                 np.testing.assert_array_equal(a, b, err_msg=str(spec))
+
+
+@pytest.mark.parametrize("made, inexact", [(picking, 0), (deciding, 1)])
+def test_the_smallest_numbers_are_told_apart(made, inexact):
+    """Where they decide, though NEON's arithmetic takes them for zero; the last ``inexact`` results are such arithmetic."""
+    steps, data, operand = made()
+    spec, isa = Map(2, (), 40, "float32", steps), registry.resolve("armv7")
+    results = map_family.reference(spec, [data], [operand])
+    garbage = [np.full_like(r, 77) for r in results]
+    compiled = Program(map_family.build(spec, map_family.default_schedule(spec, isa), isa), isa)
+    got = compiled.run([data, operand, *garbage])[2:]
+    for a, b in zip(got[: len(got) - inexact], results):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(
@@ -258,11 +284,9 @@ def network():
 
 @pytest.mark.parametrize("target, levels", [("cortex-a72", [-1, 1]), ("armv7", [-1, 1]), ("armv7", [-1, 0, 1])])
 def test_network_as_on_this_machine(target, levels):
-    """Bit for bit, with exact zeros in the input, and subnormal numbers where vector arithmetic knows them."""
+    """Bit for bit, with exact zeros and subnormal numbers in the input, some of which decide after a sum with zero."""
     x = np.random.default_rng(1).standard_normal((2, 64, 6, 6)).astype(np.float32)
-    x[0, :, 1], x[1, :, 2] = 0.0, -0.0
-    if target != "armv7":
-        x[1, :, 3], x[1, :, 4] = -1e-45, 1e-45
+    x[0, :, 1], x[1, :, 2], x[1, :, 3], x[1, :, 4] = 0.0, -0.0, -1e-45, 1e-45
     network = network_of(levels)
     np.testing.assert_array_equal(Network(network, target).run({"x": x})["y"], bnntvm.build(network)(x))
 

@@ -2,6 +2,7 @@
 
 python -m tests.fuzz --seeds 0:5000                 # importer, passes, interpreter
 python -m tests.fuzz --seeds 0:500 --check build    # the compiled network
+python -m tests.fuzz --seeds 0:100 --check emulate  # its kernels for ARM, under QEMU
 python -m tests.fuzz --seeds 17:18 --save /tmp/17.onnx --layers 0,3,4
 """
 

@@ -113,7 +113,20 @@ def compiled(network):
     return unpacked(network, {layer.output: (layer.kind, layer.reason) for layer in module.report.layers})
 
 
-CHECKS = {"interpreter": interpreted, "build": compiled}
+def emulated(network):
+    """The kernels as compiled for ARM, run under emulation, against ONNX Runtime."""
+    from tests.emulation.network import Network
+
+    wanted, target = reference(network.reference, network.feed), ("armv7", "aarch64", "aarch64-i8mm")[network.seed % 3]
+    try:
+        got = list(Network(network.model, target).run(network.feed).values())
+    except Exception as error:  # noqa: BLE001
+        return raised(f"emulation of {target}", error)
+    wrong = differences(got, wanted)
+    return Failure("wrong result", f"{wrong} ({target})") if wrong else None
+
+
+CHECKS = {"interpreter": interpreted, "build": compiled, "emulate": emulated}
 
 
 def minimise(seed, check, kind):

@@ -13,6 +13,8 @@ FOUND = [
     ("interpreter", 200320, "0:batch_norm,1:family_layer"),
     # a dense layer on every pixel of a batch of any size: kernels with a size among their operands
     ("build", 320028, "8:token_dense"),
+    ("emulate", 320028, "8:token_dense"),
+    ("emulate", 320031, "8:token_dense"),
     # a one-dimensional convolution of bytes
     ("build", 60021, "2:binary_convolution,20:family_layer"),
     # a plane whose source packed layers hide

@@ -1,6 +1,7 @@
 """Random networks: ONNX Runtime's results, bit for bit.
 
-``BNNTVM_FUZZ_SEEDS`` sets how many seeds the passes are tried on (a tenth as many are compiled); ``python -m tests.fuzz`` tries any range.
+``BNNTVM_FUZZ_SEEDS`` sets how many seeds the passes are tried on (a tenth as many are compiled, a thirtieth for ARM); ``python -m
+tests.fuzz`` tries any range.
 """
 
 import os
@@ -40,6 +41,12 @@ def test_passes(seed):
 @pytest.mark.parametrize("seed", range(FIRST_BUILT, FIRST_BUILT + max(1, SEEDS // 10)))
 def test_compiled_networks(seed):
     passes("build", seed)
+
+
+@pytest.mark.parametrize("seed", range(FIRST_BUILT, FIRST_BUILT + max(3, SEEDS // 30)))
+def test_networks_on_arm(seed):
+    """Small ones, kernel by kernel under emulation: on 32 bits and on 64 with and without smmla, in turns."""
+    passes("emulate", seed, [number for number in generate(seed).layers if number < 9])
 
 
 @pytest.mark.parametrize("check, seed, layers", FOUND)

@@ -130,6 +130,72 @@ def test_batch_norm_is_not_contracted(isa):
     assert (result == 0).all()
 
 
+#: Steps that compare or pick, of values 0 and 1: zeros and subnormal numbers are no operands of arithmetic here.
+PICKING = [
+    *(STEP(op, (0, 1), "bool") for op in COMPARE), STEP("cast", (0,), "bool"), STEP("less", (0, 1e-45), "bool"), STEP("sign", (0,)),
+    STEP("relu", (0,)), STEP("negative", (0,)), STEP("abs", (0,)), STEP("maximum", (0, 1)), STEP("minimum", (0, 1)),
+    STEP("maximum", (0, 0.0)), STEP("minimum", (0.0, 0)), STEP("maximum", (1e-45, 0)), STEP("minimum", (0, 2.0)),
+    STEP("clip", (0, -1.0, 1.0)), STEP("clip", (0, 0.0, 6.0)), STEP("clip", (0, -2e-45, 2e-45)),
+]  # fmt: skip
+
+
+def picking():
+    """``(epilogue, data, operand)``: every pair of notable numbers through all of these steps."""
+    tiny = [1.4e-45, 2.8e-45, 1.1754942e-38, 1.1754944e-38, 1.0, 3.0, np.inf]
+    numbers = np.array([0.0, -0.0, *tiny, *np.negative(tiny)], np.float32)
+    pairs = np.stack(np.meshgrid(numbers, numbers), -1).reshape(-1, 2)
+    pairs = np.resize(pairs, (-(-len(pairs) // 40) * 40, 2))
+    outputs = [OUTPUT("bits" if step.dtype == "bool" else "tensor", 2 + i) for i, step in enumerate(PICKING)]
+    epilogue = specs.Epilogue((INPUT("tensor"),), tuple(PICKING), tuple(outputs))
+    return epilogue, pairs[:, 0].reshape(-1, 40), pairs[:, 1].reshape(-1, 40)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_smallest_numbers_are_told_apart(isa):
+    """By everything that compares numbers or picks one of them, whatever arithmetic makes of them."""
+    epilogue, data, operand = picking()
+    kernel = Kernel(family, specs.Map(2, (), 40, "float32", epilogue), isa)
+    actual = kernel.run([data, operand], epilogue_outputs(epilogue, 40, data.shape[:1]))
+    for step, a, b in zip(PICKING, actual, tail.reference(epilogue, data, [operand]), strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=str(step))
+
+
+def deciding():
+    """``(epilogue, data, operand)``: arithmetic of the smallest numbers before comparisons and signs; the last step decides nothing."""
+    steps = [
+        STEP("multiply", (0, 1e8)), STEP("sign", (2,)), STEP("add", (0, 1)), STEP("greater", (4, 0.0), "bool"),
+        STEP("subtract", (0, 1)), STEP("multiply", (6, 0.5)), STEP("round", (7,)), STEP("less", (8, 7), "bool"),
+        STEP("prelu", (0, -0.25)), STEP("sign", (10,)), STEP("multiply", (0, 0.5)),
+    ]  # fmt: skip
+    epilogue, data, operand = picking()
+    finite = np.isfinite(data) & np.isfinite(operand)
+    outputs = (OUTPUT("tensor", 3), OUTPUT("bits", 5), OUTPUT("bits", 9), OUTPUT("tensor", 11), OUTPUT("tensor", 12))
+    return specs.Epilogue(epilogue.inputs, tuple(steps), outputs), np.where(finite, data, 0), np.where(finite, operand, 0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_smallest_numbers_decide(isa):
+    """Arithmetic before a decision knows them; other results may take them for zero."""
+    epilogue, data, operand = deciding()
+    kernel = Kernel(family, specs.Map(2, (), 40, "float32", epilogue), isa)
+    *decided, plain = kernel.run([data, operand], epilogue_outputs(epilogue, 40, data.shape[:1]))
+    *expected, last = tail.reference(epilogue, data, [operand])
+    assert_same(decided, expected, isa.name)
+    np.testing.assert_allclose(plain, last, rtol=1e-6, atol=2e-38)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_not_a_number_stays_one(isa):
+    """Through what clips it, whatever its sign."""
+    steps = (STEP("relu", (0,)), STEP("clip", (0, -1.0, 1.0)), STEP("clip", (0, 0.0, 6.0)), STEP("maximum", (1e-45, 0)))
+    epilogue = specs.Epilogue((), steps, tuple(OUTPUT("tensor", 1 + i) for i in range(len(steps))))
+    data = np.full((3, 40), np.nan, np.float32)
+    data[1] = np.copysign(data[1], -1)
+    kernel = Kernel(family, specs.Map(2, (), 40, "float32", epilogue), isa)
+    for step, result in zip(steps, kernel.run([data], epilogue_outputs(epilogue, 40, data.shape[:1]))):
+        assert np.isnan(result).all(), step
+
+
 FUNCTIONS = {
     "exp": (np.exp, 4e-7),
     "log": (np.log, 4e-7),

@@ -1,0 +1,189 @@
+/* Runs a network on the C interface of TVM's runtime, whose libraries are loaded from the bundle. */
+#define _GNU_SOURCE
+#include "bundle.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <tvm/ffi/c_api.h>
+
+typedef struct {
+  DLManagedTensor managed[MOST];
+  int64_t strides[MOST][8];
+  TVMFFIObjectHandle tensors[MOST], module, machine, entry;
+  TVMFFIAny result;
+} State;
+
+static int (*function_global)(const TVMFFIByteArray *, TVMFFIObjectHandle *);
+static int (*function_call)(TVMFFIObjectHandle, TVMFFIAny *, int32_t, TVMFFIAny *);
+static int (*object_release)(TVMFFIObjectHandle);
+static int (*tensor_from)(DLManagedTensor *, int32_t, int32_t, TVMFFIObjectHandle *);
+static void (*error_take)(TVMFFIObjectHandle *);
+
+static int reported(bnn *net, const char *doing) {
+  TVMFFIObjectHandle error = NULL;
+  if (error_take) error_take(&error);
+  if (!error) return bnn_fail(net, BNN_RUNTIME, "%s failed", doing);
+  TVMFFIErrorCell *cell = (TVMFFIErrorCell *)((char *)error + sizeof(TVMFFIObject));
+  bnn_fail(net, BNN_RUNTIME, "%s failed: %.*s", doing, (int)(cell->message.size > 800 ? 800 : cell->message.size), cell->message.data);
+  object_release(error);
+  return strstr(net->message, "std::bad_alloc") ? BNN_MEMORY : BNN_RUNTIME;
+}
+
+static void *load(bnn *net, const char *folder, const char *name) {
+  char path[4096];
+  snprintf(path, sizeof path, "%s/lib/%s", folder, name);
+  /* A bundle without the runtime uses the system's. */
+  void *library = dlopen(access(path, F_OK) ? name : path, RTLD_NOW | RTLD_GLOBAL);
+  if (!library) bnn_fail(net, BNN_FILE, "%s", dlerror());
+  return library;
+}
+
+static int load_runtime(bnn *net, const char *folder) {
+  void *ffi = load(net, folder, "libtvm_ffi.so");
+  if (!ffi || !load(net, folder, "libtvm_runtime.so")) return BNN_FILE;
+  *(void **)&function_global = dlsym(ffi, "TVMFFIFunctionGetGlobal");
+  *(void **)&function_call = dlsym(ffi, "TVMFFIFunctionCall");
+  *(void **)&object_release = dlsym(ffi, "TVMFFIObjectDecRef");
+  *(void **)&tensor_from = dlsym(ffi, "TVMFFITensorFromDLPack");
+  *(void **)&error_take = dlsym(ffi, "TVMFFIErrorMoveFromRaised");
+  if (function_global && function_call && object_release && tensor_from && error_take) return BNN_OK;
+  return bnn_fail(net, BNN_FILE, "libtvm_ffi.so is not the one of this bundle");
+}
+
+static TVMFFIAny object(TVMFFIObjectHandle handle) {
+  TVMFFIAny any;
+  memset(&any, 0, sizeof any);
+  any.type_index = ((TVMFFIObject *)handle)->type_index;
+  any.v_obj = handle;
+  return any;
+}
+
+static TVMFFIAny text(const char *value) {
+  TVMFFIAny any;
+  memset(&any, 0, sizeof any);
+  any.type_index = kTVMFFIRawStr;
+  any.v_c_str = value;
+  return any;
+}
+
+static TVMFFIAny number(int64_t value, int type) {
+  TVMFFIAny any;
+  memset(&any, 0, sizeof any);
+  any.type_index = type;
+  any.v_int64 = value;
+  return any;
+}
+
+static void release(TVMFFIAny *any) {
+  if (any->type_index >= kTVMFFIStaticObjectBegin && any->v_obj) object_release(any->v_obj);
+  memset(any, 0, sizeof *any);
+}
+
+static int call_global(const char *name, TVMFFIAny *args, int count, TVMFFIAny *result) {
+  TVMFFIByteArray bytes = {name, strlen(name)};
+  TVMFFIObjectHandle function = NULL;
+  memset(result, 0, sizeof *result);
+  if (function_global(&bytes, &function) || !function) return -1;
+  int status = function_call(function, args, count, result);
+  object_release(function);
+  return status;
+}
+
+static int member(bnn *net, TVMFFIObjectHandle module, const char *name, TVMFFIObjectHandle *function) {
+  TVMFFIAny args[3] = {object(module), text(name), number(0, kTVMFFIBool)}, result;
+  if (call_global("ffi.ModuleGetFunction", args, 3, &result)) return reported(net, name);
+  if (result.type_index < kTVMFFIStaticObjectBegin) return bnn_fail(net, BNN_FILE, "the library has no function %s", name);
+  *function = result.v_obj;
+  return BNN_OK;
+}
+
+static int start(bnn *net, State *state, const char *path, const char *entry) {
+  TVMFFIAny args[3] = {text(path), text("so"), text("")}, result;
+  TVMFFIObjectHandle function;
+  if (call_global("ffi.Module.load_from_file.so", args, 2, &result)) return reported(net, "loading the network");
+  state->module = result.v_obj;
+  int status = member(net, state->module, "vm_load_executable", &function);
+  if (status) return status;
+  memset(&result, 0, sizeof result);
+  status = function_call(function, NULL, 0, &result);
+  object_release(function);
+  if (status) return reported(net, "loading the network");
+  state->machine = result.v_obj;
+  if ((status = member(net, state->machine, "vm_initialization", &function))) return status;
+  TVMFFIAny where[3] = {number(kDLCPU, kTVMFFIInt), number(0, kTVMFFIInt), number(2, kTVMFFIInt)};
+  memset(&result, 0, sizeof result);
+  status = function_call(function, where, 3, &result);
+  object_release(function);
+  if (status) return reported(net, "starting the virtual machine");
+  release(&result);
+  return member(net, state->machine, entry, &state->entry);
+}
+
+static void keep(DLManagedTensor *self) { (void)self; } /* the memory is the handle's, which frees it */
+
+/* An input as the runtime sees it: the handle's memory. */
+static int lend(bnn *net, State *state, int index) {
+  const Tensor *from = &net->in[index];
+  DLManagedTensor *managed = &state->managed[index];
+  DLTensor *t = &managed->dl_tensor;
+  int64_t stride = 1;
+  for (int i = from->dims - 1; i >= 0; --i) state->strides[index][i] = stride, stride *= from->shape[i];
+  t->device.device_type = kDLCPU;
+  t->ndim = from->dims, t->shape = (int64_t *)from->shape, t->strides = state->strides[index], t->data = from->data;
+  t->dtype.code = (uint8_t)from->code, t->dtype.bits = (uint8_t)from->bits, t->dtype.lanes = 1;
+  managed->deleter = keep;
+  return tensor_from(managed, 0, 0, &state->tensors[index]) ? reported(net, "making an input") : BNN_OK;
+}
+
+int bnn_backend_open(bnn *net, const char *folder, const char *entry) {
+  static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the functions of the runtime belong to all handles */
+  char path[4096];
+  State *state = net->state = calloc(1, sizeof *state);
+  if (!state) return bnn_fail(net, BNN_MEMORY, "no memory for the network");
+  pthread_mutex_lock(&lock);
+  int status = load_runtime(net, folder);
+  pthread_mutex_unlock(&lock);
+  snprintf(path, sizeof path, "%s/lib/network.so", folder);
+  if (!status) status = start(net, state, path, entry);
+  for (int i = 0; !status && i < net->inputs; ++i) status = lend(net, state, i);
+  return status;
+}
+
+int bnn_backend_run(bnn *net) {
+  State *state = net->state;
+  TVMFFIAny args[MOST];
+  for (int i = 0; i < net->inputs; ++i) args[i] = object(state->tensors[i]);
+  release(&state->result);
+  return function_call(state->entry, args, net->inputs, &state->result) ? reported(net, "running the network") : BNN_OK;
+}
+
+int bnn_backend_output(bnn *net, int index, void *data, size_t bytes) {
+  State *state = net->state;
+  TVMFFIAny item = state->result, args[2] = {state->result, number(index, kTVMFFIInt)};
+  int array = state->result.type_index == kTVMFFIArray;
+  if (array && call_global("ffi.ArrayGetItem", args, 2, &item)) return reported(net, "reading an output");
+  int status = BNN_OK;
+  const DLTensor *tensor = item.type_index == kTVMFFITensor ? (DLTensor *)((char *)item.v_obj + sizeof(TVMFFIObject)) : NULL;
+  size_t size = tensor ? tensor->dtype.bits / 8 : 0;
+  for (int i = 0; tensor && i < tensor->ndim; ++i) size *= (size_t)tensor->shape[i];
+  if (size == bytes && tensor) memcpy(data, (const char *)tensor->data + tensor->byte_offset, bytes);
+  else status = bnn_fail(net, BNN_RUNTIME, "output %d is not what network.txt says", index);
+  if (array) release(&item);
+  return status;
+}
+
+void bnn_backend_close(bnn *net) {
+  State *state = net->state;
+  if (!state) return;
+  release(&state->result);
+  for (int i = 0; i < net->inputs; ++i)
+    if (state->tensors[i]) object_release(state->tensors[i]);
+  TVMFFIObjectHandle handles[3] = {state->entry, state->machine, state->module};
+  for (int i = 0; i < 3; ++i)
+    if (handles[i]) object_release(handles[i]);
+  free(state);
+}
