@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ class Isa:
         ``dot`` (sdot), ``long`` (smull, smlal); empty where no kernel does.
     bit_macs, int8_macs : int
         Multiply-accumulates per cycle and core of 1 by 1 bit and of 8 by 8 bits, in kernels that are not bound by memory.
+    vendor : str
+        Maker of the processor where a user named one, such as ``AMD``: of the records in the package only those count that were measured on
+        one of theirs. Code does not depend on it otherwise. Empty for a level, which is for all that have it.
     """
 
     name: str
@@ -50,6 +54,7 @@ class Isa:
     products: str = ""
     bit_macs: int = 64
     int8_macs: int = 0
+    vendor: str = ""
 
 
 #: Names, as in /proc/cpuinfo, of the bits of AT_HWCAP and AT_HWCAP2 from bit 0 on (Linux, arch/arm64/include/uapi/asm/hwcap.h).
@@ -60,6 +65,11 @@ _HWCAP = (
 )
 
 
+def vendor_of(processor):
+    """Maker of a processor, from its name in /proc/cpuinfo; empty for one that is none of x86's two."""
+    return next((name for name in ("AMD", "Intel") if processor.startswith(name)), "")
+
+
 def host_flags():
     """Flags of this machine's processor, as /proc/cpuinfo names them ("flags" on x86, "Features" on ARM).
 
@@ -67,14 +77,19 @@ def host_flags():
     """
     if platform.machine() == "aarch64" and platform.system() == "Linux":
         return _hardware_capabilities()
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            for line in file:
-                if line.startswith(("flags", "Features")):
-                    return frozenset(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    return frozenset()
+    facts = host_facts()
+    return frozenset(facts.get("flags", facts.get("Features", "")).split())
+
+
+def host_facts():
+    """What /proc/cpuinfo says of this machine's first processor; empty where there is none."""
+    facts = {}
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        for line in file:
+            name, separator, value = line.partition(":")
+            if separator:
+                facts.setdefault(name.strip(), value.strip())
+    return facts
 
 
 def _hardware_capabilities():

@@ -5,7 +5,9 @@ Facts: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, c
 
 from __future__ import annotations
 
-from bnntvm.targets.isa import Isa, host_flags
+from dataclasses import replace
+
+from bnntvm.targets.isa import Isa, host_facts, host_flags, vendor_of
 from bnntvm.targets.tile_permission import tile_permission
 
 _V2 = frozenset({"ssse3", "sse4_1", "sse4_2", "popcnt"})
@@ -47,6 +49,10 @@ PROCESSORS = {
 }  # fmt: skip
 
 
+#: Processor names of LLVM's that are levels in truth.
+_LEVEL_NAMES = ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4")
+
+
 def resolve(target):
     """The level that ``target`` means, or None if it is none of x86's.
 
@@ -62,8 +68,10 @@ def resolve(target):
             return None
         target = target.get("mcpu", "native")
     if target in ("x86", "native", "llvm"):
-        return host_level()
+        return replace(host_level(), vendor=vendor_of(host_facts().get("model name", "")))
     for level in LEVELS:
-        if target in (level.name, level.mcpu) or target in PROCESSORS[level.name]:
+        if target == level.name:
             return level
+        if target == level.mcpu or target in PROCESSORS[level.name]:
+            return replace(level, vendor="AMD" if str(target).startswith("znver") else "Intel" if target not in _LEVEL_NAMES else "")
     return None

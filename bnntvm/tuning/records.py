@@ -32,6 +32,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from bnntvm.errors import BnnError
+from bnntvm.targets.isa import vendor_of
 
 WORKLOADS, RECORDS = "database_workload.json", "database_tuning_record.json"
 #: Version of what a key means. It is part of every task's id, so records of another version are never found.
@@ -317,11 +318,9 @@ class Tuned:
     """
 
     def __init__(self, folders, shipped=None):
-        self.groups = [(_ranked(pathlib.Path(folder), _stamp(folder)), True) for folder in folders]
-        if shipped:
-            self.groups.append((_ranked(pathlib.Path(shipped), _stamp(shipped)), False))
+        self.own, self.shipped = [_ranked(pathlib.Path(folder), _stamp(folder)) for folder in folders], shipped
 
-    def schedule(self, task, levels, threads, valid, default):
+    def schedule(self, task, levels, threads, valid, default, vendor=""):
         """The schedule to use.
 
         Parameters
@@ -336,12 +335,15 @@ class Tuned:
         valid : callable
             Makes a schedule from a dict of fields; None if it is not in the family's space (any more).
         default : Schedule
+        vendor : str
+            Take only those shipped records that were measured on a processor of this maker's; empty for all.
 
         Returns
         -------
         Schedule
         """
-        for groups, trusted in self.groups:
+        shipped = [_ranked(pathlib.Path(self.shipped), _stamp(self.shipped), vendor)] if self.shipped else []
+        for groups, trusted in [(one, True) for one in self.own] + [(one, False) for one in shipped]:
             for level in levels:
                 for key in dict.fromkeys([(task, level, threads), (task, level, 1)]):
                     if key in groups:
@@ -370,9 +372,9 @@ def _stamp(folder):
 
 
 @functools.lru_cache(maxsize=8)
-def _ranked(folder, _modified):
-    """(task, isa, threads) -> [(seconds, schedule)], fastest first."""
-    found, _bad = read(folder)
+def _ranked(folder, _modified, vendor=""):
+    """(task, isa, threads) -> [(seconds, schedule)], fastest first; of records that ``vendor``'s processors measured."""
+    found = [record for record in read(folder)[0] if vendor in ("", vendor_of(record.machine))]
     return {key: sorted(((t, s) for s, t in times(schedules).items()), key=lambda one: one[0]) for key, schedules in by_task(found).items()}
 
 

@@ -7,7 +7,6 @@ categorical decision. Not every combination of decisions is a valid schedule: wh
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import platform
@@ -17,6 +16,7 @@ from tvm import s_tir, tirx
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
+from bnntvm.targets.isa import host_facts
 from bnntvm.tuning.records import decode, encode
 
 
@@ -117,12 +117,7 @@ class Space:
 @functools.lru_cache(maxsize=1)
 def machine():
     """The processor that measures: its name and, as names of virtual machines say little, its family, model and stepping."""
-    facts = {}
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-        for line in file:
-            name, separator, value = line.partition(":")
-            if separator:
-                facts.setdefault(name.strip(), value.strip())
+    facts = host_facts()
     if "model name" not in facts:
         return platform.processor() or platform.machine()
     numbers = [facts[name] for name in ("cpu family", "model", "stepping") if name in facts]

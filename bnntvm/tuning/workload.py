@@ -119,7 +119,7 @@ def tuned_schedule(tuned, threads, family, spec, isa, rows):
             return None
         return schedule if schedule == default or schedule in space else None
 
-    return tuned.schedule(task_id(key_of(family, spec, rows)), levels(isa), threads, valid, default)
+    return tuned.schedule(task_id(key_of(family, spec, rows)), levels(isa), threads, valid, default, isa.vendor)
 
 
 def levels(isa):
@@ -128,4 +128,4 @@ def levels(isa):
     def shape(level):
         return level.machine, level.lanes, level.registers, level.popcount
 
-    return [isa.name, *(one.name for one in x86.LEVELS if shape(one) == shape(isa) and one is not isa)]
+    return [isa.name, *(one.name for one in x86.LEVELS if shape(one) == shape(isa) and one.name != isa.name)]

@@ -261,3 +261,17 @@ def test_shipped_records_are_compared_with_the_default_of_today(tmp_path, monkey
     assert taken(None) == default and taken(str(tmp_path)) == first and chooser(False, 1) is None
     commit(tmp_path, (default, [9e-4]))
     assert taken(None) == first
+
+
+def test_shipped_records_of_another_maker(tmp_path, monkeypatch):
+    """Whoever names a processor gets the package's records of its maker; a level's name means all that have the level."""
+    default, first = Space(CONV, 1).schedules[:2]
+    monkeypatch.setattr("bnntvm.tuning.space.machine", lambda: "Intel(R) Xeon(R) Processor (6/207/2)")
+    commit(tmp_path, (default, [9e-4]), (first, [8e-4]))
+    monkeypatch.setattr(records, "shipped", lambda: tmp_path)
+
+    def taken(vendor, tuning=None):
+        return chooser(tuning, 1)(CONV.module, CONV.spec, replace(ISA, vendor=vendor), CONV.operands[0].shape)
+
+    assert taken("") == taken("Intel") == first and taken("AMD") == default
+    assert taken("AMD", str(tmp_path)) == first, "a user's own records count on any"
