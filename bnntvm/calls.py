@@ -19,12 +19,15 @@ def kernel_calls(mod):
     Returns
     -------
     list of dict
-        ``kernel``; ``layer``, the name of the first output of the ONNX node that it computes, or None; ``bytes`` and ``bytes_per_image``:
-        what it reads and writes, each tensor once, is the first plus the second times the batch.
+        ``kernel``; ``own``, whether it is of one of our families, and not TVM's; ``layer``, the name of the first output of the ONNX node
+        that it computes, or None; ``bytes`` and ``bytes_per_image``: what it reads and writes, each tensor once, is the first plus the
+        second times the batch.
     """
     names = [gvar.name_hint for gvar in mod.get_global_vars()]
     every, single = (_calls(mod[name]) for name in ("main", "main_1" if "main_1" in names else "main"))
-    return [_call(binding, one) for binding, one in zip(every, single, strict=True)]
+    own = {gvar.name_hint for gvar, func in mod.functions_items() if "bnn.kernel" in (func.attrs or {})}
+    calls = [_call(binding, one) for binding, one in zip(every, single, strict=True)]
+    return [call | {"own": call["kernel"] in own} for call in calls]
 
 
 def _calls(func):

@@ -45,7 +45,7 @@ class Chooser:
         return schedule
 
     def tasks(self, kernel):
-        """Ids of the tasks that a kernel computes: its name ends with its number, in the order in which kernels were asked for."""
+        """Ids of the tasks that one of our kernels computes: its name ends with its number, in the order in which they were asked for."""
         return list(self.kernels.values())[int(kernel.rpartition("_")[2])]
 
 
@@ -124,7 +124,7 @@ def _take_turns(paths, probe, threads):
 
     library = runtime.ffi().get_global_func("ffi.Module.load_from_file.so")(probe, "so")
     modules = [Module.load(path, threads) for path in paths]
-    names = [{call["kernel"][:47]: call["kernel"] for call in module._manifest["calls"]} for module in modules]
+    names = [{call["kernel"][:47]: call["kernel"] for call in module._manifest["calls"] if call["own"]} for module in modules]
     found = [[] for _ in modules]
     for turn in range(TURNS):
         for at in range(len(modules)) if turn % 2 else reversed(range(len(modules))):
