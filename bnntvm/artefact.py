@@ -329,6 +329,10 @@ def check_machine(file, manifest, where, machine=None, flags=None, whose="this m
             why="it lacks " + ", ".join(missing),
             hint='build again with target="x86" on this machine, or for a lower level (`bnntvm targets` lists them)',
         )
+    if machine is None and target.get("machine") == "cuda":
+        from bnntvm.cuda.driver import check_device
+
+        check_device(target, where)
     if machine is None and "amx_tile" in target.get("needs", []) and not tile_permission():
         raise TargetError(
             "the operating system does not let this process use the tile registers of AMX", where=where,
