@@ -30,9 +30,10 @@ FAMILIES = {
 }
 
 
-def of(spec):
-    """The module of the family that owns ``spec``."""
+def of(spec, isa=None):
+    """The module of the family that owns ``spec``; on a GPU its namesake in :mod:`.cuda`."""
     name = FAMILIES[type(spec)]
     if isinstance(spec, sp.FloatConv2d) and spec.groups == spec.in_channels and spec.groups > 1:
         name = "weight_depthwise" if isinstance(spec, sp.WeightConv2d) else "depthwise_conv2d"
-    return importlib.import_module(f"{__package__}.{name}")
+    folder = f"{__package__}.cuda" if isa is not None and isa.machine == "cuda" else __package__
+    return importlib.import_module(f"{folder}.{name}")
