@@ -1,7 +1,7 @@
 """Runs a kernel of :mod:`.simt` on a CPU, without a device: what a GPU's sanitizer would see, in numpy.
 
-The TensorIR of a kernel is executed statement by statement, all threads of a few blocks at once: a scalar of the kernel is an array with one
-element for each thread, a branch is a mask. Device functions are run by their descriptions (:mod:`.device`). So index maps, swizzles,
+The TensorIR of a kernel is executed statement by statement, all threads of a few blocks at once: a scalar of the kernel is an array with
+one element for each thread, a branch is a mask. Device functions are run by their descriptions (:mod:`.device`). So index maps, swizzles,
 fragment layouts, barriers and the order of asynchronous copies are those of the kernel that is compiled. What is checked on the way:
 
 * every access of every thread lies inside its array (memcheck);
