@@ -79,6 +79,11 @@ class Threads:
                 raise Fault(f"{name}: some lanes of a warp are elsewhere")
         return self.spread(value).reshape(-1, 32)
 
+    @staticmethod
+    def fault(message):
+        """An exception for a description to raise."""
+        return Fault(message)
+
     # Memory
 
     def _where(self, memory, index, what):
@@ -111,6 +116,11 @@ class Threads:
         memory.data[rows, index] = self.spread(value)[who]
         if memory.written is not None:
             memory.written[rows, index] = True
+
+    def claim(self, memory, index, count):
+        """Note that the threads will write ``count`` elements from now on, whenever: no other thread may use them before it is waited for."""
+        for k in range(count):
+            self.note_write(memory, *self._where(memory, index + k, "copy"))
 
     def note_read(self, memory, who, rows, index):
         """Look for a race of a read, and remember it."""

@@ -1,0 +1,307 @@
+"""Layers of bits as a product of matrices, tile by tile: what the kernels on tensor cores share.
+
+Rows are pixels of the result (of the whole batch), columns output channels, and K runs over taps and the words of a tap. A block computes
+``rows`` x ``columns``; slabs of K pass through shared memory in a ring of stages, the data gathered pixel by pixel (a word outside the image
+is 0: implicit im2col), the weights as they lie in memory, where they were packed in the order of shared memory.
+
+Shared memory holds rows of ``slab`` bytes; the 16-byte chunks of a row are exchanged by xor with the number of the row, so that eight rows
+of the same chunk lie in different banks.
+
+With and the popcounts of the data are needed too (:mod:`.layer`): every thread counts the bits of the chunks that it has copied, once they
+have arrived, while the tensor cores work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+
+from bnntvm.schedules import tir
+from bnntvm.schedules.cuda import simt
+from bnntvm.schedules.cuda.cores import Place, Tables
+from bnntvm.schedules.cuda.epilogue import Emitter
+from bnntvm.spec import WORD_BITS, words
+
+#: Row tiles that follow one another with the same column tile: what they share stays in the second-level cache.
+RASTER = 8
+
+
+def swizzle(row, slab):
+    """What the number of a 16-byte chunk is xored with in ``row``, an int, an array or an expression."""
+    period, chunks = max(1, 128 // slab), slab // 16
+    if isinstance(row, (int, np.ndarray)):
+        return row // period % chunks
+    return simt.mod(simt.div(row, period), chunks)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a layer is cut.
+
+    Attributes
+    ----------
+    rows, columns : int
+        Of a block's tile; columns a multiple of 32.
+    slab : int
+        Bytes of K of a stage: 32, 64 or 128.
+    stages : int
+    """
+
+    layer: object
+    rows: int
+    columns: int
+    slab: int
+    stages: int
+
+    @property
+    def chunk_words(self):
+        """Words that are copied at once: 4, 2 or 1, as the words of a group in a pixel allow."""
+        count = self.layer.group_words
+        return 4 if count % 4 == 0 else 2 if count % 2 == 0 else 1
+
+    @property
+    def chunks(self):
+        """Chunks of one row of a slab."""
+        return self.slab // (4 * self.chunk_words)
+
+    @property
+    def tap_chunks(self):
+        """Chunks of one tap."""
+        return self.layer.group_words // self.chunk_words
+
+    @property
+    def slabs(self):
+        """Slabs of K."""
+        return -(-self.layer.taps * self.tap_chunks // self.chunks)
+
+    @property
+    def column_tiles(self):
+        """Column tiles of one group."""
+        return -(-self.layer.outputs // self.columns)
+
+    @property
+    def row_words(self):
+        """Words of a row of a slab."""
+        return self.slab // 4
+
+    @property
+    def stage_words(self):
+        """Words of a stage: data, then weights."""
+        return (self.rows + self.columns) * self.row_words
+
+    @property
+    def weight_words(self):
+        """Words of all weights as they are packed."""
+        return self.layer.groups * self.column_tiles * self.layer.weight_planes * self.slabs * self.columns * self.row_words
+
+
+def fits(layer):
+    """Whether a layer can be computed in tiles: groups must begin at words, of data and of results."""
+    return layer.groups == 1 or (not layer.dense_groups and layer.outputs % WORD_BITS == 0)
+
+
+def pack_weights(shape, weights, xor):
+    """uint32: ``[groups, column tiles, Q', slabs, columns * slab / 4]`` in the order of shared memory, then :meth:`.layer.Layer.tail`.
+
+    Parameters
+    ----------
+    weights : uint32[Q', O, kh, kw, words]
+    """
+    layer, row_words, slabs = shape.layer, shape.row_words, shape.slabs
+    flat = np.zeros((len(weights), layer.groups, shape.column_tiles * shape.columns, slabs * row_words), np.uint32)
+    flat[:, :, : layer.outputs, : layer.taps * layer.group_words] = weights.reshape(len(weights), layer.groups, layer.outputs, -1)
+    tiles = flat.reshape(len(weights), layer.groups, shape.column_tiles, shape.columns, slabs, shape.slab // 16, 4)
+    tiles = tiles.transpose(1, 2, 0, 4, 3, 5, 6)  # groups, tiles, planes, slabs, columns, chunks, words
+    rows = np.arange(shape.columns)
+    order = np.arange(shape.slab // 16)[None] ^ swizzle(rows, shape.slab)[:, None]  # chunk c of a row lies at place order[c]
+    swizzled = np.empty_like(tiles)
+    swizzled[..., rows[:, None], order, :] = tiles[..., rows[:, None], np.arange(shape.slab // 16)[None], :]
+    return np.concatenate([swizzled.reshape(-1), layer.tail(weights, xor)])
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One walk along K: data plane ``data`` times weight plane ``weights``; ``row_factor``: what the data's popcounts count, 0: not here."""
+
+    product: int
+    data: int
+    weights: int
+    factor: int
+    row_factor: int
+
+
+def passes(layer, xor):
+    """The passes of all products, in order."""
+    found = []
+    for number, product in enumerate(layer.products):
+        counted = {} if xor else dict(product.row_factors)
+        for i, j, factor in product.pairs:
+            found.append(Pass(number, i, j, -factor // 2 if xor else factor, counted.pop(i, 0)))
+    return found
+
+
+class TileKernel:
+    """Parameters, operands and the loader of a kernel in tiles; subclasses compute.
+
+    Parameters
+    ----------
+    shape : Shape
+    threads : int
+        Of a block.
+    isa : CudaIsa
+    name : str
+    """
+
+    def __init__(self, shape, threads, isa, name):
+        self.shape, self.layer, self.threads, self.isa, self.name = shape, shape.layer, threads, isa, name
+        layer, window = self.layer, self.layer.window
+        self.xor, self.passes = isa.operation == "xor", passes(layer, isa.operation == "xor")
+        self.batch = tirx.Var("n", "int64")
+        dims = (self.batch,) if layer.is_dense else (self.batch, window.out_height, window.out_width)
+        image = (self.batch,) if layer.is_dense else (self.batch, window.in_height, window.in_width)
+        self.planes = [tir.buffer(f"x{i}", (*image, layer.pixel_words), "uint32") for i in range(layer.data_planes + layer.zeros)]
+        self.weights = tir.buffer("w", (shape.weight_words + layer.tail_size,), "uint32")
+        self.scales = [tir.buffer("scales", (len(layer.products), words(layer.channels) * WORD_BITS), "float32")] * layer.scaled
+        self.emitter = Emitter(layer.spec.epilogue, layer.channels, dims, "float32" if layer.scaled else "int32")
+        self.counts_rows = any(one.row_factor for one in self.passes)
+        self.tables = Tables(layer, self.weights, shape.weight_words)
+
+    @property
+    def params(self):
+        data, mask = self.planes[: self.layer.data_planes], self.planes[self.layer.data_planes :]
+        return [*data, self.weights, *mask, *self.scales, *self.emitter.inputs, *self.emitter.outputs]
+
+    @property
+    def column_tiles(self):
+        """Column tiles of all groups."""
+        return self.shape.column_tiles * self.layer.groups
+
+    def row_tiles(self):
+        """Row tiles of the batch, int32 expression."""
+        return simt.ceil_div(simt.i32(self.batch) * self.layer.out_pixels, self.shape.rows)
+
+    def begin(self, named, body):
+        """Statements in front of everything."""
+        for attribute, array in (("_planes", self.planes), ("_scales", self.scales)):
+            pairs = [simt.flat(one) for one in array]
+            setattr(self, attribute, [one for one, _ in pairs])
+            body += [statement for _, statement in pairs]
+        body += self.emitter.declarations
+        self.total_rows = named("rows", simt.i32(self.batch) * self.layer.out_pixels)
+
+    def tile_of(self, named, block):
+        """``(row tile, column tile of all groups)`` of a block: some row tiles go through all columns before the next ones."""
+        if self.column_tiles == 1:
+            return block, simt.i32(0)
+        strip = RASTER * self.column_tiles
+        first = named("strip", simt.div(block, strip) * RASTER)
+        height = named("height", tirx.min(self.row_tiles() - first, simt.i32(RASTER)))
+        inside = named("inside", simt.mod(block, strip))
+        return named("row_tile", first + tirx.truncmod(inside, height)), named("column_tile", tirx.truncdiv(inside, height))
+
+    # The loader
+
+    def rows_of_threads(self, named, thread, threads, row_tile):
+        """What a thread copies of the data: the same chunk of some rows."""
+        return _Rows(self, named, thread, threads, row_tile)
+
+
+class _Rows:
+    """The rows that one thread copies, and what it counts of them."""
+
+    def __init__(self, kernel, named, thread, threads, row_tile):
+        shape = kernel.shape
+        self.kernel, self.shape, self.layer, self.threads = kernel, shape, shape.layer, threads
+        self.chunk = named("chunk", simt.mod(thread, shape.chunks))
+        self.first = named("first", simt.div(thread, shape.chunks))
+        self.step = threads // shape.chunks
+        self.count = -(-shape.rows // self.step)
+        self.partial = shape.rows % self.step != 0  # the last rows of some threads are past the tile
+        self.places = [Place(self.layer, named, row_tile * shape.rows + self._row(i), kernel.total_rows) for i in range(self.count)]
+        self.bases = [named("base", simt.wide(place.tap(0, 0)[1]) * self.layer.pixel_words) for place in self.places]
+        self.counts, allocate = simt.registers("row_counts", self.count, "int32")
+        self.sums, allocate_sums = simt.registers("row_sums", self.count, "int32")
+        self.allocate = [allocate, allocate_sums] if kernel.counts_rows else []
+
+    def _row(self, i):
+        return self.first + i * self.step
+
+    def _guarded(self, i, statement):
+        if not self.partial or i < self.count - 1:
+            return statement
+        return tirx.IfThenElse(self._row(i) < simt.i32(self.shape.rows), tir.seq(statement), None)
+
+    def _place_in_stage(self, i, stage):
+        """Index of the thread's chunk of its row ``i`` in shared memory."""
+        shape, row = self.shape, self._row(i)
+        byte = self.chunk * (4 * shape.chunk_words)
+        sixteen, rest = simt.div(byte, 16), simt.div(simt.mod(byte, 16), 4)
+        place = tirx.bitwise_xor(sixteen, swizzle(row, shape.slab))
+        return stage * shape.stage_words + row * shape.row_words + place * 4 + rest
+
+    def copy(self, named, memory, plane, offset, slab, stage, function):
+        """Statements that copy the chunks of one slab; ``offset``: first word of the group in a pixel."""
+        shape, layer, window = self.shape, self.layer, self.layer.window
+        number = named("k", slab * shape.chunks + self.chunk)
+        tap, part = simt.div(number, shape.tap_chunks), simt.mod(number, shape.tap_chunks)
+        r, s = named("r", simt.div(tap, window.kernel[1])), named("s", simt.mod(tap, window.kernel[1]))
+        inside_k = None if layer.taps * shape.tap_chunks % shape.chunks == 0 else named("in_k", number < simt.i32(layer.taps * shape.tap_chunks))
+        step = (r * (window.dilations[0] * window.in_width) + s * window.dilations[1]) * layer.pixel_words
+        step = named("step", simt.wide(step + part * shape.chunk_words + offset))
+        statements = []
+        for i, (place, base) in enumerate(zip(self.places, self.bases)):
+            valid = place.exists
+            if layer.taps > 1 or not (place.never_outside(0) and place.never_outside(1)):
+                valid = tirx.And(valid, place.tap(r, s)[0])
+            valid = valid if inside_k is None else tirx.And(inside_k, valid)
+            valid, bind = simt.bind("valid", valid)
+            where = tirx.Select(valid, base + step, tir.i64(0))
+            copy = simt.do(f"{function}{shape.chunk_words}", simt.pointer(memory, self._place_in_stage(i, stage)), simt.pointer(plane, where), valid)
+            statements.append(self._guarded(i, [bind, copy]))
+        return statements
+
+    # Popcounts
+
+    def clear(self):
+        """Before the first pass of a product."""
+        return [simt.put(self.sums, i, simt.i32(0)) for i in range(self.count)] if self.kernel.counts_rows else []
+
+    def clear_counts(self, one):
+        """Before a pass."""
+        return [simt.put(self.counts, i, simt.i32(0)) for i in range(self.count)] if one.row_factor else []
+
+    def count_bits(self, memory, stage, one):
+        """Count what the thread has copied into a stage."""
+        if not one.row_factor:
+            return []
+        name = f"bnn_popc{self.shape.chunk_words}"
+        return [
+            self._guarded(i, simt.put(self.counts, i, simt.at(self.counts, i)
+                                      + simt.call(name, simt.pointer(memory, self._place_in_stage(i, stage)), dtype="int32")))
+            for i in range(self.count)
+        ]  # fmt: skip
+
+    def add_counts(self, one):
+        """After a pass."""
+        if not one.row_factor:
+            return []
+        return [simt.put(self.sums, i, simt.at(self.sums, i) + simt.at(self.counts, i) * one.row_factor) for i in range(self.count)]
+
+    def publish(self, memory, begin):
+        """Statements that add up the counts of the threads of a row and store them at ``begin + row`` of shared memory."""
+        if not self.kernel.counts_rows:
+            return []
+        body = []
+        for i in range(self.count):
+            value = simt.at(self.sums, i)
+            distance = 1
+            while distance < self.shape.chunks:
+                value, bind = simt.bind("total", simt.call("bnn_add_xor", value, simt.i32(distance), dtype="int32"))
+                body.append(bind)
+                distance *= 2
+            store = simt.put(memory, begin + self._row(i), tirx.reinterpret("uint32", value))
+            store = tirx.IfThenElse(tirx.EQ(self.chunk, simt.i32(0)), store, None)
+            body.append(self._guarded(i, store))
+        return body
