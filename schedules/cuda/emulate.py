@@ -1,7 +1,7 @@
 """Runs a kernel of :mod:`.simt` on a CPU, without a device: what a GPU's sanitizer would see, in numpy.
 
-The TensorIR of a kernel is executed statement by statement, all threads of a few blocks at once: a scalar of the kernel is an array with one
-element for each thread, a branch is a mask. Device functions are run by their descriptions (:mod:`.device`). So index maps, swizzles,
+The TensorIR of a kernel is executed statement by statement, all threads of a few blocks at once: a scalar of the kernel is an array with
+one element for each thread, a branch is a mask. Device functions are run by their descriptions (:mod:`.device`). So index maps, swizzles,
 fragment layouts, barriers and the order of asynchronous copies are those of the kernel that is compiled. What is checked on the way:
 
 * every access of every thread lies inside its array (memcheck);
@@ -79,6 +79,11 @@ class Threads:
                 raise Fault(f"{name}: some lanes of a warp are elsewhere")
         return self.spread(value).reshape(-1, 32)
 
+    @staticmethod
+    def fault(message):
+        """An exception for a description to raise."""
+        return Fault(message)
+
     # Memory
 
     def _where(self, memory, index, what):
@@ -111,6 +116,11 @@ class Threads:
         memory.data[rows, index] = self.spread(value)[who]
         if memory.written is not None:
             memory.written[rows, index] = True
+
+    def claim(self, memory, index, count):
+        """Note that the threads will write ``count`` elements from now on, whenever: no other thread may use them before it is waited for."""
+        for k in range(count):
+            self.note_write(memory, *self._where(memory, index + k, "copy"))
 
     def note_read(self, memory, who, rows, index):
         """Look for a race of a read, and remember it."""

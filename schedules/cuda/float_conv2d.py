@@ -1,6 +1,6 @@
 """float32 convolution on a GPU, NHWC or planar data: :class:`bnntvm.spec.FloatConv2d` except its depthwise case.
 
-Tiles in shared memory (:mod:`.tiles`) on CUDA cores, in exact float32: products contract with additions (one rounding), in the reduction only.
+Tiles in shared memory (:mod:`.patches`) on CUDA cores, in exact float32: products contract with additions (one rounding), in the reduction only.
 Grouped convolutions, and windows too large for shared memory, are computed one output after the other (:mod:`.cells`).
 """
 
@@ -10,7 +10,7 @@ import numpy as np
 from tvm import tirx
 
 from bnntvm.schedules import tir
-from bnntvm.schedules.cuda import cells, simt, tiles
+from bnntvm.schedules.cuda import cells, simt, patches
 from bnntvm.schedules.cuda import epilogue as tail
 from bnntvm.schedules.float_conv2d import reference
 
@@ -18,8 +18,8 @@ __all__ = ["build", "default_schedule", "pack_weights", "reference", "space"]
 
 
 def problem_of(spec):
-    """The convolution as :mod:`.tiles` sees it."""
-    return tiles.Problem(spec.window, spec.in_channels, spec.out_channels, not spec.planar)
+    """The convolution as :mod:`.patches` sees it."""
+    return patches.Problem(spec.window, spec.in_channels, spec.out_channels, not spec.planar)
 
 
 def default_schedule(spec, isa):
@@ -29,7 +29,7 @@ def default_schedule(spec, isa):
 
 def space(spec, isa):
     """Valid schedules, the default one first."""
-    found = tiles.schedules(problem_of(spec)) if spec.groups == 1 else []
+    found = patches.schedules(problem_of(spec)) if spec.groups == 1 else []
     return [*found, cells.Schedule(1), cells.Schedule(2)]
 
 
@@ -57,7 +57,7 @@ def sizes(spec, schedule):
     """Input channels (of a group) and output channels of the weights' array."""
     if isinstance(schedule, cells.Schedule):
         return spec.in_channels // spec.groups, spec.out_channels
-    return tiles.padded(problem_of(spec), schedule)
+    return patches.padded(problem_of(spec), schedule)
 
 
 def build(spec, schedule, isa):
@@ -102,7 +102,7 @@ def convolution(name, spec, schedule, operands, declarations, weight):
     if isinstance(schedule, cells.Schedule):
         value = _one_by_one(spec, source, place, weight)
         return cells.build(name, [data, *operands], emitter, dims, value, schedule.cells)
-    return tiles.Kernel(name, problem_of(spec), schedule, emitter, [data, *operands], batch, unit, weight).function()
+    return patches.Kernel(name, problem_of(spec), schedule, emitter, [data, *operands], batch, unit, weight).function()
 
 
 def _one_by_one(spec, source, place, weight):

@@ -1,6 +1,6 @@
 """Convolution of 8-bit integers on a GPU: :class:`bnntvm.spec.Int8Conv2d`.
 
-Tiles in shared memory (:mod:`.tiles`) whose units are four channels: ``dp4a`` adds four products to a sum. Digits become bytes on the way to
+Tiles in shared memory (:mod:`.patches`) whose units are four channels: ``dp4a`` adds four products to a sum. Digits become bytes on the way to
 shared memory, of the data and of the weights, which are stored at one bit for each coefficient.
 """
 
@@ -11,7 +11,7 @@ from tvm import tirx
 
 from bnntvm import spec as specs
 from bnntvm.schedules import tir
-from bnntvm.schedules.cuda import cells, coding, functions, simt, tiles
+from bnntvm.schedules.cuda import cells, coding, functions, simt, patches
 from bnntvm.schedules.cuda import epilogue as tail
 from bnntvm.schedules.int8_conv2d import reference
 
@@ -27,7 +27,7 @@ def stores_planar(spec, isa):
 
 
 def _problem(spec):
-    return tiles.Problem(spec.window, -(-spec.in_channels // QUAD), spec.out_channels, True)
+    return patches.Problem(spec.window, -(-spec.in_channels // QUAD), spec.out_channels, True)
 
 
 def default_schedule(spec, isa):
@@ -37,14 +37,14 @@ def default_schedule(spec, isa):
 
 def space(spec, isa):
     """Valid schedules, the default one first."""
-    return [*tiles.schedules(_problem(spec)), cells.Schedule(1)]
+    return [*patches.schedules(_problem(spec)), cells.Schedule(1)]
 
 
 def _sizes(spec, schedule):
     """Quads and channels of the weights' array."""
     if isinstance(schedule, cells.Schedule):
         return -(-spec.in_channels // QUAD), -(-spec.out_channels // 32) * 32
-    return tiles.padded(_problem(spec), schedule)
+    return patches.padded(_problem(spec), schedule)
 
 
 def _signed(spec):
@@ -130,7 +130,7 @@ class _Writer:
             return cells.build("int8_conv2d", self.params, self.emitter, self.dims, self._one, self.schedule.cells)
         products = "bnn_dots" if _signed(self.spec) else "bnn_dots_unsigned"
         problem, arguments = _problem(self.spec), (self.batch, self._unit, self._weight, products, "int32")
-        return tiles.Kernel("int8_conv2d", problem, self.schedule, self.emitter, self.params, *arguments).function()
+        return patches.Kernel("int8_conv2d", problem, self.schedule, self.emitter, self.params, *arguments).function()
 
     # Data
 

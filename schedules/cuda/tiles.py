@@ -1,329 +1,307 @@
-"""Convolutions by tiles in shared memory: what the float and the 8-bit families have in common.
+"""Layers of bits as a product of matrices, tile by tile: what the kernels on tensor cores share.
 
-A block computes a tile of pixels by 32-bit words of output channels. It walks the input channels in chunks: the patch of the image that the
-tile's windows cover and the chunk's weights are brought to shared memory, then every thread adds the products of its 8 pixels and 8
-channels, all taps of them. So an input value is read from memory once for all taps, and index arithmetic stays out of the inner loop.
+Rows are pixels of the result (of the whole batch), columns output channels, and K runs over taps and the words of a tap. A block computes
+``rows`` x ``columns``; slabs of K pass through shared memory in a ring of stages, the data gathered pixel by pixel (a word outside the image
+is 0: implicit im2col), the weights as they lie in memory, where they were packed in the order of shared memory.
 
-A *unit* is what one multiplication takes of a pixel: a float of one channel, or the bytes of four channels.
+Shared memory holds rows of ``slab`` bytes; the 16-byte chunks of a row are exchanged by xor with the number of the row, so that eight rows
+of the same chunk lie in different banks.
 
-Layouts
--------
-A warp has 64 pixels and a word of channels. Lane 4 g + t has the pixels g, g + 8, ..., g + 56 of the warp's and of the word's channels 4 t to 4 t
-+ 3 and 16 + 4 t to 16 + 4 t + 3: what the lanes of a warp read of the patch at once lies side by side, and so do the weights.
-
-Shared memory: the patch ``[units][rows][columns]``, planes an odd number of words apart; the weights ``[taps][units][channels of the block]``.
+With and the popcounts of the data are needed too (:mod:`.layer`): every thread counts the bits of the chunks that it has copied, once they
+have arrived, while the tensor cores work.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from tvm import tirx
 
 from bnntvm.schedules import tir
-from bnntvm.schedules.cuda import epilogue as tail
-from bnntvm.schedules.cuda import cells, functions, simt
+from bnntvm.schedules.cuda import simt
+from bnntvm.schedules.cuda.cores import Place, Tables
+from bnntvm.schedules.cuda.epilogue import Emitter
+from bnntvm.spec import WORD_BITS, words
 
-WARP_PIXELS, WORD, SIDE = 64, 32, functions.SIDE
-#: Shared memory of a block, so that several fit on a multiprocessor.
-_SHARED_WORDS = 10 << 10
-_CHUNKS = (32, 16, 8, 4, 2, 1)
+#: Row tiles that follow one another with the same column tile: what they share stays in the second-level cache.
+RASTER = 8
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """What may be tuned.
-
-    Attributes
-    ----------
-    warps : tuple of int
-        Warps along the pixels and along the channels of a block's tile.
-    shape : tuple of int
-        Rows and columns of a warp's 64 pixels; ``(0, 64)``: pixels are counted through all images (1x1 kernels without padding).
-    units : int
-        Units of a chunk.
-    """
-
-    warps: tuple[int, int]
-    shape: tuple[int, int]
-    units: int
+def swizzle(row, slab):
+    """What the number of a 16-byte chunk is xored with in ``row``, an int, an array or an expression."""
+    period, chunks = max(1, 128 // slab), slab // 16
+    if isinstance(row, (int, np.ndarray)):
+        return row // period % chunks
+    return simt.mod(simt.div(row, period), chunks)
 
 
 @dataclass(frozen=True)
-class Problem:
-    """A convolution as tiles see it.
+class Shape:
+    """How a layer is cut.
 
     Attributes
     ----------
-    window : spec.Window
-    units : int
-        Units of a pixel.
-    out_channels : int
-    channels_last : bool
-        Whether neighbouring units of a pixel, else neighbouring pixels of a unit lie side by side.
+    rows, columns : int
+        Of a block's tile; columns a multiple of 32.
+    slab : int
+        Bytes of K of a stage: 32, 64 or 128.
+    stages : int
     """
 
-    window: object
-    units: int
-    out_channels: int
-    channels_last: bool
+    layer: object
+    rows: int
+    columns: int
+    slab: int
+    stages: int
 
     @property
-    def pointwise(self):
-        """Whether a tile needs no patch."""
-        return self.window.kernel == (1, 1) and not any(self.window.pads)
+    def chunk_words(self):
+        """Words that are copied at once: 4, 2 or 1, as the words of a group in a pixel allow."""
+        count = self.layer.group_words
+        return 4 if count % 4 == 0 else 2 if count % 2 == 0 else 1
 
     @property
-    def taps(self):
-        return self.window.kernel[0] * self.window.kernel[1]
+    def chunks(self):
+        """Chunks of one row of a slab."""
+        return self.slab // (4 * self.chunk_words)
 
     @property
-    def words(self):
-        return -(-self.out_channels // WORD)
+    def tap_chunks(self):
+        """Chunks of one tap."""
+        return self.layer.group_words // self.chunk_words
+
+    @property
+    def slabs(self):
+        """Slabs of K."""
+        return -(-self.layer.taps * self.tap_chunks // self.chunks)
+
+    @property
+    def column_tiles(self):
+        """Column tiles of one group."""
+        return -(-self.layer.outputs // self.columns)
+
+    @property
+    def row_words(self):
+        """Words of a row of a slab."""
+        return self.slab // 4
+
+    @property
+    def stage_words(self):
+        """Words of a stage: data, then weights."""
+        return (self.rows + self.columns) * self.row_words
+
+    @property
+    def weight_words(self):
+        """Words of all weights as they are packed."""
+        return self.layer.groups * self.column_tiles * self.layer.weight_planes * self.slabs * self.columns * self.row_words
 
 
-def schedules(problem):
-    """Valid schedules, a good one first; none where not even one unit of a tile fits in shared memory."""
-    warps = [(2, 4), (4, 2), (8, 1)]
-    first = 0 if problem.words >= 4 else 1 if problem.words >= 2 else 2
-    found = []
-    for pair in [warps[first], *warps[:first], *warps[first + 1 :]]:
-        if pair[1] > 1 and pair[1] >= 2 * problem.words:
-            continue
-        for shape in [(0, WARP_PIXELS)] if problem.pointwise else _shapes(problem.window, pair[0]):
-            fitting = [u for u in _CHUNKS if u <= 2 * problem.units and _shared_words(problem, pair, shape, u) <= _SHARED_WORDS]
-            for units in fitting[:2]:
-                found.append(Schedule(pair, shape, units))
-    return found
+def fits(layer):
+    """Whether a layer can be computed in tiles: groups must begin at words, of data and of results."""
+    return layer.groups == 1 or (not layer.dense_groups and layer.outputs % WORD_BITS == 0)
 
 
-def _shapes(window, rows_of_warps):
-    """Shapes of a warp's pixels, the one that computes the fewest that do not exist first."""
-
-    def computed(shape):
-        high, wide = shape[0] * rows_of_warps, shape[1]
-        return -(-window.out_height // high) * high * (-(-window.out_width // wide) * wide)
-
-    return sorted([(8, 8), (4, 16), (2, 32), (1, 64)], key=computed)[:2]
-
-
-def _patch(problem, warps, shape):
-    """Rows, columns, and words of a unit's plane of the patch."""
-    window = problem.window
-    if problem.pointwise:
-        size = WARP_PIXELS * warps[0]
-        return 1, size, size | 1
-    rows = (shape[0] * warps[0] - 1) * window.strides[0] + (window.kernel[0] - 1) * window.dilations[0] + 1
-    columns = (shape[1] - 1) * window.strides[1] + (window.kernel[1] - 1) * window.dilations[1] + 1
-    return rows, columns, (rows * columns) | 1
-
-
-def _shared_words(problem, warps, shape, units):
-    return -(-units * _patch(problem, warps, shape)[2] // 4) * 4 + problem.taps * units * warps[1] * WORD
-
-
-def padded(problem, schedule):
-    """``(units, channels)`` of the weights' array: whole chunks and blocks."""
-    units = -(-problem.units // schedule.units) * schedule.units
-    block = schedule.warps[1] * WORD
-    return units, -(-problem.out_channels // block) * block
-
-
-class Kernel:
-    """Writes one convolution.
+def pack_weights(shape, weights, xor):
+    """uint32: ``[groups, column tiles, Q', slabs, columns * slab / 4]`` in the order of shared memory, then :meth:`.layer.Layer.tail`.
 
     Parameters
     ----------
+    weights : uint32[Q', O, kh, kw, words]
+    """
+    layer, row_words, slabs = shape.layer, shape.row_words, shape.slabs
+    flat = np.zeros((len(weights), layer.groups, shape.column_tiles * shape.columns, slabs * row_words), np.uint32)
+    flat[:, :, : layer.outputs, : layer.taps * layer.group_words] = weights.reshape(len(weights), layer.groups, layer.outputs, -1)
+    tiles = flat.reshape(len(weights), layer.groups, shape.column_tiles, shape.columns, slabs, shape.slab // 16, 4)
+    tiles = tiles.transpose(1, 2, 0, 4, 3, 5, 6)  # groups, tiles, planes, slabs, columns, chunks, words
+    rows = np.arange(shape.columns)
+    order = np.arange(shape.slab // 16)[None] ^ swizzle(rows, shape.slab)[:, None]  # chunk c of a row lies at place order[c]
+    swizzled = np.empty_like(tiles)
+    swizzled[..., rows[:, None], order, :] = tiles[..., rows[:, None], np.arange(shape.slab // 16)[None], :]
+    return np.concatenate([swizzled.reshape(-1), layer.tail(weights, xor)])
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One walk along K: data plane ``data`` times weight plane ``weights``; ``row_factor``: what the data's popcounts count, 0: not here."""
+
+    product: int
+    data: int
+    weights: int
+    factor: int
+    row_factor: int
+
+
+def passes(layer, xor):
+    """The passes of all products, in order."""
+    found = []
+    for number, product in enumerate(layer.products):
+        counted = {} if xor else dict(product.row_factors)
+        for i, j, factor in product.pairs:
+            found.append(Pass(number, i, j, -factor // 2 if xor else factor, counted.pop(i, 0)))
+    return found
+
+
+class TileKernel:
+    """Parameters, operands and the loader of a kernel in tiles; subclasses compute.
+
+    Parameters
+    ----------
+    shape : Shape
+    threads : int
+        Of a block.
+    isa : CudaIsa
     name : str
-    problem : Problem
-    schedule : Schedule
-    emitter : epilogue.Emitter
-    params : list of Buffer
-        The anchor's operands.
-    batch : int64 expression
-    load_unit, load_weight : callable
-        ``load_unit(image, y, x, unit, exists)`` and ``load_weight(tap, unit, channel)``: the 32 bits that a multiplication takes; both return
-        ``(statements, expression)``. A unit may be one past the last, of a pixel that is not there, or not exist: it is 0 then.
-        ``weight``s are asked for up to :func:`padded`.
-    products : str
-        The device function that multiplies: ``bnn_outer`` or one of the ``bnn_dots``.
-    dtype : str
-        Of the sums.
     """
 
-    def __init__(self, name, problem, schedule, emitter, params, batch, load_unit, load_weight, products="bnn_outer", dtype="float32"):
-        self.name, self.problem, self.schedule, self.emitter, self.params = name, problem, schedule, emitter, params
-        self.batch, self.load_unit, self.load_weight = batch, load_unit, load_weight
-        self.products, self.dtype = products, dtype
-        self.rows, self.columns, self.plane = _patch(problem, schedule.warps, schedule.shape)
-        self.threads = 32 * schedule.warps[0] * schedule.warps[1]
-        self.block_channels = schedule.warps[1] * WORD
-        self.weights_at = -(-schedule.units * self.plane // 4) * 4
+    def __init__(self, shape, threads, isa, name):
+        self.shape, self.layer, self.threads, self.isa, self.name = shape, shape.layer, threads, isa, name
+        layer, window = self.layer, self.layer.window
+        self.xor, self.passes = isa.operation == "xor", passes(layer, isa.operation == "xor")
+        self.batch = tirx.Var("n", "int64")
+        dims = (self.batch,) if layer.is_dense else (self.batch, window.out_height, window.out_width)
+        image = (self.batch,) if layer.is_dense else (self.batch, window.in_height, window.in_width)
+        self.planes = [tir.buffer(f"x{i}", (*image, layer.pixel_words), "uint32") for i in range(layer.data_planes + layer.zeros)]
+        self.weights = tir.buffer("w", (shape.weight_words + layer.tail_size,), "uint32")
+        self.scales = [tir.buffer("scales", (len(layer.products), words(layer.channels) * WORD_BITS), "float32")] * layer.scaled
+        self.emitter = Emitter(layer.spec.epilogue, layer.channels, dims, "float32" if layer.scaled else "int32")
+        self.counts_rows = any(one.row_factor for one in self.passes)
+        self.tables = Tables(layer, self.weights, shape.weight_words)
 
-    def function(self):
-        window, problem = self.problem.window, self.problem
-        self.channel_blocks = -(-problem.words // self.schedule.warps[1])
-        pixels = window.out_height * window.out_width
-        if problem.pointwise:
-            tiles = simt.ceil_div(simt.wide(self.batch) * pixels, self.columns)
-        else:
-            self.high, self.wide = self.schedule.shape[0] * self.schedule.warps[0], self.schedule.shape[1]
-            self.down, self.across = -(-window.out_height // self.high), -(-window.out_width // self.wide)
-            tiles = simt.wide(self.batch) * (self.down * self.across)
-        grid = simt.i32(tiles * self.channel_blocks)
-        params = [*self.params, *self.emitter.inputs, *self.emitter.outputs]
-        return simt.kernel(self.name, params, grid, self.threads, self._body)
+    @property
+    def params(self):
+        data, mask = self.planes[: self.layer.data_planes], self.planes[self.layer.data_planes :]
+        return [*data, self.weights, *mask, *self.scales, *self.emitter.inputs, *self.emitter.outputs]
 
-    # Where a thread is
+    @property
+    def column_tiles(self):
+        """Column tiles of all groups."""
+        return self.shape.column_tiles * self.layer.groups
 
-    def _body(self, block, thread):
-        words = self.weights_at + self.problem.taps * self.schedule.units * self.block_channels
-        self.shared, allocate = simt.shared(words)
-        self.sums, allocate_sums = simt.registers("sums", SIDE * SIDE, self.dtype)
-        self.x, allocate_x = simt.registers("tile_x", SIDE, "uint32")
-        self.w, allocate_w = simt.registers("tile_w", SIDE, "uint32")
-        self.thread = thread
-        named = []
+    def row_tiles(self):
+        """Row tiles of the batch, int32 expression."""
+        return simt.ceil_div(simt.i32(self.batch) * self.layer.out_pixels, self.shape.rows)
 
-        def bind(name, value):
-            variable, statement = simt.bind(name, value)
-            named.append(statement)
-            return variable
+    def begin(self, named, body):
+        """Statements in front of everything."""
+        for attribute, array in (("_planes", self.planes), ("_scales", self.scales)):
+            pairs = [simt.flat(one) for one in array]
+            setattr(self, attribute, [one for one, _ in pairs])
+            body += [statement for _, statement in pairs]
+        body += self.emitter.declarations
+        self.total_rows = named("rows", simt.i32(self.batch) * self.layer.out_pixels)
 
-        lane, warp = bind("lane", tirx.bitwise_and(thread, simt.i32(31))), simt.div(thread, 32)
-        self.lane, self.group, self.quad = lane, bind("group", simt.div(lane, 4)), bind("quad", tirx.bitwise_and(lane, simt.i32(3)))
-        self.warp_row = bind("warp_row", simt.div(warp, self.schedule.warps[1]))
-        self.warp_word = bind("warp_word", simt.mod(warp, self.schedule.warps[1]))
-        self.first_word = bind("first_word", simt.mod(block, self.channel_blocks) * self.schedule.warps[1])
-        tile = bind("tile", simt.div(block, self.channel_blocks))
-        if self.problem.pointwise:
-            self.first_pixel = bind("first_pixel", tile * self.columns)
-            self.total = bind("pixels", simt.i32(simt.wide(self.batch) * (self.problem.window.out_height * self.problem.window.out_width)))
-        else:
-            self.image = bind("image", simt.div(tile, self.down * self.across))
-            place = bind("place", simt.mod(tile, self.down * self.across))
-            self.top, self.left = bind("top", simt.div(place, self.across) * self.high), bind("left", simt.mod(place, self.across) * self.wide)
-        self.patch_base, self.offsets = self._patch_places(bind)
-        clear = [simt.put(self.sums, i, tir.constant(0, self.dtype)) for i in range(SIDE * SIDE)]
-        chunks = padded(self.problem, self.schedule)[0] // self.schedule.units
-        walk = simt.loop("chunk", chunks, self._chunk)
-        allocations = [allocate, allocate_sums, allocate_x, allocate_w]
-        return [*allocations, *self.emitter.declarations, *named, *clear, walk, *self._finish()]
+    def tile_of(self, named, block):
+        """``(row tile, column tile of all groups)`` of a block: some row tiles go through all columns before the next ones."""
+        if self.column_tiles == 1:
+            return block, simt.i32(0)
+        strip = RASTER * self.column_tiles
+        first = named("strip", simt.div(block, strip) * RASTER)
+        height = named("height", tirx.min(self.row_tiles() - first, simt.i32(RASTER)))
+        inside = named("inside", simt.mod(block, strip))
+        return named("row_tile", first + tirx.truncmod(inside, height)), named("column_tile", tirx.truncdiv(inside, height))
 
-    def _patch_places(self, bind):
-        """``(expression, ints)``: where the patch's words for the thread's first pixel begin, and how much further the others are."""
-        window, shape = self.problem.window, self.schedule.shape
-        if self.problem.pointwise:
-            return bind("base", self.warp_row * WARP_PIXELS + self.group), [8 * j for j in range(SIDE)]
-        down = self.columns * window.strides[0]
-        base = bind("base", self.warp_row * (shape[0] * down) + self.group * window.strides[1])
-        return base, [8 * j // shape[1] * down + 8 * j % shape[1] * window.strides[1] for j in range(SIDE)]
+    # The loader
 
-    # One chunk of input channels
+    def rows_of_threads(self, named, thread, threads, row_tile):
+        """What a thread copies of the data: the same chunk of some rows."""
+        return _Rows(self, named, thread, threads, row_tile)
 
-    def _chunk(self, chunk):
-        first, named = simt.bind("unit", chunk * self.schedule.units)
-        return [named, simt.sync(), *self._bring_patch(first), *self._bring_weights(first), simt.sync(), self._multiply()]
 
-    def _each(self, count, body):
-        """``body(index)`` for all indices below ``count``, shared among the threads."""
-        steps = -(-count // self.threads)
+class _Rows:
+    """The rows that one thread copies, and what it counts of them."""
 
-        def step(i):
-            index, named = simt.bind("index", i * self.threads + self.thread)
-            inside = body(index)
-            if count % self.threads:
-                inside = [tirx.IfThenElse(index < count, tir.seq(inside), None)]
-            return [named, *inside]
+    def __init__(self, kernel, named, thread, threads, row_tile):
+        shape = kernel.shape
+        self.kernel, self.shape, self.layer, self.threads = kernel, shape, shape.layer, threads
+        self.chunk = named("chunk", simt.mod(thread, shape.chunks))
+        self.first = named("first", simt.div(thread, shape.chunks))
+        self.step = threads // shape.chunks
+        self.count = -(-shape.rows // self.step)
+        self.partial = shape.rows % self.step != 0  # the last rows of some threads are past the tile
+        self.places = [Place(self.layer, named, row_tile * shape.rows + self._row(i), kernel.total_rows) for i in range(self.count)]
+        self.bases = [named("base", simt.wide(place.tap(0, 0)[1]) * self.layer.pixel_words) for place in self.places]
+        self.counts, allocate = simt.registers("row_counts", self.count, "int32")
+        self.sums, allocate_sums = simt.registers("row_sums", self.count, "int32")
+        self.allocate = [allocate, allocate_sums] if kernel.counts_rows else []
 
-        return simt.loop("step", steps, step)
+    def _row(self, i):
+        return self.first + i * self.step
 
-    def _bring_patch(self, first):
-        units, size = self.schedule.units, self.rows * self.columns
+    def _guarded(self, i, statement):
+        if not self.partial or i < self.count - 1:
+            return statement
+        return tirx.IfThenElse(self._row(i) < simt.i32(self.shape.rows), tir.seq(statement), None)
 
-        def one(index):
-            if self.problem.channels_last:
-                unit, at = simt.mod(index, units), simt.div(index, units)
-            else:
-                unit, at = simt.div(index, size), simt.mod(index, size)
-            unit, named_unit = simt.bind("u", unit)
-            at, named_at = simt.bind("at", at)
-            statements, value = self._patch_value(first + unit, at)
-            return [named_unit, named_at, *statements, simt.put(self.shared, unit * self.plane + at, value)]
+    def _place_in_stage(self, i, stage):
+        """Index of the thread's chunk of its row ``i`` in shared memory."""
+        shape, row = self.shape, self._row(i)
+        byte = self.chunk * (4 * shape.chunk_words)
+        sixteen, rest = simt.div(byte, 16), simt.div(simt.mod(byte, 16), 4)
+        place = tirx.bitwise_xor(sixteen, swizzle(row, shape.slab))
+        return stage * shape.stage_words + row * shape.row_words + place * 4 + rest
 
-        return [self._each(units * size, one)]
+    def copy(self, named, memory, plane, offset, slab, stage, function):
+        """Statements that copy the chunks of one slab; ``offset``: first word of the group in a pixel."""
+        shape, layer, window = self.shape, self.layer, self.layer.window
+        number = named("k", slab * shape.chunks + self.chunk)
+        tap, part = simt.div(number, shape.tap_chunks), simt.mod(number, shape.tap_chunks)
+        r, s = named("r", simt.div(tap, window.kernel[1])), named("s", simt.mod(tap, window.kernel[1]))
+        inside_k = None if layer.taps * shape.tap_chunks % shape.chunks == 0 else named("in_k", number < simt.i32(layer.taps * shape.tap_chunks))
+        step = (r * (window.dilations[0] * window.in_width) + s * window.dilations[1]) * layer.pixel_words
+        step = named("step", simt.wide(step + part * shape.chunk_words + offset))
+        statements = []
+        for i, (place, base) in enumerate(zip(self.places, self.bases)):
+            valid = place.exists
+            if layer.taps > 1 or not (place.never_outside(0) and place.never_outside(1)):
+                valid = tirx.And(valid, place.tap(r, s)[0])
+            valid = valid if inside_k is None else tirx.And(inside_k, valid)
+            valid, bind = simt.bind("valid", valid)
+            where = tirx.Select(valid, base + step, tir.i64(0))
+            copy = simt.do(f"{function}{shape.chunk_words}", simt.pointer(memory, self._place_in_stage(i, stage)), simt.pointer(plane, where), valid)
+            statements.append(self._guarded(i, [bind, copy]))
+        return statements
 
-    def _patch_value(self, unit, at):
-        window = self.problem.window
-        if self.problem.pointwise:
-            pixel, named = simt.bind("pixel", self.first_pixel + at)
-            inside, image = simt.mod(pixel, window.out_height * window.out_width), simt.div(pixel, window.out_height * window.out_width)
-            y, x = simt.div(inside, window.out_width) * window.strides[0], simt.mod(inside, window.out_width) * window.strides[1]
-            statements, value = self.load_unit(image, y, x, unit, self._unit_exists(unit, pixel < self.total))
-            return [named, *statements], value
-        y, named_y = simt.bind("y", self.top * window.strides[0] - window.pads[0] + simt.div(at, self.columns))
-        x, named_x = simt.bind("x", self.left * window.strides[1] - window.pads[1] + simt.mod(at, self.columns))
-        inside = cells.within(y, window.in_height, x, window.in_width)
-        statements, value = self.load_unit(self.image, y, x, unit, self._unit_exists(unit, inside))
-        return [named_y, named_x, *statements], value
+    # Popcounts
 
-    def _unit_exists(self, unit, exists):
-        return exists if self.problem.units % self.schedule.units == 0 else tirx.And(exists, unit < self.problem.units)
+    def clear(self):
+        """Before the first pass of a product."""
+        return [simt.put(self.sums, i, simt.i32(0)) for i in range(self.count)] if self.kernel.counts_rows else []
 
-    def _bring_weights(self, first):
-        units, channels = self.schedule.units, self.block_channels
+    def clear_counts(self, one):
+        """Before a pass."""
+        return [simt.put(self.counts, i, simt.i32(0)) for i in range(self.count)] if one.row_factor else []
 
-        def one(index):
-            row, column = simt.div(index, channels), simt.mod(index, channels)
-            statements, value = self.load_weight(simt.div(row, units), first + simt.mod(row, units), self.first_word * WORD + column)
-            return [*statements, simt.put(self.shared, self.weights_at + index, value)]
+    def count_bits(self, memory, stage, one):
+        """Count what the thread has copied into a stage."""
+        if not one.row_factor:
+            return []
+        name = f"bnn_popc{self.shape.chunk_words}"
+        return [
+            self._guarded(i, simt.put(self.counts, i, simt.at(self.counts, i)
+                                      + simt.call(name, simt.pointer(memory, self._place_in_stage(i, stage)), dtype="int32")))
+            for i in range(self.count)
+        ]  # fmt: skip
 
-        return [self._each(self.problem.taps * units * channels, one)]
+    def add_counts(self, one):
+        """After a pass."""
+        if not one.row_factor:
+            return []
+        return [simt.put(self.sums, i, simt.at(self.sums, i) + simt.at(self.counts, i) * one.row_factor) for i in range(self.count)]
 
-    def _multiply(self):
-        window, units = self.problem.window, self.schedule.units
-        word, column = self.warp_word * WORD, self.quad * 4
-
-        def unit(r, u):
-            body, tap_row = [], r * window.kernel[1]
-            for s in range(window.kernel[1]):
-                at = u * self.plane + self.patch_base + (r * (window.dilations[0] * self.columns) + s * window.dilations[1])
-                at, named = simt.bind("from", at)
-                body.append(named)
-                body += [simt.put(self.x, j, simt.at(self.shared, at + offset)) for j, offset in enumerate(self.offsets)]
-                row, named = simt.bind("weights", ((tap_row + s) * units + u) * self.block_channels + (word + column + self.weights_at))
-                body.append(named)
-                body += [simt.do("bnn_load4", simt.pointer(self.w, 4 * h), simt.pointer(self.shared, row + 16 * h)) for h in (0, 1)]
-                arrays = [simt.pointer(array, 0) for array in (self.sums, self.x, self.w)]
-                body.append(simt.do(self.products, *arrays))
-            return body
-
-        return simt.loop("r", window.kernel[0], lambda r: simt.loop("u", units, lambda u: unit(r, u)))
-
-    # Results
-
-    def _finish(self):
-        word, named = simt.bind("word", self.first_word + self.warp_word)
-        exists = None if self.problem.words % self.schedule.warps[1] == 0 else word < self.problem.words
-        scope, body = {}, [named]
-        for j in range(SIDE):
-            statements, pixel = self._pixel(j)
-            values = []
-            for i in range(SIDE):
-                bit = self.quad * 4 + (i % 4 + 16 * (i // 4))
-                values.append(tail.Value(simt.at(self.sums, SIDE * j + i), bit, i))
-            body += [*statements, *self.emitter.emit(values, pixel, word, tail.Quad(self.lane), scope, exists)]
+    def publish(self, memory, begin):
+        """Statements that add up the counts of the threads of a row and store them at ``begin + row`` of shared memory."""
+        if not self.kernel.counts_rows:
+            return []
+        body = []
+        for i in range(self.count):
+            value = simt.at(self.sums, i)
+            distance = 1
+            while distance < self.shape.chunks:
+                value, bind = simt.bind("total", simt.call("bnn_add_xor", value, simt.i32(distance), dtype="int32"))
+                body.append(bind)
+                distance *= 2
+            store = simt.put(memory, begin + self._row(i), tirx.reinterpret("uint32", value))
+            store = tirx.IfThenElse(tirx.EQ(self.chunk, simt.i32(0)), store, None)
+            body.append(self._guarded(i, store))
         return body
-
-    def _pixel(self, j):
-        window, shape = self.problem.window, self.schedule.shape
-        area = window.out_height * window.out_width
-        if self.problem.pointwise:
-            number, named = simt.bind("row", self.first_pixel + self.warp_row * WARP_PIXELS + self.group + 8 * j)
-            return [named], tail.Pixel(simt.wide(number), simt.div(number, area), simt.mod(number, area), number < self.total)
-        y, named_y = simt.bind("y", self.top + self.warp_row * shape[0] + 8 * j // shape[1])
-        x, named_x = simt.bind("x", self.left + self.group + 8 * j % shape[1])
-        exists, named = simt.bind("exists", tirx.And(y < window.out_height, x < window.out_width))
-        inside = y * window.out_width + x
-        row = simt.wide(self.image) * area + simt.wide(inside)
-        return [named_y, named_x, named], tail.Pixel(row, self.image, inside, exists)

@@ -1,0 +1,143 @@
+"""What the families of layers of bits share on a GPU: their schedules, and which kernel one means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bnntvm.schedules.cuda import cores, mma, tiles
+from bnntvm.schedules.cuda.layer import Layer
+
+CORES, MMA = "cores", "mma"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What may be tuned.
+
+    Attributes
+    ----------
+    engine : str
+        ``cores``: population counts, see :mod:`.cores`; ``mma``: tensor cores of single warps, see :mod:`.mma`.
+    rows, columns : int
+        Pixels and output channels of a block's tile; on CUDA cores pixels of a warp.
+    warp_rows, warp_columns : int
+        Of a warp's tile.
+    slab : int
+        Bytes of K in a stage.
+    stages : int
+    slices : int
+        Groups of warps that share the steps along K.
+    """
+
+    engine: str
+    rows: int
+    columns: int = 32
+    warp_rows: int = 0
+    warp_columns: int = 0
+    slab: int = 0
+    stages: int = 0
+    slices: int = 1
+
+
+def default_schedule(spec, isa):
+    """A schedule that is fast without tuning."""
+    layer = Layer.of(spec)
+    if not _on_tensor_cores(layer, isa):
+        return Schedule(CORES, _core_pixels(layer))
+    return next(s for s in _mma_schedules(layer, isa))
+
+
+def _core_pixels(layer):
+    """Four pixels share each word of weights that is loaded; where there are few of them, a single one keeps more warps busy."""
+    return 1 if layer.is_dense or layer.out_pixels < 64 else 4
+
+
+def _on_tensor_cores(layer, isa):
+    """Whether there are any for the layer's sums, and the layer is not too small for them."""
+    if not isa.mma or not tiles.fits(layer) or (isa.operation == "xor" and not layer.by_xor):
+        return False
+    return layer.outputs >= 16 and layer.taps * layer.bits >= 128
+
+
+#: Tiles: rows, columns, rows and columns of a warp, slices. Large ones first.
+_TILES = (
+    (128, 128, 64, 64, 1),
+    (128, 128, 64, 32, 1),
+    (128, 64, 32, 64, 1),
+    (64, 64, 32, 32, 1),
+    (64, 64, 32, 32, 2),
+    (64, 32, 32, 32, 1),
+    (64, 32, 32, 32, 4),
+    (32, 32, 32, 32, 4),
+)
+
+
+def _mma_schedules(layer, isa):
+    """Valid schedules, the default first."""
+    found = []
+    for rows, columns, warp_rows, warp_columns, slices in _TILES:
+        for slab in (128, 64):
+            if slab // mma.INSTRUCTIONS[isa.operation].step % slices:
+                continue
+            for stages in (4, 3, 2):
+                one = Schedule(MMA, rows, columns, warp_rows, warp_columns, slab, stages, slices)
+                if _fits(layer, one, isa):
+                    found.append(one)
+    wanted = _wanted(layer)
+    return sorted(found, key=lambda s: wanted(s))
+
+
+def _wanted(layer):
+    """What orders schedules: columns that are all used, a large tile where there are many pixels, a slab that K fills."""
+    kernel_bytes = layer.taps * layer.group_words * 4
+    pixels = 1 if layer.is_dense else layer.out_pixels
+    columns = next(c for c in (32, 64, 128) if c >= min(layer.outputs, 128))
+    rows = 128 if layer.is_dense or pixels >= 784 else 64
+    slab = 128 if kernel_bytes >= 256 else 64
+
+    def key(s):
+        return abs(s.columns - columns), abs(s.rows - rows), s.slices, abs(s.slab - slab), abs(s.stages - 3), -s.warp_rows * s.warp_columns
+
+    return key
+
+
+def _fits(layer, schedule, isa):
+    """Whether shared memory and registers suffice."""
+    kernel = _kernel(layer, schedule, isa, "")
+    several = 1 + (len(kernel.passes) > 1) + layer.scaled
+    return 4 * kernel.shared_words <= isa.block_shared_bytes and kernel.sums_of_thread * several <= 160 and kernel.threads <= 512
+
+
+def _shape(layer, schedule):
+    return tiles.Shape(layer, schedule.rows, schedule.columns, schedule.slab, schedule.stages)
+
+
+def _kernel(layer, schedule, isa, name):
+    shape = _shape(layer, schedule)
+    return mma.MmaKernel(shape, schedule.warp_rows, schedule.warp_columns, schedule.slices, isa, name)
+
+
+def space(spec, isa):
+    """Schedules worth trying, the default first."""
+    layer = Layer.of(spec)
+    found = [default_schedule(spec, isa), *(Schedule(CORES, p) for p in (1, 2, 4, 8))]
+    if _on_tensor_cores(layer, isa):
+        found += _mma_schedules(layer, isa)
+    return list(dict.fromkeys(found))
+
+
+def pack_weights(spec, schedule, isa, weights):
+    """Weights in the kernel's layout, with the constants that belong to them; ``weights`` is uint32[Q', O, kh, kw, words]."""
+    layer = Layer.of(spec)
+    if schedule.engine == CORES:
+        return cores.pack_weights(layer, weights)
+    return tiles.pack_weights(_shape(layer, schedule), weights, isa.operation == "xor")
+
+
+def build(spec, schedule, isa, name):
+    """The kernel."""
+    layer = Layer.of(spec)
+    if schedule.engine == CORES:
+        return cores.Kernel(layer, schedule.rows, name).function()
+    return _kernel(layer, schedule, isa, name).function()
+

@@ -1,0 +1,360 @@
+"""Layers of bits on the tensor cores of single warps: ``mma`` on bits.
+
+A block has a grid of warps, each of which computes ``warp_rows`` x ``warp_columns``; ``slices`` such grids share the steps of each slab and add
+their sums up in shared memory, which keeps more warps busy where a result has few tiles.
+
+sm_75 has xor and 8 x 8 x 128 bits, later ones and, 16 x 8 x 256.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tvm import tirx
+
+from bnntvm.schedules import tir
+from bnntvm.schedules.cuda import simt
+from bnntvm.schedules.cuda.cores import Place
+from bnntvm.schedules.cuda.epilogue import Quad, Value
+from bnntvm.schedules.cuda.tiles import TileKernel, swizzle
+from bnntvm.spec import WORD_BITS, words
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """Rows, and bytes of K, of an instruction; accumulators of a thread; words of a fragment of A and of B."""
+
+    function: str
+    rows: int
+    step: int
+    accumulators: int
+    a_words: int
+    b_words: int
+
+
+INSTRUCTIONS = {
+    "and": Instruction("bnn_mma_and", 16, 32, 4, 4, 2),
+    "xor": Instruction("bnn_mma_xor", 8, 16, 2, 1, 1),
+}
+
+
+class MmaKernel(TileKernel):
+    """The kernel.
+
+    Parameters
+    ----------
+    shape : tiles.Shape
+    warp_rows, warp_columns : int
+        Tile of a warp; columns a multiple of 32.
+    slices : int
+    """
+
+    def __init__(self, shape, warp_rows, warp_columns, slices, isa, name):
+        self.warp_rows, self.warp_columns, self.slices = warp_rows, warp_columns, slices
+        self.grid = shape.rows // warp_rows, shape.columns // warp_columns
+        self.warps = self.grid[0] * self.grid[1]
+        super().__init__(shape, self.warps * slices * simt.WARP, isa, name)
+        self.instruction = INSTRUCTIONS[isa.operation]
+        self.asynchronous = isa.async_copy
+        one = self.instruction
+        self.row_pieces, self.column_pieces = warp_rows // one.rows, warp_columns // 8
+        self.sums_of_thread = self.row_pieces * self.column_pieces * one.accumulators
+
+    @property
+    def ring_words(self):
+        """Words of shared memory of the stages, which the reduction of slices uses again."""
+        reduction = (self.slices - 1) * self.warps * self.sums_of_thread * simt.WARP
+        return max(self.shape.stages * self.shape.stage_words, reduction)
+
+    @property
+    def shared_words(self):
+        """Words of shared memory: the ring, and a sum for each row."""
+        return self.ring_words + (self.shape.rows if self.counts_rows else 0)
+
+    def function(self):
+        return simt.kernel(self.name, self.params, self.row_tiles() * self.column_tiles, self.threads, self._body)
+
+    def _body(self, block, thread):
+        shape, body = self.shape, []
+
+        def named(name, value):
+            variable, statement = simt.bind(name, value)
+            body.append(statement)
+            return variable
+
+        self.begin(named, body)
+        self.memory, allocate = simt.shared(self.shared_words)
+        body.append(allocate)
+        self.thread, self.lane, warp = thread, named("lane", simt.mod(thread, 32)), named("warp", simt.div(thread, 32))
+        row_tile, column_tile = self.tile_of(named, block)
+        self.slice, warp = named("slice", simt.div(warp, self.warps)), named("place", simt.mod(warp, self.warps))
+        self.warp, self.warp_row = warp, named("warp_row", simt.div(warp, self.grid[1]) * self.warp_rows)
+        self.warp_column = named("warp_column", simt.mod(warp, self.grid[1]) * self.warp_columns)
+        group, in_group = simt.div(column_tile, shape.column_tiles), simt.mod(column_tile, shape.column_tiles)
+        self.offset = simt.i32(0) if self.layer.groups == 1 else named("offset", group * self.layer.group_words)
+        self.weight_base = named("weight_base", simt.wide(column_tile) * (self.layer.weight_planes * shape.slabs * shape.columns * shape.row_words))
+        self.first_word = named("first_word", group * words(self.layer.outputs) + simt.div(in_group * shape.columns + self.warp_column, 32))
+        self.word_limit = named("word_limit", (group + 1) * words(self.layer.outputs))
+        self.row_tile = row_tile
+        self.rows = self.rows_of_threads(named, thread, self.threads, row_tile)
+        body += self.rows.allocate
+        self.sums, allocate = simt.registers("sums", self.sums_of_thread, "int32")
+        body.append(allocate)
+        several = len(self.passes) > 1
+        if several:
+            self.totals, allocate = simt.registers("totals", self.sums_of_thread, "int32")
+            body.append(allocate)
+        if self.layer.scaled:
+            self.results, allocate = simt.registers("results", self.sums_of_thread, "float32")
+            body.append(allocate)
+        self._addresses(named)
+        self._fragments(body)
+        for number, product in enumerate(self.layer.products):
+            own = [one for one in self.passes if one.product == number]
+            body += self.rows.clear()
+            for index, one in enumerate(own):
+                body += self._walk(named, one)
+                body += self.rows.add_counts(one)
+                if several:
+                    body += self._fold(one, index == 0)
+            body += self._reduce_slices(self.totals if several else self.sums)
+            body += self.rows.publish(self.memory, self.ring_words)
+            body.append(simt.sync() if self.counts_rows else [])
+            if self.layer.scaled:
+                body += self._scale(number, 1 if several else own[0].factor)
+                body.append(simt.sync())  # the sums of rows are written again
+        factor = None if self.layer.scaled else 1 if several else self.passes[0].factor
+        emitted = tir.seq(self._emit(factor))
+        body.append(emitted if self.slices == 1 else tirx.IfThenElse(tirx.EQ(self.slice, simt.i32(0)), emitted, None))
+        return body
+
+    # Walking along K
+
+    def _walk(self, named, one):
+        """One pass: copies run ``stages - 1`` slabs ahead of the products."""
+        shape, body = self.shape, []
+        ahead = shape.stages - 1
+        body += [simt.put(self.sums, i, simt.i32(0)) for i in range(self.sums_of_thread)]
+        body += self.rows.clear_counts(one)
+        body.append(simt.sync())  # the ring may still be read
+        for slab in range(min(ahead, shape.slabs)):
+            body += self._load(one, simt.i32(slab), simt.i32(slab)) + self._commit()
+        body += [s for _ in range(ahead - min(ahead, shape.slabs)) for s in self._commit()]
+
+        def step(slab):
+            inner = []
+
+            def here(name, value):
+                variable, statement = simt.bind(name, value)
+                inner.append(statement)
+                return variable
+
+            stage = here("stage", simt.mod(slab, shape.stages))
+            if self.asynchronous:
+                inner.append(simt.do("bnn_copy_wait", simt.i32(ahead - 1)))
+            inner += self.rows.count_bits(self.memory, stage, one)
+            inner.append(simt.sync())
+            coming = slab + ahead
+            load = self._load(one, coming, simt.mod(coming, shape.stages))
+            inner.append(tirx.IfThenElse(coming < simt.i32(shape.slabs), tir.seq(load), None))
+            inner += self._commit()
+            inner += self._multiply(here, inner, stage)
+            return inner
+
+        body.append(simt.loop("slab", shape.slabs, step))
+        return body
+
+    def _commit(self):
+        return [simt.do("bnn_copy_commit")] if self.asynchronous else []
+
+    def _load(self, one, slab, stage):
+        """Copies of one slab."""
+        body, shape = [], self.shape
+
+        def named(name, value):
+            variable, statement = simt.bind(name, value)
+            body.append(statement)
+            return variable
+
+        function = "bnn_copy_async" if self.asynchronous else "bnn_copy"
+        body += self.rows.copy(named, self.memory, self._planes[one.data], self.offset, slab, stage, function)
+        count = shape.columns * shape.row_words // 4  # 16-byte chunks of the weights, already in order
+        source = named("source", self.weight_base + simt.wide(slab + one.weights * shape.slabs) * (shape.columns * shape.row_words))
+        target = stage * shape.stage_words + shape.rows * shape.row_words
+        for i in range(-(-count // self.threads)):
+            chunk = self.thread + i * self.threads
+            copy = simt.do(f"{function}4", simt.pointer(self.memory, target + chunk * 4),
+                           simt.pointer(self.weights, source + simt.wide(chunk * 4)), tir.constant(True, "bool"))  # fmt: skip
+            whole = (i + 1) * self.threads <= count
+            body.append(copy if whole else tirx.IfThenElse(chunk < simt.i32(count), copy, None))
+        return body
+
+    # Products
+
+    def _addresses(self, named):
+        """Where a lane's rows of the four 8 x 16-byte matrices of a load begin, without the slab's swizzle."""
+        matrix, row = simt.div(self.lane, 8), simt.mod(self.lane, 8)
+        if self.instruction.rows == 16:  # A: rows 0-7 and 8-15 of the first 16 bytes, then of the second; B: both halves of 8, then of the next 8
+            a_row, self.a_half = tirx.bitwise_and(matrix, simt.i32(1)) * 8 + row, named("a_half", simt.div(matrix, 2))
+            b_row, self.b_half = simt.div(matrix, 2) * 8 + row, named("b_half", tirx.bitwise_and(matrix, simt.i32(1)))
+        else:  # four times 8 rows
+            a_row = b_row = matrix * 8 + row
+            self.a_half = self.b_half = simt.i32(0)
+        self.a_row, self.b_row = named("a_row", self.warp_row + a_row), named("b_row", self.warp_column + b_row)
+
+    def _fragments(self, body):
+        loads = -(-self.row_pieces * self.instruction.a_words // 4), -(-self.column_pieces * self.instruction.b_words // 4)
+        self.loads = loads
+        self.a, allocate_a = simt.registers("a", loads[0] * 4, "uint32")
+        self.b, allocate_b = simt.registers("b", loads[1] * 4, "uint32")
+        body += [allocate_a, allocate_b]
+
+    def _multiply(self, here, inner, stage):
+        """The products of one slab."""
+        shape, one = self.shape, self.instruction
+        steps = shape.slab // one.step
+        base = here("a_base", stage * shape.stage_words)
+        if self.slices == 1:
+            return [self._step(base, k * (one.step // 16)) for k in range(steps)]
+        own = []
+        for k in range(steps // self.slices):
+            own.append(self._step(base, (simt.i32(k * self.slices) + self.slice) * (one.step // 16)))
+        return own
+
+    def _step(self, base, chunk):
+        """One step along K from 16-byte chunk ``chunk`` of the slab on."""
+        shape, one, body = self.shape, self.instruction, []
+        a_rows = 4 // one.a_words * one.rows  # rows of a load
+        b_rows = 4 // one.b_words * 8
+        for target, count, rows, row, half, begin in (
+            (self.a, self.loads[0], a_rows, self.a_row, self.a_half, 0),
+            (self.b, self.loads[1], b_rows, self.b_row, self.b_half, shape.rows * shape.row_words),
+        ):
+            for i in range(count):
+                place = tirx.bitwise_xor(simt.i32(chunk), tirx.bitwise_xor(half, swizzle(row, shape.slab)))
+                where = base + begin + (row + i * rows) * shape.row_words + place * 4
+                body.append(simt.do("bnn_load_matrices", simt.pointer(target, 4 * i), simt.pointer(self.memory, where)))
+        for i in range(self.row_pieces):
+            for j in range(self.column_pieces):
+                d = simt.pointer(self.sums, self._sum(i, j, 0))
+                a, b = simt.pointer(self.a, i * one.a_words), simt.pointer(self.b, j * one.b_words)
+                body.append(simt.do(one.function, d, a, b))
+        return body
+
+    def _sum(self, i, j, e):
+        """Number of an accumulator."""
+        return (i * self.column_pieces + j) * self.instruction.accumulators + e
+
+    def _fold(self, one, first):
+        """Add a pass to the total."""
+        body = []
+        for i in range(self.sums_of_thread):
+            value = simt.at(self.sums, i) * one.factor
+            body.append(simt.put(self.totals, i, value if first else simt.at(self.totals, i) + value))
+        return body
+
+    def _reduce_slices(self, sums):
+        """Add the sums of all slices to those of the first one."""
+        if self.slices == 1:
+            return []
+
+        def place(number, i):
+            return ((number * self.warps + self.warp) * self.sums_of_thread + i) * simt.WARP + self.lane
+
+        give = [simt.put(self.memory, place(self.slice - 1, i), tirx.reinterpret("uint32", simt.at(sums, i))) for i in range(self.sums_of_thread)]
+        take = []
+        for i in range(self.sums_of_thread):
+            value = simt.at(sums, i)
+            for number in range(self.slices - 1):
+                value = value + tirx.reinterpret("int32", simt.at(self.memory, place(simt.i32(number), i)))
+            take.append(simt.put(sums, i, value))
+        first = tirx.EQ(self.slice, simt.i32(0))
+        return [
+            simt.sync(),
+            tirx.IfThenElse(tirx.Not(first), tir.seq(give), None),
+            simt.sync(),
+            tirx.IfThenElse(first, tir.seq(take), None),
+        ]
+
+    # Results
+
+    def _cells(self):
+        """``(row in the block, first accumulator of the row)`` of the rows of a thread."""
+        quad = simt.div(self.lane, 4)
+        for i in range(self.row_pieces):
+            for half in range(self.instruction.rows // 8):
+                yield i, half, self.warp_row + (i * self.instruction.rows + half * 8) + quad
+
+    def _bit(self, j, e):
+        """The channel's bit in its word, of accumulator ``e`` of the row in column piece ``j``."""
+        return tirx.bitwise_and(self.lane, simt.i32(3)) * 2 + (8 * (j % 4) + e)
+
+    def _row(self, row):
+        """``(place, sum of the data's popcounts, statements)`` of a row of the block."""
+        body = []
+
+        def named(name, value):
+            variable, statement = simt.bind(name, value)
+            body.append(statement)
+            return variable
+
+        place = Place(self.layer, named, self.row_tile * self.shape.rows + row, self.total_rows)
+        counted = named("counted", tirx.reinterpret("int32", simt.at(self.memory, row + self.ring_words))) if self.counts_rows else None
+        return place, counted, body
+
+    def _anchor(self, product, place, counted, word, bit, value, scope, key):
+        """The dot product from an accumulator."""
+        channel = tirx.min(word, simt.i32(words(self.layer.channels) - 1)) * WORD_BITS + bit
+        if self.layer.class_count == 1:
+            if key not in scope:
+                constant, bind = simt.bind("constant", self.tables.constant(product, place, channel))
+                scope[key] = constant
+                scope["statements"].append(bind)
+            constant = scope[key]
+        else:
+            constant = self.tables.constant(product, place, channel)
+        return value + constant if counted is None else value + (constant + counted)
+
+    def _emit(self, factor):
+        """Epilogues of all words of a thread; ``factor`` of the sums, None where results are floats already."""
+        body = []
+        sums = self.results if factor is None else self.totals if len(self.passes) > 1 else self.sums
+        for w in range(self.warp_columns // WORD_BITS):
+            word, bind = simt.bind("word", self.first_word + w)
+            inner, scope, constants = [bind], {}, {"statements": []}
+            partial = self.layer.outputs % self.shape.columns != 0
+            exists = word < self.word_limit if partial else None
+            for i, half, row in self._cells():
+                place, counted, statements = self._row(row)
+                inner += statements
+                values = []
+                for j in range(4 * w, 4 * w + 4):
+                    for e in range(2):
+                        value, bit = simt.at(sums, self._sum(i, j, 2 * half + e)), self._bit(j, e)
+                        if factor is not None:
+                            value = self._anchor(0, place, counted, word, bit, value * factor, constants, (j, e))
+                        values.append(Value(value, bit, (j, e)))
+                inner += constants["statements"]
+                constants["statements"] = []
+                inner += self.emitter.emit(values, place.pixel, word, Quad(self.lane), scope, exists)
+            body.append(tir.seq(inner))
+        return body
+
+    def _scale(self, number, factor):
+        """Add a product to the float results."""
+        body, padded = [], words(self.layer.channels) * WORD_BITS
+        sums = self.totals if len(self.passes) > 1 else self.sums
+        for i, half, row in self._cells():
+            place, counted, statements = self._row(row)
+            body += statements
+            for j in range(self.column_pieces):
+                word = tirx.min(self.first_word + j // 4, simt.i32(words(self.layer.channels) - 1))
+                for e in range(2):
+                    k, bit = self._sum(i, j, 2 * half + e), self._bit(j, e)
+                    scope = {"statements": body}
+                    value = self._anchor(number, place, counted, word, bit, simt.at(sums, k) * factor, scope, (j, e))
+                    scale = simt.at(self._scales[0], word * WORD_BITS + bit + number * padded)
+                    value = simt.call("bnn_mul", tirx.Cast("float32", value), scale)
+                    value = value if number == 0 else simt.call("bnn_add", simt.at(self.results, k), value)
+                    body.append(simt.put(self.results, k, value))
+        return body
