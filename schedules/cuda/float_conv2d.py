@@ -10,7 +10,7 @@ import numpy as np
 from tvm import tirx
 
 from bnntvm.schedules import tir
-from bnntvm.schedules.cuda import cells, simt, patches
+from bnntvm.schedules.cuda import cells, patches, simt
 from bnntvm.schedules.cuda import epilogue as tail
 from bnntvm.schedules.float_conv2d import reference
 

@@ -11,7 +11,7 @@ from tvm import tirx
 
 from bnntvm import spec as specs
 from bnntvm.schedules import tir
-from bnntvm.schedules.cuda import cells, coding, functions, simt, patches
+from bnntvm.schedules.cuda import cells, coding, functions, patches, simt
 from bnntvm.schedules.cuda import epilogue as tail
 from bnntvm.schedules.int8_conv2d import reference
 

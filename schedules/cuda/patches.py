@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from tvm import tirx
 
 from bnntvm.schedules import tir
-from bnntvm.schedules.cuda import epilogue as tail
 from bnntvm.schedules.cuda import cells, functions, simt
+from bnntvm.schedules.cuda import epilogue as tail
 
 WARP_PIXELS, WORD, SIDE = 64, 32, functions.SIDE
 #: Shared memory of a block, so that several fit on a multiprocessor.

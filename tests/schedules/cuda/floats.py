@@ -29,7 +29,8 @@ def check(family, spec, data, weights, channels, dims, rng, schedule=None, input
     """
     schedule = schedule or family.default_schedule(spec, ISA)
     inputs = epilogue_inputs(rng, spec.epilogue, channels, dims) if inputs is None else inputs
-    before, after = (data[: data.index(None)], data[data.index(None) + 1 :]) if any(d is None for d in data) else (data, [])
+    at = next((i for i, one in enumerate(data) if one is None), len(data))
+    before, after = data[:at], data[at + 1 :]
     plain = [*before, *([] if weights is None else [weights]), *after]
     packed = [*before, *([] if weights is None else [family.pack_weights(spec, schedule, ISA, weights)]), *after]
     outputs = [(epilogues.output_shape(o, channels, dims), epilogues.output_dtype(o)) for o in spec.epilogue.outputs]
