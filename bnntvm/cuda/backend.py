@@ -52,11 +52,12 @@ class Cuda:
         return mod, [dtype(p) == "float32" for p in mod["main"].params]
 
     def compile(self, mod, isa):
-        from bnntvm.build import Compiled, constants_bytes, order_shape_stores
+        from bnntvm.build import Compiled, constants_bytes, fresh_outputs, order_shape_stores
 
         target = device_target(isa)
         with target:
-            mod = legalise(own_results(mod), isa)
+            mod = ScheduleFallback()(legalise(own_results(mod)))
+            inputs, results = len(mod["main"].params), len(fresh_outputs(mod["main"]))
             calls, constants = kernel_calls(mod), constants_bytes(mod)
             mod = tvm.transform.Sequential(
                 [relax.transform.ToNonDataflow(), relax.transform.RemovePurityChecking(), relax.transform.CallTIRRewrite()]
@@ -76,8 +77,7 @@ class Cuda:
             mod[finite.NAME] = finite.build(isa).with_attr("global_symbol", finite.NAME)
             with packing.source_kept():
                 executable = relax.build(mod, target=target, relax_pipeline=None, tir_pipeline=tir_pipeline.NAME)
-        count = len(mod["main"].params)
-        compiled = Compiled(executable, ["main"], calls, memory.storage_bytes(1), constants, [True] * count, [True] * count)
+        compiled = Compiled(executable, ["main"], calls, memory.storage_bytes(1), constants, [True] * results, [True] * inputs)
         compiled.memory, compiled.device_code = memory, []
         return compiled
 
@@ -103,10 +103,9 @@ class Cuda:
         )
 
 
-def legalise(mod, isa):
-    """Kernels for what no family takes; to be called within the target."""
-    mod = relax.transform.LegalizeOps(skip_ops=["relax.reshape"])(mod)
-    return ScheduleFallback()(relax.transform.DeadCodeElimination()(mod))
+def legalise(mod):
+    """Kernels of TVM's, without threads yet, for what no family takes; to be called within the target."""
+    return relax.transform.DeadCodeElimination()(relax.transform.LegalizeOps(skip_ops=["relax.reshape"])(mod))
 
 
 def own_results(mod):
@@ -137,7 +136,7 @@ class _Copies(Rewriter):
         count = tvm.tirx.IntImm("int64", 1)
         for extent in shape:
             count = count * extent
-        count = tvm.arith.Analyzer().simplify(count)
+        count = tvm.sym.Analyzer().simplify(count)
         gvar = self.builder.add_func(copy.build(kind).without_attr("global_symbol").with_attr("bnn.kernel", f"copy_{kind}"), f"copy_{kind}")
         value = value if not isinstance(value, GenericConst) else self.builder.emit(value)
         flat = self.emit(relax.op.reshape(value, [count]))

@@ -117,7 +117,7 @@ class _Planner:
         outputs = [relax.Var(f"result_{i}", r.ty) for i, r in enumerate(results)]
         written = {self.roots[r]: out for r, out in zip(results, outputs)}
         placed = self._place({root for root in self.allocations if root not in written})
-        storages = [relax.Var(f"storage_{i}", relax.TensorType(dtype="uint8", ndim=1)) for i in range(len(self.plan.storages))]
+        storages = [_storage_parameter(i) for i in range(len(self.plan.storages))]
         builder, made = relax.BlockBuilder(), []
         for binding in self.bindings:
             value = binding.value
@@ -130,9 +130,8 @@ class _Planner:
         nothing = relax.Var("nothing", relax.TupleType([]))
         made.append(relax.VarBinding(nothing, builder.normalize(relax.Tuple([]))))
         body = builder.normalize(relax.SeqExpr([relax.BindingBlock(made)], nothing))
-        func = relax.Function(
-            [*self.func.params, *outputs, *storages], body, relax.TupleType([]), is_pure=False, attrs=self.func.attrs
-        )
+        params = [*self.func.params, *outputs, *storages]
+        func = relax.Function(params, body, relax.TupleType([]), is_pure=self.func.is_pure, attrs=self.func.attrs)
         out = tvm.IRModule({gv: f for gv, f in self.mod.functions_items() if gv.name_hint != self.name}, attrs=self.mod.attrs)
         out[tvm.ir.GlobalVar(self.name)] = func
         return out, self.plan
@@ -188,11 +187,11 @@ class _Planner:
         for extent in call.args[0].values:
             count = count * extent
         if self.batch is None:
-            value = tvm.arith.Analyzer().simplify(count)
+            value = tvm.sym.Analyzer().simplify(count)
             return Bytes(0, int(value)) if isinstance(value, tvm.tirx.IntImm) else None
         values = []
         for batch in (0, 1, 2, 97):
-            analyzer = tvm.arith.Analyzer()
+            analyzer = tvm.sym.Analyzer()
             analyzer.bind(self.batch, tvm.tirx.IntImm("int64", batch))
             value = analyzer.simplify(count)
             if not isinstance(value, tvm.tirx.IntImm):
@@ -203,18 +202,24 @@ class _Planner:
         return Bytes(slope, fixed) if linear else None
 
 
+def _storage_parameter(number):
+    """A run of bytes, of any length."""
+    length = tvm.tirx.Var(f"bytes_{number}", "int64")
+    return relax.Var(f"storage_{number}", relax.TensorType([length], "uint8"))
+
+
 def allocates(func):
     """Whether a kernel keeps something in the device's global memory while it runs (kernels of TVM's own may)."""
     found = []
 
-    def note(buffer):
-        found.append(buffer.scope() in ("", "global"))
+    def note(*buffers):
+        found.extend(buffer.scope() in ("", "global") for buffer in buffers)
 
     structural_visit(
         func.body,
         [
             (tvm.tirx.AllocBuffer, lambda node, _visitor: note(node.buffer)),
-            (tvm.s_tir.SBlock, lambda node, _visitor: [note(buffer) for buffer in node.alloc_buffers]),
+            (tvm.s_tir.SBlock, lambda node, _visitor: note(*node.alloc_buffers)),
         ],
     )
     return any(found)
