@@ -71,6 +71,25 @@ def _erf(_threads, a):
     return np.vectorize(erf, otypes=[np.float32])(a)
 
 
+# Names ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def _named(dtype, kind):
+    @define(f"bnn_named_{dtype}", dtype, f"{kind} bnn_named_{dtype}({kind} v) {{ return v; }}")
+    def same(_threads, v):
+        return v
+
+
+for _dtype, _kind in (("int32", "int"), ("int64", "int64_t"), ("uint32", "unsigned"), ("bool", "bool")):
+    _named(_dtype, _kind)
+
+
+@define("bnn_unknown", "int32", """int bnn_unknown(int v) { asm("" : "+r"(v)); return v; }""")
+def _unknown(_threads, v):
+    """``v``, of which the compiler knows nothing."""
+    return v
+
+
 # Warps ----------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -168,21 +187,15 @@ def _copy_commit(threads):
     threads.commit("copy")
 
 
-@define("bnn_copy_wait", "", """
-template <int n> __device__ __forceinline__ void bnn_copy_wait_() { asm volatile("cp.async.wait_group %0;" :: "n"(n) : "memory"); }
-__device__ __forceinline__ void bnn_copy_wait(int n) {
-  switch (n) {
-    case 0: bnn_copy_wait_<0>(); break;
-    case 1: bnn_copy_wait_<1>(); break;
-    case 2: bnn_copy_wait_<2>(); break;
-    case 3: bnn_copy_wait_<3>(); break;
-    case 4: bnn_copy_wait_<4>(); break;
-    case 5: bnn_copy_wait_<5>(); break;
-    default: bnn_copy_wait_<6>(); break;
-  }
-}""", needs=80)
-def _copy_wait(threads, left):
-    threads.wait("copy", int(left))
+def _copy_wait(left):
+    @define(f"bnn_copy_wait{left}", "", f"""
+void bnn_copy_wait{left}() {{ asm volatile("cp.async.wait_group {left};" ::: "memory"); }}""", needs=80)
+    def wait(threads):
+        threads.wait("copy", left)
+
+
+for _left in range(8):
+    _copy_wait(_left)
 
 
 @define("bnn_load_matrices", "", """

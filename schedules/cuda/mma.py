@@ -151,7 +151,7 @@ class MmaKernel(TileKernel):
 
             stage = here("stage", simt.mod(slab, shape.stages))
             if self.asynchronous:
-                inner.append(simt.do("bnn_copy_wait", simt.i32(ahead - 1)))
+                inner.append(simt.do(f"bnn_copy_wait{ahead - 1}"))
             inner += self.rows.count_bits(self.memory, stage, one)
             inner.append(simt.sync())
             coming = slab + ahead
@@ -161,7 +161,7 @@ class MmaKernel(TileKernel):
             inner += self._multiply(here, inner, stage)
             return inner
 
-        body.append(simt.loop("slab", shape.slabs, step))
+        body.append(simt.loop("slab", shape.slabs, step, rolled=True))
         return body
 
     def _commit(self):

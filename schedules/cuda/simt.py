@@ -13,6 +13,7 @@ from bnntvm.schedules import tir
 from bnntvm.schedules.cuda import device
 
 WARP = 32
+_NAMED = ("int32", "int64", "uint32", "bool")
 
 
 def i32(value):
@@ -105,16 +106,24 @@ def sync():
     return tirx.Evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared"))
 
 
-def loop(name, extent, body, unroll=False):
-    """A loop from 0 over int32; ``unroll`` writes it out here."""
-    if isinstance(extent, int) and (unroll or extent <= 1):
+def loop(name, extent, body, rolled=False):
+    """A loop from 0 over int32; nvcc does not know the number of steps of a ``rolled`` one, and so does not write it out."""
+    if isinstance(extent, int) and extent <= 1:
         return [body(i32(i)) for i in range(extent)]
+    if rolled:
+        extent = call("bnn_unknown", i32(extent))
     variable = tirx.Var(f"{name}_{next(tir._fresh)}", "int32")
     return tirx.For(variable, i32(0), i32(extent), tirx.ForKind.SERIAL, tir.seq(body(variable)))
 
 
 def bind(name, value):
-    """``(variable, statement)``: a name for a value."""
+    """``(variable, statement)``: a name for a value.
+
+    Integers pass through a function: TVM would write what it can look into out again at every use.
+    """
+    dtype = tir.dtype_of(value)
+    if dtype in _NAMED and not isinstance(value, (tirx.Var, tirx.IntImm)):
+        value = call(f"bnn_named_{dtype}", value)
     variable = tirx.Var(f"{name}_{next(tir._fresh)}", tir.dtype_of(value))
     return variable, tirx.Bind(variable, value)
 

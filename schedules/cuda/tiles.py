@@ -208,6 +208,19 @@ class TileKernel:
         return _Rows(self, named, thread, threads, row_tile)
 
 
+def _linear(layer):
+    """Whether the result's pixels are the image's pixels, one after the other."""
+    window = layer.window
+    return window.kernel == (1, 1) and window.strides == (1, 1) and not any(window.pads)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of which no more has to be known than whether it exists."""
+
+    exists: object
+
+
 class _Rows:
     """The rows that one thread copies, and what it counts of them."""
 
@@ -219,8 +232,14 @@ class _Rows:
         self.step = threads // shape.chunks
         self.count = -(-shape.rows // self.step)
         self.partial = shape.rows % self.step != 0  # the last rows of some threads are past the tile
-        self.places = [Place(self.layer, named, row_tile * shape.rows + self._row(i), kernel.total_rows) for i in range(self.count)]
-        self.bases = [named("base", simt.wide(place.tap(0, 0)[1]) * self.layer.pixel_words) for place in self.places]
+        first_row = named("first_row", row_tile * shape.rows + self.first)
+        if _linear(self.layer):
+            self.places = [_Row(first_row + i * self.step < kernel.total_rows) for i in range(self.count)]
+            first = named("base", simt.wide(first_row) * self.layer.pixel_words)
+            self.bases = [first + i * self.step * self.layer.pixel_words for i in range(self.count)]
+        else:
+            self.places = [Place(self.layer, named, first_row + i * self.step, kernel.total_rows) for i in range(self.count)]
+            self.bases = [named("base", simt.wide(place.tap(0, 0)[1]) * self.layer.pixel_words) for place in self.places]
         self.counts, allocate = simt.registers("row_counts", self.count, "int32")
         self.sums, allocate_sums = simt.registers("row_sums", self.count, "int32")
         self.allocate = [allocate, allocate_sums] if kernel.counts_rows else []
@@ -253,7 +272,7 @@ class _Rows:
         statements = []
         for i, (place, base) in enumerate(zip(self.places, self.bases)):
             valid = place.exists
-            if layer.taps > 1 or not (place.never_outside(0) and place.never_outside(1)):
+            if not _linear(layer):
                 valid = tirx.And(valid, place.tap(r, s)[0])
             valid = valid if inside_k is None else tirx.And(inside_k, valid)
             valid, bind = simt.bind("valid", valid)
