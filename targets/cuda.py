@@ -47,6 +47,8 @@ class CudaIsa(Isa):
         Shared memory that one block may have, and that a multiprocessor has.
     threads : int
         Threads that a multiprocessor holds.
+    multiprocessors : int
+        Of the usual device with it; blocks that stay are as many.
     popcounts : int
         32-bit population counts of a multiprocessor per cycle.
     """
@@ -59,6 +61,7 @@ class CudaIsa(Isa):
     block_shared_bytes: int = 48 << 10
     shared_bytes: int = 64 << 10
     threads: int = 1024
+    multiprocessors: int = 108
     popcounts: int = 16
 
 
@@ -71,8 +74,8 @@ def _level(arch, block_shared, shared, threads, mma=(), operation="", **more):
 
 #: Best first.
 LEVELS = (
-    _level("sm_90a", 227, 228, 2048, (16, 8, 256), "and", wgmma=True, tensor_copy=True),
-    _level("sm_90", 227, 228, 2048, (16, 8, 256), "and", tensor_copy=True),
+    _level("sm_90a", 227, 228, 2048, (16, 8, 256), "and", wgmma=True, tensor_copy=True, multiprocessors=132),
+    _level("sm_90", 227, 228, 2048, (16, 8, 256), "and", tensor_copy=True, multiprocessors=132),
     _level("sm_89", 99, 100, 1536, (16, 8, 256), "and"),
     _level("sm_87", 163, 164, 1536, (16, 8, 256), "and"),
     _level("sm_86", 99, 100, 1536, (16, 8, 256), "and"),

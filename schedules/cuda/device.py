@@ -254,3 +254,150 @@ def _mma_xor(threads, d, a, b):
     threads.by_warp(a.index, "bnn_mma_xor")
     rows, columns = _fragment(threads, a, 1)[..., 0], _fragment(threads, b, 1)[..., 0]
     _add(threads, d, np.bitwise_count(rows[:, :, None] ^ columns[:, None]).sum(-1, dtype=np.int32))
+
+
+# Barriers in shared memory (mbarrier) and bulk copies, sm_90 ----------------------------------------------------------------------------
+
+
+@define("bnn_barrier_init", "", """
+void bnn_barrier_init(unsigned* bar, int count) {
+  unsigned s = (unsigned)__cvta_generic_to_shared(bar);
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" :: "r"(s), "r"(count) : "memory");
+}""", needs=90)
+def _barrier_init(threads, bar, count):
+    """``count`` arrivals complete a phase; a barrier takes two words."""
+    for key in threads.barriers_of(bar):
+        threads.barriers[key] = threads.new_barrier(int(count))
+
+
+@define("bnn_barrier_fence", "", """
+void bnn_barrier_fence() { asm volatile("fence.mbarrier_init.release.cluster;\\nfence.proxy.async.shared::cta;" ::: "memory"); }""", needs=90)
+def _barrier_fence(threads):
+    """Barriers that were made are seen by the copy engine."""
+
+
+@define("bnn_proxy_fence", "", """
+void bnn_proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }""", needs=90)
+def _proxy_fence(threads):
+    """What the thread has written to shared memory is seen by tensor cores."""
+    threads.fenced()
+
+
+@define("bnn_barrier_arrive", "", """
+void bnn_barrier_arrive(unsigned* bar) {
+  unsigned s = (unsigned)__cvta_generic_to_shared(bar);
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" :: "r"(s) : "memory");
+}""", needs=90)
+def _barrier_arrive(threads, bar):
+    """One arrival."""
+    threads.arrive(bar)
+
+
+@define("bnn_barrier_expect", "", """
+void bnn_barrier_expect(unsigned* bar, int bytes) {
+  unsigned s = (unsigned)__cvta_generic_to_shared(bar);
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" :: "r"(s), "r"(bytes) : "memory");
+}""", needs=90)
+def _barrier_expect(threads, bar, size):
+    """Arrive, and let the phase wait for ``size`` bytes of bulk copies too."""
+    threads.arrive(bar, int(size))
+
+
+@define("bnn_barrier_wait", "", """
+void bnn_barrier_wait(unsigned* bar, int parity) {
+  unsigned s = (unsigned)__cvta_generic_to_shared(bar);
+  asm volatile("{\\n.reg .pred p;\\nBNN_WAIT_%=:\\n"
+               "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\\n@p bra BNN_DONE_%=;\\nbra BNN_WAIT_%=;\\nBNN_DONE_%=:\\n}"
+               :: "r"(s), "r"(parity) : "memory");
+}""", needs=90)
+def _barrier_wait(threads, bar, parity):
+    """Until the phase of that parity is over (the phase before the first one has parity 1 and is over)."""
+    yield from threads.wait_for(bar, parity)
+
+
+_barrier_wait.waits = True
+
+
+@define("bnn_bulk_copy", "", """
+void bnn_bulk_copy(unsigned* dst, const unsigned* src, int bytes, unsigned* bar) {
+  unsigned d = (unsigned)__cvta_generic_to_shared(dst), b = (unsigned)__cvta_generic_to_shared(bar);
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+               :: "r"(d), "l"(src), "r"(bytes), "r"(b) : "memory");
+}""", needs=90)
+def _bulk_copy(threads, dst, src, size, bar):
+    """Copy ``size`` bytes some time before the phase of the barrier completes that waits for them."""
+    size = int(size)
+    for key, numbers in threads.barriers_of(bar).items():
+        (k,) = (key[0] * threads.per_block + number for number in numbers)
+        to, begin = int(threads.spread(dst.index)[k]), int(threads.spread(src.index)[k])
+        if to % 4 or begin % 4 or size % 16:
+            raise threads.fault("a bulk copy is not aligned")
+        threads.barriers[key].pending.append(threads.bulk(dst.memory, src.memory, k, to, begin, size))
+
+
+# Products of warpgroups, sm_90a -----------------------------------------------------------------------------------------------------------
+
+
+@define("bnn_wgmma_fence", "", """
+void bnn_wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }""", needs=90)
+def _wgmma_fence(threads):
+    """Registers that were written are seen by products that follow."""
+
+
+@define("bnn_wgmma_commit", "", """
+void bnn_wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }""", needs=90)
+def _wgmma_commit(threads):
+    threads.commit("wgmma")
+
+
+def _wgmma_wait(left):
+    @define(f"bnn_wgmma_wait{left}", "", f"""
+void bnn_wgmma_wait{left}() {{ asm volatile("wgmma.wait_group.sync.aligned {left};" ::: "memory"); }}""", needs=90)
+    def wait(threads):
+        threads.wait("wgmma", left)
+
+
+for _left in range(2):
+    _wgmma_wait(_left)
+
+
+def _wgmma(columns):
+    count = columns // 2
+    registers = ", ".join(f"%{i}" for i in range(count))
+    outputs = ", ".join(f'"+r"(d[{i}])' for i in range(count))
+
+    @define(f"bnn_wgmma{columns}", "", f"""
+void bnn_wgmma{columns}(int* d, const unsigned* a, const unsigned* b, int add) {{
+  // Rows of 128 bytes, eight of them a swizzled kilobyte: stride 1024 bytes, 128-byte swizzle.
+  const unsigned long long fixed = (1ull << 62) | (64ull << 32) | (1ull << 16);
+  unsigned long long da = fixed | (((unsigned)__cvta_generic_to_shared(a) & 0x3ffff) >> 4);
+  unsigned long long db = fixed | (((unsigned)__cvta_generic_to_shared(b) & 0x3ffff) >> 4);
+  asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{count + 2}, 0;\\n"
+               "wgmma.mma_async.sync.aligned.m64n{columns}k256.s32.b1.b1.and.popc {{{registers}}}, %{count}, %{count + 1}, p;\\n}}"
+               : {outputs} : "l"(da), "l"(db), "r"(add));
+}}""", needs=90)
+    def multiply(threads, d, a, b, add):
+        """64 rows times ``columns`` over 256 bits, by four warps; without ``add`` the accumulators start at 0. Done when it is waited for."""
+        threads.by_warpgroup(a.index, f"bnn_wgmma{columns}")
+        groups = threads.running().reshape(-1, 128)
+        add = np.broadcast_to(add, (threads.count,))[groups[:, 0]].astype(bool)
+
+        def run():
+            for group, more in zip(groups, add):
+                rows = threads.swizzled(a, group, 64)
+                products = np.zeros((64, columns), np.int32)
+                others = threads.swizzled(b, group, columns)
+                for k in range(8):
+                    products += np.bitwise_count(rows[:, None, k] & others[None, :, k])
+                tile = products.reshape(4, 2, 8, columns // 8, 4, 2)  # warp, half, g, piece, t, e
+                lanes = tile.transpose(0, 2, 4, 3, 1, 5).reshape(128, -1)  # lane 4 g + t; piece, half, e
+                begin = d.index[group][:, None] + np.arange(count)
+                lanes = lanes + d.memory.data[group[:, None], begin] if more else lanes
+                d.memory.data[group[:, None], begin] = lanes
+                d.memory.written[group[:, None], begin] = True
+
+        threads.later("wgmma", run)
+
+
+for _columns in (32, 64, 96, 128, 192, 256):
+    _wgmma(_columns)

@@ -15,13 +15,14 @@ Branches of a :func:`role` (warps with different jobs) run in turns, each up to 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tvm import tirx
 from tvm.ir import Call
 
 from bnntvm.schedules.cuda import device
+from bnntvm.schedules.cuda.races import Clocks, Trace
 
 
 class Fault(Exception):
@@ -31,11 +32,10 @@ class Fault(Exception):
 class Memory:
     """An array: one for all threads, for each block, or for each thread (``rows``)."""
 
-    def __init__(self, name, data, owners=None, watch=False):
+    def __init__(self, name, data, owners=None, watch=None):
         self.name, self.data, self.owners = name, data, owners  # data [rows, size]; owners: row of each thread, None: 0
         self.written = np.zeros(data.shape, bool) if owners is not None else None
-        self.writer = np.full(data.shape, -1, np.int64) if watch else None
-        self.reader = np.full(data.shape, -1, np.int64) if watch else None
+        self.trace = watch
 
 
 @dataclass
@@ -47,6 +47,43 @@ class Pointer:
 
     def __add__(self, elements):
         return Pointer(self.memory, self.index + elements)
+
+
+@dataclass
+class Barrier:
+    """An mbarrier: arrivals and bytes that its phase still waits for, and what those who wait for it will have seen."""
+
+    count: int
+    left: int
+    coming: np.ndarray
+    known: np.ndarray | None = None
+    bytes: int = 0
+    phase: int = 0
+    pending: list = field(default_factory=list)  # bulk copies, which take effect when nothing else is waited for
+
+    def arrive(self, seen, threads, size):
+        """Threads arrive."""
+        self.left, self.bytes = self.left - threads, self.bytes + size * threads
+        if self.left < 0:
+            raise Fault("too many arrivals at a barrier")
+        self.coming = np.maximum(self.coming, seen)
+        if not self.left and not self.bytes:
+            self._next()
+
+    def _next(self):
+        self.phase, self.left, self.known = self.phase + 1, self.count, self.coming
+
+    def passed(self, parity):
+        """Whether the phase of that parity is over."""
+        if not self.left and self.phase % 2 == parity:
+            for size, copy in self.pending:
+                copy()
+                self.bytes -= size
+            self.pending.clear()
+            if self.bytes:
+                raise Fault(f"a barrier expects {self.bytes} bytes more than were copied")
+            self._next()
+        return self.phase % 2 != parity
 
 
 class Threads:
@@ -61,7 +98,7 @@ class Threads:
         self.active = None  # None: all; else bool[count]
         self.copies = {}  # what is under way, by role
         self.role = ()
-        self.shared = []
+        self.barriers, self.clocks = {}, Clocks(len(blocks), per_block)
 
     def spread(self, value):
         """One element for each thread."""
@@ -124,29 +161,19 @@ class Threads:
 
     def note_read(self, memory, who, rows, index):
         """Look for a race of a read, and remember it."""
-        if memory.writer is None or not self.races:
-            return
-        writer = memory.writer[rows, index]
-        self._race(memory, (writer >= 0) & (writer != self.thread[who]), who, index, "reads", writer)
-        before = memory.reader[rows, index]
-        memory.reader[rows, index] = np.where((before == -1) | (before == self.thread[who]), self.thread[who], -2)
-        several = memory.reader[rows, index] != self.thread[who]
-        memory.reader[rows[several], index[several]] = -2
+        if memory.trace is not None and self.races:
+            self._race(memory, self.clocks.reads(memory.trace, rows, self.thread[who], index), who, index, "reads")
 
     def note_write(self, memory, who, rows, index):
         """Look for a race of a write, and remember it."""
-        if memory.writer is None or not self.races:
-            return
-        thread, writer, reader = self.thread[who], memory.writer[rows, index], memory.reader[rows, index]
-        self._race(memory, (writer >= 0) & (writer != thread), who, index, "writes", writer)
-        self._race(memory, (reader != -1) & (reader != thread), who, index, "writes", reader)
-        memory.writer[rows, index] = thread
-        self._race(memory, memory.writer[rows, index] != thread, who, index, "writes", memory.writer[rows, index])
+        if memory.trace is not None and self.races:
+            self._race(memory, self.clocks.writes(memory.trace, rows, self.thread[who], index), who, index, "writes")
 
-    def _race(self, memory, bad, who, index, what, other):
-        if bad.any():
-            i = int(np.flatnonzero(bad)[0])
-            raise Fault(f"race: thread {self.thread[who[i]]} {what} {memory.name}[{index[i]}], which thread {other[i]} uses too")
+    def _race(self, memory, other, who, index, what):
+        bad = np.flatnonzero(other >= 0)
+        if len(bad):
+            i = bad[0]
+            raise Fault(f"race: thread {self.thread[who[i]]} {what} {memory.name}[{index[i]}], which thread {other[i]} uses at the same time")
 
     def barrier(self, name="barrier"):
         """All threads of every block that has an active one wait."""
@@ -157,9 +184,88 @@ class Threads:
             rows = np.flatnonzero(blocks.all(1))
         else:
             rows = slice(None)
-        for memory in self.shared:
-            memory.writer[rows] = -1
-            memory.reader[rows] = -1
+        self.clocks.block_barrier(rows)
+
+    # Barriers, bulk copies and products of warpgroups
+
+    def barriers_of(self, pointer):
+        """(block, word) of every barrier that active threads name, and who they are."""
+        who = self.running()
+        words = self.spread(pointer.index)[who]
+        if (words % 2).any():
+            raise Fault("a barrier is not aligned")
+        keys = self.row[who] * (1 << 32) + words
+        return {(int(key >> 32), int(key & 0xFFFFFFFF)): self.thread[who[keys == key]] for key in np.unique(keys)}
+
+    def new_barrier(self, count):
+        """A barrier."""
+        return Barrier(count, count, np.zeros(self.per_block, np.int32))
+
+    def arrive(self, pointer, size=0):
+        """Active threads arrive."""
+        for key, threads in self.barriers_of(pointer).items():
+            self.barriers[key].arrive(self.clocks.release(key[0], threads), len(threads), size)
+
+    def wait_for(self, pointer, parity):
+        """Yields until the phase of that parity is over."""
+        active, parities = self.active, self.spread(parity)
+        waited = [(key, threads, int(parities[self._number(key[0], threads[0])])) for key, threads in self.barriers_of(pointer).items()]
+        while not all(self.barriers[key].passed(wanted) for key, _, wanted in waited):
+            yield False
+            self.active = active
+        for key, threads, _ in waited:
+            if self.barriers[key].known is not None:
+                self.clocks.acquire(key[0], threads, self.barriers[key].known)
+        yield True
+        self.active = active
+
+    def _number(self, row, thread):
+        return row * self.per_block + thread
+
+    def bulk(self, target, source, thread, to, begin, size):
+        """``(bytes, function that copies)``."""
+        row, words = target.owners[thread], size // 4
+        place = np.arange(to, to + words)
+        self.note_write(target, np.full(words, thread), np.full(words, row), place)
+        if begin < 0 or begin + words > source.data.shape[1] or to < 0 or to + words > target.data.shape[1]:
+            raise Fault(f"bulk copy of {source.name}[{begin}:{begin + words}] to {target.name}[{to}:{to + words}]")
+
+        def copy():
+            target.data[row, to : to + words] = source.data[0, begin : begin + words]
+            target.written[row, to : to + words] = True
+            if target.trace is not None:
+                self.clocks.forget(target.trace, row, to, to + words)
+
+        return size, copy
+
+    def by_warpgroup(self, value, name):
+        """All threads of a warpgroup must be there."""
+        who = self.running()
+        if len(who) % 128 or (who.reshape(-1, 128) != who[::128][:, None] + np.arange(128)).any() or (who[::128] % 128).any():
+            raise Fault(f"{name}: some threads of a warpgroup are elsewhere")
+        index = self.spread(value)[who].reshape(-1, 128)
+        if (index != index[:, :1]).any():
+            raise Fault(f"{name}: threads of a warpgroup differ")
+
+    def swizzled(self, pointer, group, rows):
+        """uint32[rows, 8]: 32 bytes of rows of a matrix, as a descriptor with 128-byte swizzle has them read."""
+        memory, start = pointer.memory, int(pointer.index[group[0]]) * 4
+        if start % 16:
+            raise Fault("a matrix is not aligned")
+        r, word = np.arange(rows)[:, None], np.arange(8)[None]
+        linear = start + r // 8 * 1024 + r % 8 * 128 + word * 4
+        place = (linear ^ (linear >> 7 & 7) << 4) // 4
+        if place.max() >= memory.data.shape[1]:
+            raise Fault("a matrix ends behind shared memory")
+        owner = memory.owners[group[0]]
+        if not memory.written[owner, place].all():
+            raise Fault("a matrix is read before it is written")
+        flat = place.reshape(-1)
+        self.note_read(memory, np.full(len(flat), group[0]), np.full(len(flat), owner), flat)
+        return memory.data[owner, place]
+
+    def fenced(self):
+        """A fence between ordinary stores and tensor cores."""
 
     # Asynchronous work: a list of groups, the last one open
 
@@ -426,10 +532,9 @@ class _Program:
             if known is not None and known.owners is not None and known.threads is t:
                 return
             rows, owners = (t.count // t.per_block, t.row) if scope.startswith("shared") else (t.count, t.everyone)
-            memory = Memory(name, np.zeros((rows, size), dtype), owners, scope.startswith("shared"))
+            trace = Trace((rows, size), t.per_block) if scope.startswith("shared") and t.races else None
+            memory = Memory(name, np.zeros((rows, size), dtype), owners, trace)
             memory.threads = t
-            if memory.writer is not None:
-                t.shared.append(memory)
             self.memories[name] = memory
 
         return go

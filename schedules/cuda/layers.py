@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bnntvm.schedules.cuda import cores, mma, tiles
+from bnntvm.schedules.cuda import cores, mma, tiles, wgmma
 from bnntvm.schedules.cuda.layer import Layer
 
-CORES, MMA = "cores", "mma"
+CORES, MMA, WGMMA = "cores", "mma", "wgmma"
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class Schedule:
     Attributes
     ----------
     engine : str
-        ``cores``: population counts, see :mod:`.cores`; ``mma``: tensor cores of single warps, see :mod:`.mma`.
+        ``cores``: population counts, see :mod:`.cores`; ``mma``: tensor cores of single warps, see :mod:`.mma`;
+        ``wgmma``: of warpgroups, see :mod:`.wgmma`.
     rows, columns : int
         Pixels and output channels of a block's tile; on CUDA cores pixels of a warp.
     warp_rows, warp_columns : int
@@ -44,7 +45,7 @@ def default_schedule(spec, isa):
     layer = Layer.of(spec)
     if not _on_tensor_cores(layer, isa):
         return Schedule(CORES, _core_pixels(layer))
-    return next(s for s in _mma_schedules(layer, isa))
+    return next(iter([*_wgmma_schedules(layer, isa), *_mma_schedules(layer, isa)]))
 
 
 def _core_pixels(layer):
@@ -87,6 +88,18 @@ def _mma_schedules(layer, isa):
     return sorted(found, key=lambda s: wanted(s))
 
 
+def _wgmma_schedules(layer, isa):
+    """Valid schedules, the default first: all columns of the layer, if they are 256 at most, and 128 rows."""
+    if not isa.wgmma or layer.scaled or layer.outputs < 32 or layer.taps * layer.group_words * 4 < 64:
+        return []
+    most = 256 if len(tiles.passes(layer, False)) == 1 else 128
+    columns = [c for c in (256, 192, 128, 96, 64, 32) if c <= most]
+    wanted = next((c for c in reversed(columns) if c >= layer.outputs), most)
+    columns.sort(key=lambda c: (c != wanted, -c))
+    found = [Schedule(WGMMA, rows, c, 64, c, 128, stages) for c in columns for rows in (128, 64) for stages in (4, 3, 5, 6, 2)]
+    return [s for s in found if 4 * _kernel(layer, s, isa, "").shared_words + 1024 <= isa.block_shared_bytes]
+
+
 def _wanted(layer):
     """What orders schedules: columns that are all used, a large tile where there are many pixels, a slab that K fills."""
     kernel_bytes = layer.taps * layer.group_words * 4
@@ -114,6 +127,8 @@ def _shape(layer, schedule):
 
 def _kernel(layer, schedule, isa, name):
     shape = _shape(layer, schedule)
+    if schedule.engine == WGMMA:
+        return wgmma.WgmmaKernel(shape, isa, name)
     return mma.MmaKernel(shape, schedule.warp_rows, schedule.warp_columns, schedule.slices, isa, name)
 
 
@@ -122,7 +137,7 @@ def space(spec, isa):
     layer = Layer.of(spec)
     found = [default_schedule(spec, isa), *(Schedule(CORES, p) for p in (1, 2, 4, 8))]
     if _on_tensor_cores(layer, isa):
-        found += _mma_schedules(layer, isa)
+        found += [*_wgmma_schedules(layer, isa), *_mma_schedules(layer, isa)]
     return list(dict.fromkeys(found))
 
 

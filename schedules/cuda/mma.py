@@ -14,10 +14,8 @@ from tvm import tirx
 
 from bnntvm.schedules import tir
 from bnntvm.schedules.cuda import simt
-from bnntvm.schedules.cuda.cores import Place
-from bnntvm.schedules.cuda.epilogue import Quad, Value
-from bnntvm.schedules.cuda.tiles import TileKernel, swizzle
-from bnntvm.spec import WORD_BITS, words
+from bnntvm.schedules.cuda.fragments import FragmentKernel
+from bnntvm.schedules.cuda.tiles import swizzle
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ INSTRUCTIONS = {
 }
 
 
-class MmaKernel(TileKernel):
+class MmaKernel(FragmentKernel):
     """The kernel.
 
     Parameters
@@ -57,8 +55,7 @@ class MmaKernel(TileKernel):
         self.instruction = INSTRUCTIONS[isa.operation]
         self.asynchronous = isa.async_copy
         one = self.instruction
-        self.row_pieces, self.column_pieces = warp_rows // one.rows, warp_columns // 8
-        self.sums_of_thread = self.row_pieces * self.column_pieces * one.accumulators
+        self.pieces(warp_rows // one.rows, warp_columns // 8, one.rows)
 
     @property
     def ring_words(self):
@@ -90,23 +87,12 @@ class MmaKernel(TileKernel):
         self.slice, warp = named("slice", simt.div(warp, self.warps)), named("place", simt.mod(warp, self.warps))
         self.warp, self.warp_row = warp, named("warp_row", simt.div(warp, self.grid[1]) * self.warp_rows)
         self.warp_column = named("warp_column", simt.mod(warp, self.grid[1]) * self.warp_columns)
-        group, in_group = simt.div(column_tile, shape.column_tiles), simt.mod(column_tile, shape.column_tiles)
-        self.offset = simt.i32(0) if self.layer.groups == 1 else named("offset", group * self.layer.group_words)
-        self.weight_base = named("weight_base", simt.wide(column_tile) * (self.layer.weight_planes * shape.slabs * shape.columns * shape.row_words))
-        self.first_word = named("first_word", group * words(self.layer.outputs) + simt.div(in_group * shape.columns + self.warp_column, 32))
-        self.word_limit = named("word_limit", (group + 1) * words(self.layer.outputs))
-        self.row_tile = row_tile
+        self.tile_operands(named, column_tile)
+        self.tile_results(named, row_tile, column_tile)
         self.rows = self.rows_of_threads(named, thread, self.threads, row_tile)
         body += self.rows.allocate
-        self.sums, allocate = simt.registers("sums", self.sums_of_thread, "int32")
-        body.append(allocate)
+        body += self.allocate_sums()
         several = len(self.passes) > 1
-        if several:
-            self.totals, allocate = simt.registers("totals", self.sums_of_thread, "int32")
-            body.append(allocate)
-        if self.layer.scaled:
-            self.results, allocate = simt.registers("results", self.sums_of_thread, "float32")
-            body.append(allocate)
         self._addresses(named)
         self._fragments(body)
         for number, product in enumerate(self.layer.products):
@@ -115,16 +101,14 @@ class MmaKernel(TileKernel):
             for index, one in enumerate(own):
                 body += self._walk(named, one)
                 body += self.rows.add_counts(one)
-                if several:
-                    body += self._fold(one, index == 0)
+                body += self.fold(one, index == 0)
             body += self._reduce_slices(self.totals if several else self.sums)
             body += self.rows.publish(self.memory, self.ring_words)
             body.append(simt.sync() if self.counts_rows else [])
             if self.layer.scaled:
-                body += self._scale(number, 1 if several else own[0].factor)
+                body += self.scale(number)
                 body.append(simt.sync())  # the sums of rows are written again
-        factor = None if self.layer.scaled else 1 if several else self.passes[0].factor
-        emitted = tir.seq(self._emit(factor))
+        emitted = tir.seq(self.emit())
         body.append(emitted if self.slices == 1 else tirx.IfThenElse(tirx.EQ(self.slice, simt.i32(0)), emitted, None))
         return body
 
@@ -236,21 +220,9 @@ class MmaKernel(TileKernel):
                 body.append(simt.do("bnn_load_matrices", simt.pointer(target, 4 * i), simt.pointer(self.memory, where)))
         for i in range(self.row_pieces):
             for j in range(self.column_pieces):
-                d = simt.pointer(self.sums, self._sum(i, j, 0))
+                d = simt.pointer(self.sums, self.number(i, j, 0))
                 a, b = simt.pointer(self.a, i * one.a_words), simt.pointer(self.b, j * one.b_words)
                 body.append(simt.do(one.function, d, a, b))
-        return body
-
-    def _sum(self, i, j, e):
-        """Number of an accumulator."""
-        return (i * self.column_pieces + j) * self.instruction.accumulators + e
-
-    def _fold(self, one, first):
-        """Add a pass to the total."""
-        body = []
-        for i in range(self.sums_of_thread):
-            value = simt.at(self.sums, i) * one.factor
-            body.append(simt.put(self.totals, i, value if first else simt.at(self.totals, i) + value))
         return body
 
     def _reduce_slices(self, sums):
@@ -275,86 +247,3 @@ class MmaKernel(TileKernel):
             simt.sync(),
             tirx.IfThenElse(first, tir.seq(take), None),
         ]
-
-    # Results
-
-    def _cells(self):
-        """``(row in the block, first accumulator of the row)`` of the rows of a thread."""
-        quad = simt.div(self.lane, 4)
-        for i in range(self.row_pieces):
-            for half in range(self.instruction.rows // 8):
-                yield i, half, self.warp_row + (i * self.instruction.rows + half * 8) + quad
-
-    def _bit(self, j, e):
-        """The channel's bit in its word, of accumulator ``e`` of the row in column piece ``j``."""
-        return tirx.bitwise_and(self.lane, simt.i32(3)) * 2 + (8 * (j % 4) + e)
-
-    def _row(self, row):
-        """``(place, sum of the data's popcounts, statements)`` of a row of the block."""
-        body = []
-
-        def named(name, value):
-            variable, statement = simt.bind(name, value)
-            body.append(statement)
-            return variable
-
-        place = Place(self.layer, named, self.row_tile * self.shape.rows + row, self.total_rows)
-        counted = named("counted", tirx.reinterpret("int32", simt.at(self.memory, row + self.ring_words))) if self.counts_rows else None
-        return place, counted, body
-
-    def _anchor(self, product, place, counted, word, bit, value, scope, key):
-        """The dot product from an accumulator."""
-        channel = tirx.min(word, simt.i32(words(self.layer.channels) - 1)) * WORD_BITS + bit
-        if self.layer.class_count == 1:
-            if key not in scope:
-                constant, bind = simt.bind("constant", self.tables.constant(product, place, channel))
-                scope[key] = constant
-                scope["statements"].append(bind)
-            constant = scope[key]
-        else:
-            constant = self.tables.constant(product, place, channel)
-        return value + constant if counted is None else value + (constant + counted)
-
-    def _emit(self, factor):
-        """Epilogues of all words of a thread; ``factor`` of the sums, None where results are floats already."""
-        body = []
-        sums = self.results if factor is None else self.totals if len(self.passes) > 1 else self.sums
-        for w in range(self.warp_columns // WORD_BITS):
-            word, bind = simt.bind("word", self.first_word + w)
-            inner, scope, constants = [bind], {}, {"statements": []}
-            partial = self.layer.outputs % self.shape.columns != 0
-            exists = word < self.word_limit if partial else None
-            for i, half, row in self._cells():
-                place, counted, statements = self._row(row)
-                inner += statements
-                values = []
-                for j in range(4 * w, 4 * w + 4):
-                    for e in range(2):
-                        value, bit = simt.at(sums, self._sum(i, j, 2 * half + e)), self._bit(j, e)
-                        if factor is not None:
-                            value = self._anchor(0, place, counted, word, bit, value * factor, constants, (j, e))
-                        values.append(Value(value, bit, (j, e)))
-                inner += constants["statements"]
-                constants["statements"] = []
-                inner += self.emitter.emit(values, place.pixel, word, Quad(self.lane), scope, exists)
-            body.append(tir.seq(inner))
-        return body
-
-    def _scale(self, number, factor):
-        """Add a product to the float results."""
-        body, padded = [], words(self.layer.channels) * WORD_BITS
-        sums = self.totals if len(self.passes) > 1 else self.sums
-        for i, half, row in self._cells():
-            place, counted, statements = self._row(row)
-            body += statements
-            for j in range(self.column_pieces):
-                word = tirx.min(self.first_word + j // 4, simt.i32(words(self.layer.channels) - 1))
-                for e in range(2):
-                    k, bit = self._sum(i, j, 2 * half + e), self._bit(j, e)
-                    scope = {"statements": body}
-                    value = self._anchor(number, place, counted, word, bit, simt.at(sums, k) * factor, scope, (j, e))
-                    scale = simt.at(self._scales[0], word * WORD_BITS + bit + number * padded)
-                    value = simt.call("bnn_mul", tirx.Cast("float32", value), scale)
-                    value = value if number == 0 else simt.call("bnn_add", simt.at(self.results, k), value)
-                    body.append(simt.put(self.results, k, value))
-        return body

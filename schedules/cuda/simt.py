@@ -128,6 +128,23 @@ def bind(name, value):
     return variable, tirx.Bind(variable, value)
 
 
+def namer(statements):
+    """A function of (name, value) that names a value in ``statements``."""
+
+    def named(name, value):
+        variable, statement = bind(name, value)
+        statements.append(statement)
+        return variable
+
+    return named
+
+
+def roles(condition, then, otherwise):
+    """Statement: threads with different jobs, which wait for each other at barriers in shared memory only."""
+    branch = tirx.IfThenElse(condition, then, otherwise)
+    return tirx.AttrStmt(i32(0), "bnn.roles", i32(0), branch)
+
+
 def kernel(name, params, blocks, threads, body):
     """A kernel.
 

@@ -1,0 +1,222 @@
+"""Layers of bits on the tensor cores of warpgroups: ``wgmma`` on bits, which read both operands from shared memory (sm_90a).
+
+A block has three warpgroups. The first one brings slabs of K to shared memory: the data by ``cp.async``, chunk by chunk, the weights, which
+lie in memory as they do in shared memory, by one bulk copy. The others multiply, 64 rows of the tile each. Stages of the ring are handed over
+by barriers in shared memory: ``full`` once all has arrived, ``empty`` once it was multiplied. Blocks stay and take one tile after the other,
+so that the next tile arrives while the results of the last one are stored.
+
+The first warpgroup also counts the bits of the data that it has copied, and hands the sums of rows over by a third pair of barriers.
+"""
+
+from __future__ import annotations
+
+from tvm import tirx
+
+from bnntvm.schedules import tir
+from bnntvm.schedules.cuda import simt
+from bnntvm.schedules.cuda.fragments import FragmentKernel
+
+GROUP = 128
+#: Slabs that are under way before the oldest one is waited for.
+AHEAD = 2
+STEP = 32  # bytes of K of a product
+
+
+class WgmmaKernel(FragmentKernel):
+    """The kernel.
+
+    Parameters
+    ----------
+    shape : tiles.Shape
+        64 or 128 rows, 32 to 256 columns, a slab of 128 bytes; its layer has one product.
+    """
+
+    def __init__(self, shape, isa, name):
+        self.groups = shape.rows // 64
+        super().__init__(shape, (1 + self.groups) * GROUP, isa, name)
+        self.pieces(1, shape.columns // 8, 16)
+        self.warp_column = simt.i32(0)
+
+    @property
+    def ring_words(self):
+        """Words of the stages."""
+        return self.shape.stages * self.shape.stage_words
+
+    @property
+    def barrier_words(self):
+        """Where the barriers begin: full and empty of every stage, full and empty of the sums of rows."""
+        return self.ring_words + self.shape.rows
+
+    @property
+    def shared_words(self):
+        """Words of shared memory."""
+        return self.barrier_words + 4 * self.shape.stages + 4
+
+    def _barrier(self, number):
+        return simt.pointer(self.memory, simt.i32(number) * 2 + self.barrier_words)
+
+    def _full(self, stage):
+        return self._barrier(stage)
+
+    def _empty(self, stage):
+        return self._barrier(stage + self.shape.stages)
+
+    @property
+    def _rows_full(self):
+        return self._barrier(2 * self.shape.stages)
+
+    @property
+    def _rows_empty(self):
+        return self._barrier(2 * self.shape.stages + 1)
+
+    def function(self):
+        tiles = self.row_tiles() * self.column_tiles
+        return simt.kernel(self.name, self.params, tirx.min(tiles, simt.i32(self.isa.multiprocessors)), self.threads, self._body)
+
+    def _body(self, block, thread):
+        body = []
+        named = simt.namer(body)
+        self.begin(named, body)
+        self.memory, allocate = simt.shared(self.shared_words)
+        body.append(allocate)
+        self.lane = named("lane", simt.mod(thread, 32))
+        tiles = named("tiles", self.row_tiles() * self.column_tiles)
+        grid = simt.i32(self.isa.multiprocessors)
+        count = named("count", tirx.truncdiv(tiles - block + (grid - 1), grid))
+        body += [tirx.IfThenElse(tirx.EQ(thread, simt.i32(0)), tir.seq(self._init()), None), simt.sync()]
+        producer = tir.seq(self._producer(block, thread, count, grid))
+        consumer = tir.seq(self._consumer(block, thread, count, grid))
+        body.append(simt.roles(thread < simt.i32(GROUP), producer, consumer))
+        return body
+
+    def _init(self):
+        stages = self.shape.stages
+        counts = [GROUP + 1] * stages + [self.groups * GROUP] * stages + [GROUP, self.groups * GROUP]
+        return [*(simt.do("bnn_barrier_init", self._barrier(i), simt.i32(count)) for i, count in enumerate(counts)),
+                simt.do("bnn_barrier_fence")]  # fmt: skip
+
+    # Bringing
+
+    def _producer(self, block, thread, count, grid):
+        """Copies of all tiles; what was copied is handed over ``AHEAD`` slabs later, when it has arrived."""
+        body = []
+        self.state, allocate = simt.registers("state", 1, "int32")  # slabs brought so far
+        body += [allocate, simt.put(self.state, 0, simt.i32(0))]
+
+        def tile(number):
+            inner = []
+            named = simt.namer(inner)
+            row_tile, column_tile = self.tile_of(named, block + number * grid)
+            self.tile_operands(named, column_tile)
+            rows = self.rows_of_threads(named, thread, GROUP, row_tile)
+            inner += rows.allocate + rows.clear()
+            for one in self.passes:
+                inner += rows.clear_counts(one)
+                inner.append(simt.loop("slab", self.shape.slabs, lambda slab, one=one: self._bring(rows, one, thread, slab), rolled=True))
+                # The last slabs of a pass: nothing else is under way behind them.
+                for left in reversed(range(min(AHEAD, self.shape.slabs))):
+                    inner += [simt.do(f"bnn_copy_wait{left}"), *self._hand_over(rows, one, simt.at(self.state, 0) - (left + 1))]
+                inner += rows.add_counts(one)
+            if self.counts_rows:
+                inner.append(simt.do("bnn_barrier_wait", self._rows_empty, simt.mod(number + 1, 2)))
+                inner += rows.publish(self.memory, self.ring_words)
+                inner.append(simt.do("bnn_barrier_arrive", self._rows_full))
+            return inner
+
+        body.append(simt.loop("tile", count, tile))
+        return body
+
+    def _bring(self, rows, one, thread, slab):
+        """Copy one slab, and hand over the one that was copied ``AHEAD`` slabs before."""
+        shape, body = self.shape, []
+        named = simt.namer(body)
+        number = named("number", simt.at(self.state, 0))
+        stage = named("stage", simt.mod(number, shape.stages))
+        turn = named("turn", simt.div(number, shape.stages))
+        body.append(simt.do("bnn_barrier_wait", self._empty(stage), simt.mod(turn + 1, 2)))
+        body += rows.copy(named, self.memory, self._planes[one.data], self.offset, slab, stage, "bnn_copy_async")
+        body.append(simt.do("bnn_copy_commit"))
+        size = shape.columns * shape.row_words
+        source = self.weight_base + simt.wide(slab + one.weights * shape.slabs) * size
+        target = simt.pointer(self.memory, stage * shape.stage_words + shape.rows * shape.row_words)
+        bulk = [simt.do("bnn_barrier_expect", self._full(stage), simt.i32(4 * size)),
+                simt.do("bnn_bulk_copy", target, simt.pointer(self.weights, source), simt.i32(4 * size), self._full(stage))]  # fmt: skip
+        body.append(tirx.IfThenElse(tirx.EQ(thread, simt.i32(0)), tir.seq(bulk), None))
+        body.append(simt.put(self.state, 0, number + 1))
+        old = [simt.do(f"bnn_copy_wait{AHEAD}"), *self._hand_over(rows, one, number - AHEAD)]
+        body.append(tirx.IfThenElse(slab >= simt.i32(AHEAD), tir.seq(old), None))
+        return body
+
+    def _hand_over(self, rows, one, number):
+        """A slab has arrived: count its bits, and let it be multiplied."""
+        body = []
+        stage = simt.namer(body)("stage", simt.mod(number, self.shape.stages))
+        body += rows.count_bits(self.memory, stage, one)
+        return [*body, simt.do("bnn_proxy_fence"), simt.do("bnn_barrier_arrive", self._full(stage))]
+
+    # Multiplying
+
+    def _consumer(self, block, thread, count, grid):
+        body, shape = [], self.shape
+        named = simt.namer(body)
+        group = named("group", simt.div(thread, GROUP) - 1)
+        self.warp_row = named("warp_row", group * 64 + simt.mod(simt.div(thread, 32), 4) * 16)
+        self.state, allocate = simt.registers("taken", 1, "int32")
+        body += [allocate, simt.put(self.state, 0, simt.i32(0))]
+        body += self.allocate_sums()
+        whole = shape.layer.taps * shape.layer.group_words * 4 // shape.slab  # slabs without a step past the end of K
+        rest = -(-shape.layer.taps * shape.layer.group_words * 4 % shape.slab // -STEP)
+
+        def tile(number):
+            inner = []
+            named = simt.namer(inner)
+            row_tile, column_tile = self.tile_of(named, block + number * grid)
+            self.tile_results(named, row_tile, column_tile)
+            for index, one in enumerate(self.passes):
+                inner += self._multiply_slabs(group, whole, rest)
+                inner += self.fold(one, index == 0)
+            return inner + self._store(number)
+
+        body.append(simt.loop("tile", count, tile))
+        return body
+
+    def _multiply_slabs(self, group, whole, rest):
+        """The products of a pass; a stage is given back when the products of the next slab are under way."""
+        steps, body = self.shape.slab // STEP, []
+        if whole:
+            body.append(simt.loop("slab", whole, lambda slab: self._multiply(group, steps, slab), rolled=True))
+        if rest:
+            body += self._multiply(group, rest, simt.i32(whole))
+        body.append(simt.do("bnn_wgmma_wait0"))
+        last = simt.at(self.state, 0) - 1
+        body.append(simt.do("bnn_barrier_arrive", self._empty(simt.mod(last, self.shape.stages))))
+        return body
+
+    def _multiply(self, group, steps, slab):
+        shape, body = self.shape, []
+        named = simt.namer(body)
+        number = named("number", simt.at(self.state, 0))
+        stage, turn = named("stage", simt.mod(number, shape.stages)), simt.div(number, shape.stages)
+        body += [simt.do("bnn_barrier_wait", self._full(stage), simt.mod(turn, 2)), simt.do("bnn_wgmma_fence")]
+        base = named("base", stage * shape.stage_words)
+        for k in range(steps):
+            a = simt.pointer(self.memory, base + group * (64 * shape.row_words) + k * (STEP // 4))
+            b = simt.pointer(self.memory, base + (shape.rows * shape.row_words + k * (STEP // 4)))
+            add = simt.i32(1) if k else tirx.Cast("int32", slab > simt.i32(0))
+            body.append(simt.do(f"bnn_wgmma{shape.columns}", simt.pointer(self.sums, 0), a, b, add))
+        body.append(simt.do("bnn_wgmma_commit"))
+        before = [simt.do("bnn_wgmma_wait1"), simt.do("bnn_barrier_arrive", self._empty(simt.mod(number - 1, shape.stages)))]
+        body.append(tirx.IfThenElse(slab > simt.i32(0), tir.seq(before), None))
+        body.append(simt.put(self.state, 0, number + 1))
+        return body
+
+    # Results
+
+    def _store(self, number):
+        """Look the rows up, give their sums back, store."""
+        body = [simt.do("bnn_barrier_wait", self._rows_full, simt.mod(number, 2))] if self.counts_rows else []
+        rows, statements = self.read_rows()
+        body += statements
+        if self.counts_rows:
+            body.append(simt.do("bnn_barrier_arrive", self._rows_empty))
+        return body + self.emit(rows)
