@@ -4,6 +4,8 @@ Kernels that TVM's lowering left (:mod:`bnntvm.schedules.cuda.fallback` gives th
 the CPU.
 """
 
+import pathlib
+
 import numpy as np
 import tvm
 from tvm import relax
@@ -100,3 +102,8 @@ class Network:
 
 def _shape(ty):
     return tuple(int(d) for d in ty.shape)
+
+
+_HERE = pathlib.Path(__file__)
+#: Small networks with tensors that share memory.
+DIGITS_LIKE = [_HERE.parents[2] / "tutorials" / "data" / "digits_bnn.onnx", _HERE.with_name("data") / "exact_resnet.onnx"]

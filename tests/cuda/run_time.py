@@ -18,7 +18,8 @@ from bnntvm.schedules.cuda import finite  # noqa: E402
 from tests.cuda.fake import Fake  # noqa: E402
 from tests.cuda.network import Network  # noqa: E402
 
-MODEL = pathlib.Path(__file__).parents[2] / "tutorials" / "data" / "digits_bnn.onnx"
+MODEL = pathlib.Path(__file__).with_name("data") / "exact_mlp.onnx"
+IMAGES = pathlib.Path(__file__).parents[2] / "tutorials" / "data" / "digits_bnn.onnx"
 
 
 class Session:
@@ -70,6 +71,18 @@ class Foreign:
 
     def numpy(self):
         return self.host
+
+
+def images(session):
+    """A network of convolutions, whose tensors share storages."""
+    several = Session(session.fake, IMAGES)
+    feed = several.here.random_feed(batch=2)
+    several.expect(feed)
+    expected, replayed = several.module.run(feed), several.fake.replayed
+    several.same(feed, expected)
+    for name, array in several.module.run(feed).items():
+        np.testing.assert_array_equal(array, expected[name])
+    assert several.fake.replayed == replayed + 1
 
 
 def host_arrays(session):
@@ -225,7 +238,7 @@ def _setenv(name, value):
     os.environ[name] = value
 
 
-CHECKS = (host_arrays, not_finite, device_arrays, wrong_arrays, threads, artefact)
+CHECKS = (host_arrays, images, not_finite, device_arrays, wrong_arrays, threads, artefact)
 
 
 def main():
