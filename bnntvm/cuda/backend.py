@@ -56,7 +56,7 @@ class Cuda:
 
         target = device_target(isa)
         with target:
-            mod = ScheduleFallback()(legalise(own_results(mod)))
+            mod = ScheduleFallback()(own_results(legalise(mod)))
             inputs, results = len(mod["main"].params), len(fresh_outputs(mod["main"]))
             calls, constants = kernel_calls(mod), constants_bytes(mod)
             mod = tvm.transform.Sequential(

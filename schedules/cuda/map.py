@@ -1,20 +1,31 @@
-"""Elementwise kernels of :class:`bnntvm.spec.Map` on a GPU; with a packed output this is the packing kernel. See :mod:`.cells`."""
+"""Elementwise kernels of :class:`bnntvm.spec.Map` on a GPU, see :mod:`.cells`; those that only pack are :mod:`.pack`'s."""
 
 from __future__ import annotations
 
 from tvm import tirx
 
 from bnntvm.schedules import tir
-from bnntvm.schedules.cuda import cells, simt
+from bnntvm.schedules.cuda import cells, pack, simt
 from bnntvm.schedules.cuda import epilogue as tail
-from bnntvm.schedules.cuda.cells import Schedule, default_schedule, space
 from bnntvm.schedules.map import reference
 
-__all__ = ["Schedule", "build", "default_schedule", "reference", "space"]
+__all__ = ["build", "default_schedule", "reference", "space"]
+
+
+def default_schedule(spec, isa):
+    """Four cells, or words, whose loads overlap."""
+    return pack.default_schedule(spec, isa) if pack.claims(spec) else cells.Schedule(4)
+
+
+def space(spec, isa):
+    """Counts of cells or words."""
+    return pack.space(spec, isa) if pack.claims(spec) else cells.space(spec, isa)
 
 
 def build(spec, schedule, isa):
     """The kernel: parameters data ``[n, H, W, C]`` or ``[m, C]``, then the epilogue's."""
+    if isinstance(schedule, pack.Schedule):
+        return pack.build(spec, schedule, isa)
     dims = (tirx.Var("n", "int64"), *(spec.spatial if spec.rank == 4 else ()))
     data = tir.buffer("data", (*dims, spec.channels), spec.dtype)
     source, declared = simt.flat(data)

@@ -42,7 +42,7 @@ class Network:
         lower = Lower(self.isa)
         mod = FloatLayers()(lower.run(optimise(imported.mod, {})))
         with device_target(self.isa):
-            self.mod = legalise(own_results(mod))
+            self.mod = own_results(legalise(mod))
         self.kernels = {gvar.name_hint: f for gvar, f in self.mod.functions_items() if isinstance(f, tvm.tirx.PrimFunc)}
         self.kernels[finite.NAME] = finite.build(self.isa)
         self.on_processor = {}
