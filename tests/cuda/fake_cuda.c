@@ -17,7 +17,7 @@ enum { BEGIN, END, INSTANTIATE, LAUNCH, DESTROY };
 
 #ifdef DRIVER
 
-static launch_hook launch;
+static launch_hook launch; /* without one, kernels do nothing */
 void set_launch(launch_hook hook) { launch = hook; }
 
 typedef struct { char *image; } module;
@@ -54,13 +54,19 @@ int cuModuleGetFunction(function **out, module *m, const char *name) {
 }
 int cuLaunchKernelEx(const config *c, function *f, void **params, void **extra) {
   if (c->grid[1] != 1 || c->grid[2] != 1 || c->block[1] != 1 || c->block[2] != 1 || !c->grid[0] || c->block[0] > 1024) return INVALID_VALUE;
-  return launch(f->name, params, c->grid[0], c->block[0], c->shared, c->stream);
+  return launch ? launch(f->name, params, c->grid[0], c->block[0], c->shared, c->stream) : OK;
+}
+int cuLaunchKernel(function *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *stream,
+                   void **params, void **extra) {
+  config c = {{gx, gy, gz}, {bx, by, bz}, shared, stream, NULL, 0};
+  return cuLaunchKernelEx(&c, f, params, extra);
 }
 int cuTensorMapEncodeTiled(void) { return INVALID_VALUE; }
 
 #else
 
-static graph_hook graphs;
+static long no_graphs(int operation, void *first, void *second) { return operation == END || operation == INSTANTIATE; }
+static graph_hook graphs = no_graphs;
 static _Thread_local int recording, device, last;
 static int recorded_streams;
 typedef struct { int recording; } stream;
@@ -72,7 +78,7 @@ static int busy(stream *s) { return s > (stream *)2 && s->recording; }
 int cudaGetDeviceCount(int *count) { *count = getenv("FAKE_DEVICES") ? atoi(getenv("FAKE_DEVICES")) : 1; return *count ? OK : give(100); }
 int cudaDriverGetVersion(int *version) { *version = getenv("FAKE_DRIVER") ? atoi(getenv("FAKE_DRIVER")) : 13000; return OK; }
 int cudaDeviceGetAttribute(int *value, int attribute, int number) {
-  const char *text = attribute == 75 ? getenv("FAKE_MAJOR") : attribute == 76 ? getenv("FAKE_MINOR") : "0";
+  const char *text = attribute == 75 ? getenv("FAKE_MAJOR") : attribute == 76 ? getenv("FAKE_MINOR") : attribute == 16 ? "132" : "0";
   *value = text ? atoi(text) : 0;
   return OK;
 }
