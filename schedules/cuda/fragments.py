@@ -87,12 +87,7 @@ class FragmentKernel(TileKernel):
     def _row(self, row):
         """``(place, sum of the data's popcounts, statements)`` of a row of the block."""
         body = []
-
-        def named(name, value):
-            variable, statement = simt.bind(name, value)
-            body.append(statement)
-            return variable
-
+        named = simt.namer(body)
         place = Place(self.layer, named, self.row_tile * self.shape.rows + row, self.total_rows)
         counted = named("counted", tirx.reinterpret("int32", simt.at(self.memory, row + self.ring_words))) if self.counts_rows else None
         return place, counted, body

@@ -71,7 +71,7 @@ class WgmmaKernel(FragmentKernel):
 
     def function(self):
         tiles = self.row_tiles() * self.column_tiles
-        return simt.kernel(self.name, self.params, tirx.min(tiles, simt.i32(self.isa.multiprocessors)), self.threads, self._body)
+        return simt.kernel(self.name, self.params, tirx.min(tiles, simt.i32(self.isa.multiprocessors)), self.threads, self._body, 1)
 
     def _body(self, block, thread):
         body = []
@@ -84,8 +84,9 @@ class WgmmaKernel(FragmentKernel):
         grid = simt.i32(self.isa.multiprocessors)
         count = named("count", tirx.truncdiv(tiles - block + (grid - 1), grid))
         body += [tirx.IfThenElse(tirx.EQ(thread, simt.i32(0)), tir.seq(self._init()), None), simt.sync()]
-        producer = tir.seq(self._producer(block, thread, count, grid))
-        consumer = tir.seq(self._consumer(block, thread, count, grid))
+        fewer, more = ([simt.do(f"bnn_registers_{way}")] if self.groups == 2 else [] for way in ("dec56", "inc224"))
+        producer = tir.seq(fewer, self._producer(block, thread, count, grid))
+        consumer = tir.seq(more, self._consumer(block, thread, count, grid))
         body.append(simt.roles(thread < simt.i32(GROUP), producer, consumer))
         return body
 
@@ -134,7 +135,7 @@ class WgmmaKernel(FragmentKernel):
         stage = named("stage", simt.mod(number, shape.stages))
         turn = named("turn", simt.div(number, shape.stages))
         body.append(simt.do("bnn_barrier_wait", self._empty(stage), simt.mod(turn + 1, 2)))
-        body += rows.copy(named, self.memory, self._planes[one.data], self.offset, slab, stage, "bnn_copy_async")
+        rows.copy(named, self.memory, self._planes[one.data], self.offset, slab, stage, "bnn_copy_async")
         body.append(simt.do("bnn_copy_commit"))
         size = shape.columns * shape.row_words
         source = self.weight_base + simt.wide(slab + one.weights * shape.slabs) * size
@@ -164,8 +165,8 @@ class WgmmaKernel(FragmentKernel):
         self.state, allocate = simt.registers("taken", 1, "int32")
         body += [allocate, simt.put(self.state, 0, simt.i32(0))]
         body += self.allocate_sums()
-        whole = shape.layer.taps * shape.layer.group_words * 4 // shape.slab  # slabs without a step past the end of K
-        rest = -(-shape.layer.taps * shape.layer.group_words * 4 % shape.slab // -STEP)
+        whole, rest = divmod(shape.layer.taps * shape.layer.group_words * 4, shape.slab)
+        rest = -(-rest // STEP)  # steps of the last slab, which K does not fill
 
         def tile(number):
             inner = []
