@@ -47,6 +47,8 @@ class Shape:
     slab : int
         Bytes of K of a stage: 32, 64 or 128.
     stages : int
+    resident : bool
+        Whether all weights of a column tile stay in shared memory: stages hold data only.
     """
 
     layer: object
@@ -54,6 +56,7 @@ class Shape:
     columns: int
     slab: int
     stages: int
+    resident: bool = False
 
     @property
     def chunk_words(self):
@@ -88,13 +91,23 @@ class Shape:
 
     @property
     def stage_words(self):
-        """Words of a stage: data, then weights."""
-        return (self.rows + self.columns) * self.row_words
+        """Words of a stage: data, then weights, unless those are resident."""
+        return (self.rows + self.columns * (not self.resident)) * self.row_words
+
+    @property
+    def slab_weight_words(self):
+        """Words of the weights of one slab of a column tile."""
+        return self.columns * self.row_words
+
+    @property
+    def tile_weight_words(self):
+        """Words of the weights of a column tile."""
+        return self.layer.weight_planes * self.slabs * self.slab_weight_words
 
     @property
     def weight_words(self):
         """Words of all weights as they are packed."""
-        return self.layer.groups * self.column_tiles * self.layer.weight_planes * self.slabs * self.columns * self.row_words
+        return self.layer.groups * self.column_tiles * self.tile_weight_words
 
 
 def fits(layer):
@@ -242,7 +255,8 @@ class _Rows:
             self._know(named, thread)
         self.counts, allocate = simt.registers("row_counts", self.count, "int32")
         self.sums, allocate_sums = simt.registers("row_sums", self.count, "int32")
-        self.allocate = [allocate, allocate_sums] if kernel.counts_rows else []
+        self.counting = [one for one in kernel.passes if one.row_factor]
+        self.allocate = [allocate, allocate_sums][: min(len(self.counting), 2)]
 
     def _know(self, named, thread):
         """Where the window of one row begins: ``base`` in words, ``corner`` as 16 bits each of y and x; far above the image if there is none."""
@@ -303,7 +317,7 @@ class _Rows:
 
     def clear(self):
         """Before the first pass of a product."""
-        return [simt.put(self.sums, i, simt.i32(0)) for i in range(self.count)] if self.kernel.counts_rows else []
+        return [simt.put(self.sums, i, simt.i32(0)) for i in range(self.count)] if len(self.counting) > 1 else []
 
     def clear_counts(self, one):
         """Before a pass."""
@@ -322,7 +336,7 @@ class _Rows:
 
     def add_counts(self, one):
         """After a pass."""
-        if not one.row_factor:
+        if not one.row_factor or len(self.counting) == 1:
             return []
         return [simt.put(self.sums, i, simt.at(self.sums, i) + simt.at(self.counts, i) * one.row_factor) for i in range(self.count)]
 
@@ -332,7 +346,7 @@ class _Rows:
             return []
         body = []
         for i in range(self.count):
-            value = simt.at(self.sums, i)
+            value = simt.at(self.sums, i) if len(self.counting) > 1 else simt.at(self.counts, i) * self.counting[0].row_factor
             distance = 1
             while distance < self.shape.chunks:
                 value, bind = simt.bind("total", simt.call("bnn_add_xor", value, simt.i32(distance), dtype="int32"))
