@@ -112,6 +112,19 @@ def _or_quad(threads, v):
     return np.repeat(np.bitwise_or.reduce(lanes, axis=1), 4)
 
 
+def _shuffle(dtype, kind):
+    @define(f"bnn_shuffle_{dtype}", dtype, f"""
+{kind} bnn_shuffle_{dtype}({kind} v, int lane) {{ return __shfl_sync(0xffffffffu, v, lane); }}""")
+    def shuffle(threads, v, lane):
+        """The value of another lane."""
+        lanes, source = threads.by_warp(v, "bnn_shuffle"), threads.spread(lane).reshape(-1, 32)
+        return np.take_along_axis(lanes, source % 32, 1).reshape(-1)
+
+
+_shuffle("int32", "int")
+_shuffle("int64", "int64_t")
+
+
 @define("bnn_add_xor", "int32", "int bnn_add_xor(int v, int distance) { return v + __shfl_xor_sync(0xffffffffu, v, distance); }")
 def _add_xor(threads, v, distance):
     """``v`` plus that of the lane ``distance`` away."""
@@ -401,3 +414,14 @@ void bnn_wgmma{columns}(int* d, const unsigned* a, const unsigned* b, int add) {
 
 for _columns in (32, 64, 96, 128, 192, 256):
     _wgmma(_columns)
+
+
+def _registers(way, count):
+    @define(f"bnn_registers_{way}{count}", "", f"""
+void bnn_registers_{way}{count}() {{ asm volatile("setmaxnreg.{way}.sync.aligned.u32 {count};"); }}""", needs=90)
+    def change(threads):
+        """The registers of the threads of a warpgroup from here on."""
+
+
+_registers("dec", 56)
+_registers("inc", 224)

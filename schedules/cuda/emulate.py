@@ -357,7 +357,7 @@ class _Program:
         blocks = list(range(self.grid)) if only_blocks is None else list(only_blocks)
         for first in range(0, len(blocks), blocks_at_once):
             threads = Threads(blocks[first : first + blocks_at_once], self.per_block, self.races)
-            self.env[self.block_name], self.env[self.thread_name] = threads.block, threads.thread
+            self.env[self.block_name], self.env[self.thread_name] = (n.astype(np.int32) for n in (threads.block, threads.thread))
             self.threads = threads
             with np.errstate(all="ignore"):
                 for _ in self.body(threads) or ():
@@ -430,14 +430,14 @@ class _Program:
         yield from body(t) or ()
 
     def _stmt_For(self, s):
-        name, extent, body = s.loop_var.name, self._expr(s.extent), self._stmt(s.body)
+        name, extent, body, kind = s.loop_var.name, self._expr(s.extent), self._stmt(s.body), np.dtype(_numpy(s.loop_var)).type
         first = int(s.min)
 
         def steps(t):
             limit = np.asarray(extent(t))
             if limit.ndim == 0:
                 for i in range(int(limit)):
-                    self.env[name] = np.int64(first + i)
+                    self.env[name] = kind(first + i)
                     yield body(t)
                 return
             outer = t.active
@@ -446,7 +446,7 @@ class _Program:
                 mask = t.spread(limit) > i
                 t.active = mask if outer is None else mask & outer
                 if t.active.any():
-                    self.env[name] = np.int64(first + i)
+                    self.env[name] = kind(first + i)
                     yield body(t)
             t.active = outer
 
@@ -505,10 +505,13 @@ class _Program:
         return go
 
     def _stmt_Bind(self, s):
-        name, value = s.var.name, self._expr(s.value)
+        name, value, dtype = s.var.name, self._expr(s.value), np.dtype(_numpy(s.var))
 
         def go(t):
-            self.env[name] = value(t)
+            found = np.asarray(value(t))
+            if found.dtype != dtype:
+                raise Fault(f"{name} is {found.dtype}, not {dtype}: the description of what it is made of is wrong")
+            self.env[name] = found
 
         return go
 

@@ -37,8 +37,7 @@ class FragmentKernel(TileKernel):
         shape = self.shape
         group = simt.div(column_tile, shape.column_tiles)
         self.offset = simt.i32(0) if self.layer.groups == 1 else named("offset", group * self.layer.group_words)
-        size = self.layer.weight_planes * shape.slabs * shape.columns * shape.row_words
-        self.weight_base = named("weight_base", simt.wide(column_tile) * size)
+        self.weight_base = named("weight_base", simt.wide(column_tile) * shape.tile_weight_words)
 
     def tile_results(self, named, row_tile, column_tile):
         """Which words of channels the warp makes."""
@@ -87,12 +86,7 @@ class FragmentKernel(TileKernel):
     def _row(self, row):
         """``(place, sum of the data's popcounts, statements)`` of a row of the block."""
         body = []
-
-        def named(name, value):
-            variable, statement = simt.bind(name, value)
-            body.append(statement)
-            return variable
-
+        named = simt.namer(body)
         place = Place(self.layer, named, self.row_tile * self.shape.rows + row, self.total_rows)
         counted = named("counted", tirx.reinterpret("int32", simt.at(self.memory, row + self.ring_words))) if self.counts_rows else None
         return place, counted, body

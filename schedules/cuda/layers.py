@@ -28,6 +28,8 @@ class Schedule:
     stages : int
     slices : int
         Groups of warps that share the steps along K.
+    resident : bool
+        Whether all weights of a column tile stay in shared memory (``wgmma``).
     """
 
     engine: str
@@ -38,6 +40,7 @@ class Schedule:
     slab: int = 0
     stages: int = 0
     slices: int = 1
+    resident: bool = False
 
 
 def default_schedule(spec, isa):
@@ -96,8 +99,15 @@ def _wgmma_schedules(layer, isa):
     columns = [c for c in (256, 192, 128, 96, 64, 32) if c <= most]
     wanted = next((c for c in reversed(columns) if c >= layer.outputs), most)
     columns.sort(key=lambda c: (c != wanted, -c))
-    found = [Schedule(WGMMA, rows, c, 64, c, 128, stages) for c in columns for rows in (128, 64) for stages in (4, 3, 5, 6, 2)]
-    return [s for s in found if 4 * _kernel(layer, s, isa, "").shared_words + 1024 <= isa.block_shared_bytes]
+    found = [Schedule(WGMMA, rows, c, 64, c, 128, stages, 1, resident)
+             for c in columns for resident in (True, False) for rows in (128, 64) for stages in (4, 3, 5, 6, 2)]  # fmt: skip
+    return [s for s in found if _wgmma_fits(_kernel(layer, s, isa, ""), isa)]
+
+
+def _wgmma_fits(kernel, isa):
+    """Whether shared memory suffices, and where weights stay, there is a block for every column tile."""
+    blocks = not kernel.shape.resident or kernel.column_tiles <= isa.multiprocessors
+    return blocks and 4 * kernel.shared_words <= isa.block_shared_bytes
 
 
 def _wanted(layer):
@@ -122,7 +132,7 @@ def _fits(layer, schedule, isa):
 
 
 def _shape(layer, schedule):
-    return tiles.Shape(layer, schedule.rows, schedule.columns, schedule.slab, schedule.stages)
+    return tiles.Shape(layer, schedule.rows, schedule.columns, schedule.slab, schedule.stages, schedule.resident)
 
 
 def _kernel(layer, schedule, isa, name):

@@ -72,13 +72,8 @@ class MmaKernel(FragmentKernel):
         return simt.kernel(self.name, self.params, self.row_tiles() * self.column_tiles, self.threads, self._body)
 
     def _body(self, block, thread):
-        shape, body = self.shape, []
-
-        def named(name, value):
-            variable, statement = simt.bind(name, value)
-            body.append(statement)
-            return variable
-
+        body = []
+        named = simt.namer(body)
         self.begin(named, body)
         self.memory, allocate = simt.shared(self.shared_words)
         body.append(allocate)
@@ -95,7 +90,7 @@ class MmaKernel(FragmentKernel):
         several = len(self.passes) > 1
         self._addresses(named)
         self._fragments(body)
-        for number, product in enumerate(self.layer.products):
+        for number in range(len(self.layer.products)):
             own = [one for one in self.passes if one.product == number]
             body += self.rows.clear()
             for index, one in enumerate(own):
@@ -127,12 +122,7 @@ class MmaKernel(FragmentKernel):
 
         def step(slab):
             inner = []
-
-            def here(name, value):
-                variable, statement = simt.bind(name, value)
-                inner.append(statement)
-                return variable
-
+            here = simt.namer(inner)
             stage = here("stage", simt.mod(slab, shape.stages))
             if self.asynchronous:
                 inner.append(simt.do(f"bnn_copy_wait{ahead - 1}"))
@@ -154,14 +144,9 @@ class MmaKernel(FragmentKernel):
     def _load(self, one, slab, stage):
         """Copies of one slab."""
         body, shape = [], self.shape
-
-        def named(name, value):
-            variable, statement = simt.bind(name, value)
-            body.append(statement)
-            return variable
-
+        named = simt.namer(body)
         function = "bnn_copy_async" if self.asynchronous else "bnn_copy"
-        body += self.rows.copy(named, self.memory, self._planes[one.data], self.offset, slab, stage, function)
+        self.rows.copy(named, self.memory, self._planes[one.data], self.offset, slab, stage, function)
         count = shape.columns * shape.row_words // 4  # 16-byte chunks of the weights, already in order
         source = named("source", self.weight_base + simt.wide(slab + one.weights * shape.slabs) * (shape.columns * shape.row_words))
         target = stage * shape.stage_words + shape.rows * shape.row_words

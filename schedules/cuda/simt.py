@@ -129,13 +129,14 @@ def bind(name, value):
 
 
 def namer(statements):
-    """A function of (name, value) that names a value in ``statements``."""
+    """A function of (name, value) that names a value in ``statements``; its ``append`` adds a statement there."""
 
     def named(name, value):
         variable, statement = bind(name, value)
         statements.append(statement)
         return variable
 
+    named.append = statements.append
     return named
 
 
@@ -145,7 +146,7 @@ def roles(condition, then, otherwise):
     return tirx.AttrStmt(i32(0), "bnn.roles", i32(0), branch)
 
 
-def kernel(name, params, blocks, threads, body):
+def kernel(name, params, blocks, threads, body, blocks_of_multiprocessor=None):
     """A kernel.
 
     Parameters
@@ -158,6 +159,8 @@ def kernel(name, params, blocks, threads, body):
         Threads of a block, a multiple of 32.
     body : function of (block, thread)
         Returns statements; both are int32.
+    blocks_of_multiprocessor : int, optional
+        So many are to fit at once: fixes the number of registers that a thread gets.
 
     Returns
     -------
@@ -165,6 +168,8 @@ def kernel(name, params, blocks, threads, body):
     """
     block, thread = tirx.Var("block", "int32"), tirx.Var("thread", "int32")
     inner = tir.seq(body(block, thread))
+    if blocks_of_multiprocessor:
+        inner = tirx.AttrStmt(i32(0), "tirx.launch_bounds_min_blocks_per_sm", i32(blocks_of_multiprocessor), inner)
     for variable, tag, extent in ((thread, "threadIdx.x", threads), (block, "blockIdx.x", blocks)):
         axis = tirx.IterVar(tvm.ir.Range(i32(0), i32(extent)), variable, tirx.IterVar.ThreadIndex, tag)
         inner = tirx.AttrStmt(axis, "thread_extent", i32(extent), inner)

@@ -47,6 +47,8 @@ class Shape:
     slab : int
         Bytes of K of a stage: 32, 64 or 128.
     stages : int
+    resident : bool
+        Whether all weights of a column tile stay in shared memory: stages hold data only.
     """
 
     layer: object
@@ -54,6 +56,7 @@ class Shape:
     columns: int
     slab: int
     stages: int
+    resident: bool = False
 
     @property
     def chunk_words(self):
@@ -88,17 +91,30 @@ class Shape:
 
     @property
     def stage_words(self):
-        """Words of a stage: data, then weights."""
-        return (self.rows + self.columns) * self.row_words
+        """Words of a stage: data, then weights, unless those are resident."""
+        return (self.rows + self.columns * (not self.resident)) * self.row_words
+
+    @property
+    def slab_weight_words(self):
+        """Words of the weights of one slab of a column tile."""
+        return self.columns * self.row_words
+
+    @property
+    def tile_weight_words(self):
+        """Words of the weights of a column tile."""
+        return self.layer.weight_planes * self.slabs * self.slab_weight_words
 
     @property
     def weight_words(self):
         """Words of all weights as they are packed."""
-        return self.layer.groups * self.column_tiles * self.layer.weight_planes * self.slabs * self.columns * self.row_words
+        return self.layer.groups * self.column_tiles * self.tile_weight_words
 
 
 def fits(layer):
     """Whether a layer can be computed in tiles: groups must begin at words, of data and of results."""
+    sizes = (*layer.window.pads, layer.window.in_height, layer.window.in_width)
+    if max(sizes) + max(d * k for d, k in zip(layer.window.dilations, layer.window.kernel)) >= 1 << 14:
+        return False
     return layer.groups == 1 or (not layer.dense_groups and layer.outputs % WORD_BITS == 0)
 
 
@@ -208,21 +224,21 @@ class TileKernel:
         return _Rows(self, named, thread, threads, row_tile)
 
 
+_NOWHERE = -(1 << 15)
+
+
 def _linear(layer):
     """Whether the result's pixels are the image's pixels, one after the other."""
     window = layer.window
     return window.kernel == (1, 1) and window.strides == (1, 1) and not any(window.pads)
 
 
-@dataclass(frozen=True)
-class _Row:
-    """A row of which no more has to be known than whether it exists."""
-
-    exists: object
-
-
 class _Rows:
-    """The rows that one thread copies, and what it counts of them."""
+    """The rows that one thread copies, and what it counts of them.
+
+    Of a convolution a thread would have to know, for each of its rows, where the window begins in memory and in the image. The threads that
+    copy other chunks of the same rows are its neighbours: thread ``j`` of them knows this of row ``j``, and tells the others.
+    """
 
     def __init__(self, kernel, named, thread, threads, row_tile):
         shape = kernel.shape
@@ -232,17 +248,35 @@ class _Rows:
         self.step = threads // shape.chunks
         self.count = -(-shape.rows // self.step)
         self.partial = shape.rows % self.step != 0  # the last rows of some threads are past the tile
-        first_row = named("first_row", row_tile * shape.rows + self.first)
+        self.first_row = named("first_row", row_tile * shape.rows + self.first)
         if _linear(self.layer):
-            self.places = [_Row(first_row + i * self.step < kernel.total_rows) for i in range(self.count)]
-            first = named("base", simt.wide(first_row) * self.layer.pixel_words)
-            self.bases = [first + i * self.step * self.layer.pixel_words for i in range(self.count)]
+            self.base = named("base", simt.wide(self.first_row) * self.layer.pixel_words)
         else:
-            self.places = [Place(self.layer, named, first_row + i * self.step, kernel.total_rows) for i in range(self.count)]
-            self.bases = [named("base", simt.wide(place.tap(0, 0)[1]) * self.layer.pixel_words) for place in self.places]
+            self._know(named, thread)
         self.counts, allocate = simt.registers("row_counts", self.count, "int32")
         self.sums, allocate_sums = simt.registers("row_sums", self.count, "int32")
-        self.allocate = [allocate, allocate_sums] if kernel.counts_rows else []
+        self.counting = [one for one in kernel.passes if one.row_factor]
+        self.allocate = [allocate, allocate_sums][: min(len(self.counting), 2)]
+
+    def _know(self, named, thread):
+        """Where the window of one row begins: ``base`` in words, ``corner`` as 16 bits each of y and x; far above the image if there is none."""
+        if self.count > self.shape.chunks:
+            raise ValueError("a tile has more rows than threads copy")
+        own = self.first_row + tirx.min(self.chunk, simt.i32(self.count - 1)) * self.step
+        place = Place(self.layer, named, own, self.kernel.total_rows)
+        top = tirx.Select(place.exists, place.top, simt.i32(_NOWHERE))
+        self.corner = named("corner", tirx.bitwise_or(tirx.shift_left(top, simt.i32(16)), tirx.bitwise_and(place.left, simt.i32(0xFFFF))))
+        self.base = named("base", simt.wide(place.tap(0, 0)[1]) * self.layer.pixel_words)
+        self.holder = named("holder", simt.mod(thread, 32) - self.chunk)
+
+    def _window(self, named, i, r, s):
+        """``(whether tap (r, s) of row i is inside the image, the window's first word)``."""
+        window, lane = self.layer.window, self.holder + i
+        base = named("base", simt.call("bnn_shuffle_int64", self.base, lane))
+        corner = named("corner", simt.call("bnn_shuffle_int32", self.corner, lane))
+        y = tirx.shift_right(corner, simt.i32(16)) + r * window.dilations[0]
+        x = tirx.shift_right(tirx.shift_left(corner, simt.i32(16)), simt.i32(16)) + s * window.dilations[1]
+        return tirx.And(simt.u32(y) < simt.u32(window.in_height), simt.u32(x) < simt.u32(window.in_width)), base
 
     def _row(self, i):
         return self.first + i * self.step
@@ -261,7 +295,7 @@ class _Rows:
         return stage * shape.stage_words + row * shape.row_words + place * 4 + rest
 
     def copy(self, named, memory, plane, offset, slab, stage, function):
-        """Statements that copy the chunks of one slab; ``offset``: first word of the group in a pixel."""
+        """Copy the chunks of one slab; ``offset``: first word of the group in a pixel."""
         shape, layer, window = self.shape, self.layer, self.layer.window
         number = named("k", slab * shape.chunks + self.chunk)
         tap, part = simt.div(number, shape.tap_chunks), simt.mod(number, shape.tap_chunks)
@@ -269,23 +303,21 @@ class _Rows:
         inside_k = None if layer.taps * shape.tap_chunks % shape.chunks == 0 else named("in_k", number < simt.i32(layer.taps * shape.tap_chunks))
         step = (r * (window.dilations[0] * window.in_width) + s * window.dilations[1]) * layer.pixel_words
         step = named("step", simt.wide(step + part * shape.chunk_words + offset))
-        statements = []
-        for i, (place, base) in enumerate(zip(self.places, self.bases)):
-            valid = place.exists
-            if not _linear(layer):
-                valid = tirx.And(valid, place.tap(r, s)[0])
-            valid = valid if inside_k is None else tirx.And(inside_k, valid)
-            valid, bind = simt.bind("valid", valid)
+        for i in range(self.count):
+            if _linear(layer):
+                valid, base = self.first_row + i * self.step < self.kernel.total_rows, self.base + i * self.step * layer.pixel_words
+            else:
+                valid, base = self._window(named, i, r, s)
+            valid = named("valid", valid if inside_k is None else tirx.And(inside_k, valid))
             where = tirx.Select(valid, base + step, tir.i64(0))
             copy = simt.do(f"{function}{shape.chunk_words}", simt.pointer(memory, self._place_in_stage(i, stage)), simt.pointer(plane, where), valid)
-            statements.append(self._guarded(i, [bind, copy]))
-        return statements
+            named.append(self._guarded(i, copy))
 
     # Popcounts
 
     def clear(self):
         """Before the first pass of a product."""
-        return [simt.put(self.sums, i, simt.i32(0)) for i in range(self.count)] if self.kernel.counts_rows else []
+        return [simt.put(self.sums, i, simt.i32(0)) for i in range(self.count)] if len(self.counting) > 1 else []
 
     def clear_counts(self, one):
         """Before a pass."""
@@ -304,7 +336,7 @@ class _Rows:
 
     def add_counts(self, one):
         """After a pass."""
-        if not one.row_factor:
+        if not one.row_factor or len(self.counting) == 1:
             return []
         return [simt.put(self.sums, i, simt.at(self.sums, i) + simt.at(self.counts, i) * one.row_factor) for i in range(self.count)]
 
@@ -314,7 +346,7 @@ class _Rows:
             return []
         body = []
         for i in range(self.count):
-            value = simt.at(self.sums, i)
+            value = simt.at(self.sums, i) if len(self.counting) > 1 else simt.at(self.counts, i) * self.counting[0].row_factor
             distance = 1
             while distance < self.shape.chunks:
                 value, bind = simt.bind("total", simt.call("bnn_add_xor", value, simt.i32(distance), dtype="int32"))
