@@ -94,6 +94,11 @@ class DeviceModule(Module):
         outputs = [(info.shape, "float32" if info.dtype == "float16" else info.dtype) for info in self.outputs]
         return open_library(self._file, lambda path: DeviceLibrary(path, self._manifest["device"], outputs))
 
+    def _finished(self, feed):
+        self.run(feed)
+        if any(on_device(value) for value in feed.values()):
+            self.synchronize()
+
     def synchronize(self):
         """Wait until the device has done everything that was started."""
         driver.load().synchronize_device()
