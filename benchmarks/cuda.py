@@ -81,7 +81,7 @@ def _all_steps(options):
         print(f"   {time.monotonic() - begun:.1f} s", flush=True)
 
 
-# Is it right -------------------------------------------------------------------------------------------------------------------------------
+# Is it right ----------------------------------------------------------------------------------------------------------------------------
 
 
 def step_machine(folder, write):
@@ -90,7 +90,13 @@ def step_machine(folder, write):
     write("device", **cuda_device.facts(), date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), commit=commit)
     device = cuda_device.Device()
     major, minor = device.driver.capability(0)
-    write("versions", driver_serves=device.driver.version(), capability=f"{major}.{minor}", python=sys.version.split()[0], numpy=np.__version__)
+    write(
+        "versions",
+        driver_serves=device.driver.version(),
+        capability=f"{major}.{minor}",
+        python=sys.version.split()[0],
+        numpy=np.__version__,
+    )
     size = 1 << 30
     a, b = device.empty((size,), "uint8", 0), device.empty((size,), "uint8", 0)
     ms = device.milliseconds(lambda: device.driver.copy(a.data_ptr(), b.data_ptr(), size, device.stream))
@@ -131,7 +137,9 @@ def step_exact(folder, write):
         facts, arrays = json.loads(path.with_suffix(".json").read_text()), np.load(path.with_suffix(".npz"))
         module = bnntvm.load(path)
         for batch in facts["batches"]:
-            feed, want = ({key.split("/", 2)[2]: arrays[key] for key in arrays if key.startswith(f"{batch}/{kind}/")} for kind in ("in", "out"))
+            feed, want = (
+                {key.split("/", 2)[2]: arrays[key] for key in arrays if key.startswith(f"{batch}/{kind}/")} for kind in ("in", "out")
+            )
             runs = [module.run(feed) for _ in range(4)]
             same = all(np.array_equal(run[key], runs[0][key]) for run in runs for key in want)
             equal = all(np.array_equal(runs[0][key], want[key]) for key in want)
@@ -188,7 +196,12 @@ def _exchange(library, module, image, name, expected, write):
         there, back, host = lib.asarray(image), lambda x: lib.from_dlpack(x).copy(), lib.asnumpy
     kept = [back(module.run({"image": there * 1}, check_finite=False)[name]) for _ in range(60)]
     right = all(np.array_equal(host(one), expected) for one in kept)
-    write(library, right=right, graphs=len(next(iter(module._idle[0]._shapes.values())).graphs), not_recorded=str(module._idle[0].not_recorded))
+    write(
+        library,
+        right=right,
+        graphs=len(next(iter(module._idle[0]._shapes.values())).graphs),
+        not_recorded=str(module._idle[0].not_recorded),
+    )
 
 
 def _sanitize(tool, folder, write):
@@ -199,7 +212,9 @@ def _sanitize(tool, folder, write):
         write("skipped", why="compute-sanitizer is not installed")
         return
     command = [program, "--tool", tool, "--error-exitcode", "9", "--print-limit", "5", sys.executable, "-m", "benchmarks.cuda", str(folder)]
-    done = subprocess.run([*command, "--out", str(write.path.parent / tool), "--step", "sanitized"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--out", str(write.path.parent / tool), "--step", "sanitized"], cwd=ROOT, capture_output=True, text=True
+    )
     text = done.stdout + done.stderr
     summary = [line for line in text.splitlines() if "ERROR SUMMARY" in line or "RACECHECK SUMMARY" in line]
     details = [line for line in text.splitlines() if line.startswith("=========")][:14]
@@ -221,7 +236,7 @@ def step_synccheck(folder, write):
     _sanitize("synccheck", folder, write)
 
 
-# How fast ----------------------------------------------------------------------------------------------------------------------------------
+# How fast -------------------------------------------------------------------------------------------------------------------------------
 
 
 def step_limit(folder, write):
@@ -339,7 +354,9 @@ def step_torch_convolutions(folder, write):
     torch.backends.cudnn.benchmark = True
     for height, width, channels, outputs, batch in CONVOLUTIONS:
         x = torch.randn(batch, channels, height, width, device="cuda", dtype=torch.half).to(memory_format=torch.channels_last)
-        conv = torch.nn.Conv2d(channels, outputs, 3, padding=1, bias=False, device="cuda", dtype=torch.half).to(memory_format=torch.channels_last)
+        conv = torch.nn.Conv2d(channels, outputs, 3, padding=1, bias=False, device="cuda", dtype=torch.half).to(
+            memory_format=torch.channels_last
+        )
         with torch.inference_mode():
             ms = _torch_ms(lambda c=conv, x=x: c(x))
         operations = 2 * batch * height * width * channels * outputs * 9
@@ -379,7 +396,7 @@ def step_torch_network(folder, write):
             write(f"birealnet18_{name}", batch=batch, ms=ms, images_per_s=1e3 * batch / ms)
 
 
-# Report ------------------------------------------------------------------------------------------------------------------------------------
+# Report ---------------------------------------------------------------------------------------------------------------------------------
 
 
 def write_report(out):

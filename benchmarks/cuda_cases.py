@@ -35,7 +35,7 @@ INT = sp.store("int32", "int32")
 
 @dataclass
 class Case:
-    """A kernel: ``arrays`` are its parameters up to the results, ``results`` what it has to write; ``tolerance`` relative, 0: bit by bit."""
+    """A kernel: ``arrays`` are its parameters up to the results, which have to be ``results``; ``tolerance`` relative, 0: bit by bit."""
 
     name: str
     spec: object
@@ -51,7 +51,9 @@ def cases(isa):
     for number, (spec, data, weights, channels, dims, tolerance) in enumerate(_problems(rng)):
         family = families.of(spec, isa)
         for chosen, schedule in enumerate(_some(family.space(spec, isa), isa)):
-            yield _case(f"{type(spec).__name__}_{number}_{chosen}", family, spec, schedule, isa, data, weights, channels, dims, tolerance, rng)
+            yield _case(
+                f"{type(spec).__name__}_{number}_{chosen}", family, spec, schedule, isa, data, weights, channels, dims, tolerance, rng
+            )
 
 
 def _some(space, isa):
@@ -115,7 +117,8 @@ def _binary(rng):
     same = sp.Window(9, 11, (3, 3), (1, 1), (1, 1, 1, 1))
     half = sp.Window(13, 12, (3, 3), (2, 2), (1, 1, 1, 1))
     for window, channels, outputs, epilogue in (
-        (same, 64, 64, NORM), (same, 40, 70, THRESHOLD), (half, 128, 128, NORM), (sp.Window(7, 7, (3, 3), (1, 1), (1, 1, 1, 1)), 256, 256, INT),
+        (same, 64, 64, NORM), (same, 40, 70, THRESHOLD), (half, 128, 128, NORM),
+        (sp.Window(7, 7, (3, 3), (1, 1), (1, 1, 1, 1)), 256, 256, INT),
         (sp.Window(8, 8, (1, 1)), 96, 160, THRESHOLD), (sp.Window(10, 10, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2)), 32, 33, INT),
     ):  # fmt: skip
         spec = sp.BinaryConv2d(window, channels, outputs, epilogue=epilogue)
@@ -175,7 +178,8 @@ def _moves(rng):
 def _floats(rng):
     same, half = sp.Window(9, 11, (3, 3), (1, 1), (1, 1, 1, 1)), sp.Window(31, 29, (7, 7), (2, 2), (3, 3, 3, 3))
     for spec, images in ((sp.FloatConv2d(half, 3, 64, 1, BIAS, True), 2), (sp.FloatConv2d(same, 20, 70, 1, RESIDUAL), 3),
-                         (sp.FloatConv2d(sp.Window(9, 9, (1, 1), (2, 2)), 64, 128, 1, BIAS), 5), (sp.FloatConv2d(same, 12, 18, 3, BIAS), 2)):  # fmt: skip
+                         (sp.FloatConv2d(sp.Window(9, 9, (1, 1), (2, 2)), 64, 128, 1, BIAS), 5),
+                         (sp.FloatConv2d(same, 12, 18, 3, BIAS), 2)):  # fmt: skip
         shape = _image(spec.window, images, spec.in_channels)
         data = _small(rng, (shape[0], shape[3], *shape[1:3]) if spec.planar else shape)
         weights = _small(rng, (spec.out_channels, *spec.window.kernel, spec.in_channels // spec.groups))
@@ -199,4 +203,11 @@ def _floats(rng):
     weights = rng.integers(-128, 128, (37, 3, 3, 40)).astype(np.int8)
     yield spec, [data], weights, 37, _conv(same, 2), 0
     digits = replace(spec, data=sp.Digits(0, (1, 2, 4, -8)), weights=sp.Digits(-1, (1, 2)))
-    yield digits, [_bits(rng, _image(same, 2, 40)) for _ in range(4)], rng.integers(-1, 3, weights.shape).astype(np.int8), 37, _conv(same, 2), 0
+    yield (
+        digits,
+        [_bits(rng, _image(same, 2, 40)) for _ in range(4)],
+        rng.integers(-1, 3, weights.shape).astype(np.int8),
+        37,
+        _conv(same, 2),
+        0,
+    )

@@ -1,4 +1,4 @@
-"""What the measurements on a GPU need of it: tensors, kernels of a library, machine code of our own, and clocks. No compiler, no TVM package."""
+"""What measurements on a GPU need of it: tensors, kernels of a library, machine code of our own, clocks. No compiler, no TVM package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that measurements on a GPU need, made where TVM and a CUDA compiler are: ``python -m benchmarks.cuda_prepare FOLDER [sm_90a]``.
+"""What measurements on a GPU need, made where TVM and a CUDA compiler are: ``python -m benchmarks.cuda_prepare FOLDER [sm_90a]``.
 
 A device at hand for minutes only should not wait for compilers. The folder holds networks with their expected results, kernels with theirs,
 kernels to time, loops that measure limits, and TVM's run time for the Python that is there (``--python 3.12``).
@@ -25,7 +25,14 @@ CLOSE = ("tutorials/data/digits_bnn.onnx",)
 TIMED = ("birealnet18", "quicknet", "binary_densenet28", "reactnet_a")
 #: Products of square matrices of bits, and 3x3 convolutions: (height, width, channels in, channels out, batch).
 MATRICES = (4096, 8192, 16384)
-CONVOLUTIONS = ((56, 56, 256, 256, 64), (56, 56, 64, 64, 64), (28, 28, 128, 128, 64), (14, 14, 256, 256, 64), (7, 7, 512, 512, 64), (14, 14, 512, 512, 64))
+CONVOLUTIONS = (
+    (56, 56, 256, 256, 64),
+    (56, 56, 64, 64, 64),
+    (28, 28, 128, 128, 64),
+    (14, 14, 256, 256, 64),
+    (7, 7, 512, 512, 64),
+    (14, 14, 512, 512, 64),
+)
 
 
 def main(arguments):
@@ -94,11 +101,10 @@ def _cases(options, isa):
 
 def timed(isa):
     """Kernels to time: ``(name, spec, shapes and types of parameters, operations)``; the first dimension of the data is the batch."""
+    from benchmarks.cuda_cases import THRESHOLD
     from bnntvm import spec as sp
     from bnntvm.schedules import epilogue as tail
     from bnntvm.schedules import families
-
-    from benchmarks.cuda_cases import THRESHOLD
 
     def entry(name, spec, batch, dims, channels, operations, weights=None, schedule=None):
         family = families.of(spec, isa)
@@ -184,7 +190,9 @@ def _run_time(options, isa):
 
     version = importlib.metadata.version("apache-tvm-ffi")
     with tempfile.TemporaryDirectory() as folder:
-        platforms = [f"--platform={p}" for p in ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64", "manylinux2014_x86_64")]
+        platforms = [
+            f"--platform={p}" for p in ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64", "manylinux2014_x86_64")
+        ]
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", f"--python-version={options.python}"]
         subprocess.run([*command, *platforms, "-d", folder, f"apache-tvm-ffi=={version}"], check=True)
         for wheel in pathlib.Path(folder).glob("*.whl"):

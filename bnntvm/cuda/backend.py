@@ -142,5 +142,3 @@ class _Copies(Rewriter):
         flat = self.emit(relax.op.reshape(value, [count]))
         made = self.emit(relax.call_tir(gvar, relax.Tuple([flat]), relax.TensorType([count], kind)))
         return self.emit(relax.op.reshape(made, list(shape)))
-
-

@@ -1,7 +1,8 @@
 """NVIDIA's run time, found and loaded; the few functions of it that are called directly; which machine code a device runs.
 
 Nothing here is loaded before a network for a GPU is. ``libtvm_runtime_cuda.so`` lies beside TVM's runtime library and needs
-``libcudart.so.13`` (of an installed toolkit, or of the ``nvidia-cuda-runtime`` wheel, which is loaded first) and the driver's ``libcuda.so.1``.
+``libcudart.so.13`` (of an installed toolkit, or of the ``nvidia-cuda-runtime`` wheel, which is loaded first) and the driver's
+``libcuda.so.1``.
 """
 
 import ctypes
@@ -242,7 +243,9 @@ def check_device(target, where):
     version, least = driver.version(), int(target.get("least_driver", 0))
     if version < least:
         raise TargetError(
-            f"the NVIDIA driver serves CUDA {_dotted(version)}, the network needs {_dotted(least)}", where=where, hint="install a newer driver"
+            f"the NVIDIA driver serves CUDA {_dotted(version)}, the network needs {_dotted(least)}",
+            where=where,
+            hint="install a newer driver",
         )
 
 

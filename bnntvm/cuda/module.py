@@ -56,12 +56,14 @@ class DeviceModule(Module):
         refuse_other_devices(value, name, 0)
         kind = str(value.dtype).removeprefix("torch.")
         if kind != str(entry.staged):
-            raise InputError(
-                f"input {name!r} on the device has dtype {kind}, kernels take {entry.staged}", hint="convert it there first"
-            )
-        contiguous = value.is_contiguous() if hasattr(value, "is_contiguous") else value.flags.c_contiguous if hasattr(value, "flags") else True
+            raise InputError(f"input {name!r} on the device has dtype {kind}, kernels take {entry.staged}", hint="convert it there first")
+        contiguous = (
+            value.is_contiguous() if hasattr(value, "is_contiguous") else value.flags.c_contiguous if hasattr(value, "flags") else True
+        )
         if not contiguous:
-            raise InputError(f"input {name!r} is not contiguous in memory", hint="x.contiguous() in PyTorch, cupy.ascontiguousarray(x) in CuPy")
+            raise InputError(
+                f"input {name!r} is not contiguous in memory", hint="x.contiguous() in PyTorch, cupy.ascontiguousarray(x) in CuPy"
+            )
         return value
 
     def _on_machine(self, arrays, check_finite, to_host):
@@ -109,5 +111,3 @@ def _to_host(array):
     if hasattr(array, "cpu"):
         return array.cpu().numpy()
     return array.numpy() if hasattr(array, "numpy") else array.get()
-
-

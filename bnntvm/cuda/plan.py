@@ -1,8 +1,8 @@
 """Memory of a network on a device: results and everything in between are written where the caller says.
 
-``main`` gets parameters for its results and for a few *storages*, runs of bytes that tensors share which do not live at the same time. Nothing
-is allocated while it runs, so that a run can be recorded once as a graph of kernels and replayed; and sizes are linear in the batch,
-so that one plan serves every batch.
+``main`` gets parameters for its results and for a few *storages*, runs of bytes that tensors share which do not live at the same time.
+Nothing is allocated while it runs, so that a run can be recorded once as a graph of kernels and replayed; and sizes are linear in the
+batch, so that one plan serves every batch.
 """
 
 from __future__ import annotations

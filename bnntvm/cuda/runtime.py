@@ -1,8 +1,8 @@
 """Runs a network on a GPU: TVM's small run time and nothing of its compiler.
 
 The network writes into memory that it is given (:mod:`bnntvm.cuda.plan`), so the second run with the same addresses is recorded as a CUDA
-graph, and later ones start that with a single call. Inputs that come from the host have an address of their own in each machine; those on the
-device are read where they are, and each address that comes again gets a graph of its own.
+graph, and later ones start that with a single call. Inputs that come from the host have an address of their own in each machine; those on
+the device are read where they are, and each address that comes again gets a graph of its own.
 
 A machine has a stream; several machines (one for each thread that runs a network) share the device.
 """

@@ -12,8 +12,8 @@ _LEGACY = 1  # DLPack's and CUDA's number of the default stream
 
 
 class DeviceArray:
-    """A result in device memory. ``torch.from_dlpack(array)`` and ``cupy.from_dlpack(array)`` take it without a copy; ``array.numpy()`` copies
-    it to the host.
+    """A result in device memory. ``torch.from_dlpack(array)`` and ``cupy.from_dlpack(array)`` take it without a copy; ``array.numpy()``
+    copies it to the host.
 
     Attributes
     ----------

@@ -90,7 +90,7 @@ def compile_source(code, arch):
 
 
 def find_compiler():
-    """"nvcc", "nvrtc" or None."""
+    """ "nvcc", "nvrtc" or None."""
     wanted = os.environ.get(CHOICE_VARIABLE, "").strip()
     if wanted not in ("", "nvcc", "nvrtc"):
         raise ToolchainError(f"no such CUDA compiler: {wanted!r}", where=f"environment variable {CHOICE_VARIABLE}", hint="nvcc or nvrtc")
@@ -139,7 +139,7 @@ def nvrtc_library():
 
 
 def wheel_folders():
-    """Folders of NVIDIA's wheels that hold ``lib`` and ``include``: ``nvidia/cu13`` and, from older wheels, ``nvidia/cuda_nvrtc`` and such."""
+    """Folders of NVIDIA's wheels that hold ``lib`` and ``include``: ``nvidia/cu13``, of older wheels ``nvidia/cuda_nvrtc`` and such."""
     spec = importlib.util.find_spec("nvidia")
     roots = [pathlib.Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
     return [folder for root in roots for folder in sorted(root.iterdir(), reverse=True) if folder.is_dir()]
@@ -168,7 +168,11 @@ def _nvrtc(code, arch):
 
 def without_includes(code):
     """TVM's source without the headers of the C++ library, which NVRTC does not have; what they define of integers comes before it."""
-    lines = [line for line in code.splitlines() if not re.match(r"\s*(#include\s*<(cuda/std/|cstdint|type_traits|cuda\.h)|using cuda::std::)", line)]
+    lines = [
+        line
+        for line in code.splitlines()
+        if not re.match(r"\s*(#include\s*<(cuda/std/|cstdint|type_traits|cuda\.h)|using cuda::std::)", line)
+    ]
     return "\n".join(lines)
 
 

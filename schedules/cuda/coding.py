@@ -1,7 +1,7 @@
 """Packed weights of :class:`bnntvm.spec.WeightCoding` on a GPU: their layout, and how a bit becomes a float again.
 
-``uint32[planes, taps, units, words(O)]``: bit j of a word is output channel 32 * i + j. The threads that bring neighbouring channels read one
-word between them.
+``uint32[planes, taps, units, words(O)]``: bit j of a word is output channel 32 * i + j. The threads that bring neighbouring channels read
+one word between them.
 """
 
 from __future__ import annotations

@@ -34,5 +34,3 @@ def build(spec, schedule, isa):
         return [], found
 
     return cells.build("concat", parts, emitter, dims, value, schedule.cells)
-
-

@@ -16,7 +16,6 @@ __all__ = ["Schedule", "build", "default_schedule", "pack_weights", "reference",
 assert functions.SIDE  # bnn_fma is defined there
 
 
-
 def default_schedule(spec, isa):
     """One cell."""
     return Schedule(1)

@@ -1,7 +1,7 @@
 """float32 convolution on a GPU, NHWC or planar data: :class:`bnntvm.spec.FloatConv2d` except its depthwise case.
 
-Tiles in shared memory (:mod:`.patches`) on CUDA cores, in exact float32: products contract with additions (one rounding), in the reduction only.
-Grouped convolutions, and windows too large for shared memory, are computed one output after the other (:mod:`.cells`).
+Tiles in shared memory (:mod:`.patches`) on CUDA cores, in exact float32: products contract with additions (one rounding), in the
+reduction only. Grouped convolutions, and windows too large for shared memory, are computed one output after the other (:mod:`.cells`).
 """
 
 from __future__ import annotations

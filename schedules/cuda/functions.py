@@ -37,11 +37,15 @@ def _rows(threads, pointer, count):
     return who, owners[:, None], first[:, None] + np.arange(count)
 
 
-@device.define("bnn_load4", "", """
+@device.define(
+    "bnn_load4",
+    "",
+    """
 void bnn_load4(unsigned* r, const unsigned* s) {
   const uint4 v = *reinterpret_cast<const uint4*>(s);
   r[0] = v.x; r[1] = v.y; r[2] = v.z; r[3] = v.w;
-}""")
+}""",
+)
 def _load4(threads, registers, source):
     """Four words of shared memory, at a multiple of 16 bytes."""
     if (threads.spread(source.index)[threads.running()] % 4).any():
@@ -52,14 +56,18 @@ def _load4(threads, registers, source):
         threads.store(registers.memory, registers.index + i, threads.load(source.memory, source.index + i))
 
 
-@device.define("bnn_outer", "", f"""
+@device.define(
+    "bnn_outer",
+    "",
+    f"""
 void bnn_outer(float* sums, const unsigned* x, const unsigned* w) {{
 #pragma unroll
   for (int i = 0; i < {SIDE}; ++i)
 #pragma unroll
     for (int j = 0; j < {SIDE}; ++j)
       sums[{SIDE} * i + j] = __fmaf_rn(__uint_as_float(x[i]), __uint_as_float(w[j]), sums[{SIDE} * i + j]);
-}}""")
+}}""",
+)
 def _outer(threads, sums, x, w):
     """sums[i, j] += x[i] * w[j], floats, contracted."""
     _, row, at = _rows(threads, sums, SIDE * SIDE)

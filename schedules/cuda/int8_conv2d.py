@@ -1,7 +1,7 @@
 """Convolution of 8-bit integers on a GPU: :class:`bnntvm.spec.Int8Conv2d`.
 
-Tiles in shared memory (:mod:`.patches`) whose units are four channels: ``dp4a`` adds four products to a sum. Digits become bytes on the way to
-shared memory, of the data and of the weights, which are stored at one bit for each coefficient.
+Tiles in shared memory (:mod:`.patches`) whose units are four channels: ``dp4a`` adds four products to a sum. Digits become bytes on the
+way to shared memory, of the data and of the weights, which are stored at one bit for each coefficient.
 """
 
 from __future__ import annotations
@@ -150,7 +150,9 @@ class _Writer:
 
     def _digits(self, pixel, quad, exists):
         """Bits that a channel does not have are read as 0; its weights are 0."""
-        words = [cells.guarded(exists, plane, pixel * specs.words(self.spec.in_channels) + simt.wide(simt.div(quad, 8))) for plane in self.data]
+        words = [
+            cells.guarded(exists, plane, pixel * specs.words(self.spec.in_channels) + simt.wide(simt.div(quad, 8))) for plane in self.data
+        ]
         pairs = [simt.bind("plane", tirx.shift_right(word, simt.u32(simt.mod(quad, 8) * QUAD))) for word in words]
         numbers = [self._number(self.spec.data, [bit(word, i) for word, _ in pairs]) for i in range(QUAD)]
         joined = tirx.Select(exists, join(numbers), simt.u32(0))

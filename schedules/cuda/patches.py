@@ -8,10 +8,11 @@ A *unit* is what one multiplication takes of a pixel: a float of one channel, or
 
 Layouts
 -------
-A warp has 64 pixels and a word of channels. Lane 4 g + t has the pixels g, g + 8, ..., g + 56 of the warp's and of the word's channels 4 t to 4 t
-+ 3 and 16 + 4 t to 16 + 4 t + 3: what the lanes of a warp read of the patch at once lies side by side, and so do the weights.
+A warp has 64 pixels and a word of channels. Lane 4 g + t has the pixels g, g + 8, ..., g + 56 of the warp's and of the word's channels 4
+t to 4 t + 3 and 16 + 4 t to 16 + 4 t + 3: what the lanes of a warp read of the patch at once lies side by side, and so do the weights.
 
-Shared memory: the patch ``[units][rows][columns]``, planes an odd number of words apart; the weights ``[taps][units][channels of the block]``.
+Shared memory: the patch ``[units][rows][columns]``, planes an odd number of words apart; the weights ``[taps][units][channels of the
+block]``.
 """
 
 from __future__ import annotations
@@ -142,8 +143,8 @@ class Kernel:
         The anchor's operands.
     batch : int64 expression
     load_unit, load_weight : callable
-        ``load_unit(image, y, x, unit, exists)`` and ``load_weight(tap, unit, channel)``: the 32 bits that a multiplication takes; both return
-        ``(statements, expression)``. A unit may be one past the last, of a pixel that is not there, or not exist: it is 0 then.
+        ``load_unit(image, y, x, unit, exists)`` and ``load_weight(tap, unit, channel)``: the 32 bits that a multiplication takes; both
+        return ``(statements, expression)``. A unit may be one past the last, of a pixel that is not there, or not exist: it is 0 then.
         ``weight``s are asked for up to :func:`padded`.
     products : str
         The device function that multiplies: ``bnn_outer`` or one of the ``bnn_dots``.
@@ -202,7 +203,10 @@ class Kernel:
         else:
             self.image = bind("image", simt.div(tile, self.down * self.across))
             place = bind("place", simt.mod(tile, self.down * self.across))
-            self.top, self.left = bind("top", simt.div(place, self.across) * self.high), bind("left", simt.mod(place, self.across) * self.wide)
+            self.top, self.left = (
+                bind("top", simt.div(place, self.across) * self.high),
+                bind("left", simt.mod(place, self.across) * self.wide),
+            )
         self.patch_base, self.offsets = self._patch_places(bind)
         clear = [simt.put(self.sums, i, tir.constant(0, self.dtype)) for i in range(SIDE * SIDE)]
         chunks = padded(self.problem, self.schedule)[0] // self.schedule.units

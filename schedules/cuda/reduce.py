@@ -1,5 +1,4 @@
-"""Global pooling and softmax on a GPU: :class:`bnntvm.spec.GlobalPool` (a lane takes a channel) and :class:`bnntvm.spec.Softmax` (a warp takes a
-row)."""
+"""Global pooling and softmax on a GPU: in :class:`bnntvm.spec.GlobalPool` a lane takes a channel, in :class:`bnntvm.spec.Softmax` a warp a row."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Whole networks for a GPU on a CPU: every kernel by the emulator, in the order in which the network calls them.
 
-Kernels that TVM's lowering left (:mod:`bnntvm.schedules.cuda.fallback` gives them threads) are not written for the emulator: they run as code for
-the CPU.
+Kernels that TVM's lowering left (:mod:`bnntvm.schedules.cuda.fallback` gives them threads) are not written for the emulator: they run as
+code for the CPU.
 """
 
 import pathlib

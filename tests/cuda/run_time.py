@@ -1,4 +1,4 @@
-"""What a network does on a device, on one that is not there (:mod:`tests.cuda.fake`): ``python -m tests.cuda.run_time``, in a process of its own."""
+"""What a network does on a device, on one that is not there (:mod:`tests.cuda.fake`): ``python -m tests.cuda.run_time``."""
 
 import contextlib
 import os
@@ -83,7 +83,7 @@ def host_arrays(session):
 
 
 def batches(session):
-    """A network of convolutions, whose tensors share storages. A larger batch needs larger ones: graphs that name the old ones are forgotten."""
+    """Convolutions, whose tensors share storages. A larger batch needs larger ones: graphs that name the old ones are forgotten."""
     several = Session(session.fake, IMAGES)
     feeds = {batch: several.here.random_feed(batch=batch) for batch in (1, 2)}
     results = {batch: several.network.run(feed) for batch, feed in feeds.items()}

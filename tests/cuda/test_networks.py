@@ -1,4 +1,4 @@
-"""Whole networks for GPUs, kernel by kernel in the emulator, beside the same networks on this processor and ONNX Runtime's golden results."""
+"""Whole networks for GPUs, kernel by kernel in the emulator, beside this processor's and ONNX Runtime's golden results."""
 
 import pathlib
 

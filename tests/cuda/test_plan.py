@@ -28,7 +28,9 @@ def planned(mod):
 def views(func):
     """Variable -> (number of its storage, its type)."""
     return {
-        b.var: (int(b.value.args[0].name.removeprefix("storage_")), b.var.ty) for b in bindings(func) if op_name(b.value) == "relax.memory.view"
+        b.var: (int(b.value.args[0].name.removeprefix("storage_")), b.var.ty)
+        for b in bindings(func)
+        if op_name(b.value) == "relax.memory.view"
     }
 
 

@@ -56,7 +56,9 @@ def test_networks_for_processors_load_nothing_of_cuda(tmp_path):
         "assert 'cuda' not in loaded.replace(sys.argv[2], ''), [l for l in loaded.splitlines() if 'cuda' in l][:3];"
         "assert not [m for m in sys.modules if m.startswith('bnntvm.cuda')]"
     )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path / "net.bnn"), str(ROOT)], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "net.bnn"), str(ROOT)], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
 
 
 def test_the_run_time_files_need_no_compiler():
@@ -71,7 +73,8 @@ def test_the_run_time_files_need_no_compiler():
     "arch, capability, expected",
     [
         ("sm_80", (8, 0), True), ("sm_80", (8, 9), True), ("sm_80", (9, 0), False), ("sm_86", (8, 0), False), ("sm_90a", (9, 0), True),
-        ("sm_90a", (10, 0), False), ("sm_90", (9, 0), True), ("sm_100", (10, 3), True), ("sm_75", (7, 5), True), ("nonsense", (7, 5), False),
+        ("sm_90a", (10, 0), False), ("sm_90", (9, 0), True), ("sm_100", (10, 3), True), ("sm_75", (7, 5), True),
+        ("nonsense", (7, 5), False),
     ],
 )  # fmt: skip
 def test_which_device_runs_which_code(arch, capability, expected):

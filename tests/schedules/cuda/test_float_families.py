@@ -9,9 +9,24 @@ from hypothesis import strategies as st
 
 from bnntvm import spec as specs
 from bnntvm.schedules.cuda import (
-    cells, concat, copy, depthwise_conv2d, emulate, finite, float_conv2d, float_dense, map as maps, patches, pool2d, reduce, row_extreme, top_k,
+    cells,
+    concat,
+    copy,
+    depthwise_conv2d,
+    emulate,
+    finite,
+    float_conv2d,
+    float_dense,
+    patches,
+    pool2d,
+    reduce,
+    row_extreme,
+    top_k,
     transpose,
 )  # fmt: skip
+from bnntvm.schedules.cuda import (
+    map as maps,
+)
 from tests.schedules.cuda.floats import EPILOGUES, ISA, check, epilogue_names, execute, geometries, small_integers
 
 FEW = settings(max_examples=6, deadline=None, derandomize=True)
@@ -72,7 +87,9 @@ def test_depthwise_convolutions(window, channels, multiplier, epilogue, count):
 
 
 @MANY
-@given(rows=st.integers(1, 20), sizes=st.tuples(st.integers(1, 70), st.integers(1, 70)), epilogue=epilogue_names(2), number=st.integers(0, 4))
+@given(
+    rows=st.integers(1, 20), sizes=st.tuples(st.integers(1, 70), st.integers(1, 70)), epilogue=epilogue_names(2), number=st.integers(0, 4)
+)
 def test_dense_layers(rows, sizes, epilogue, number):
     rng = np.random.default_rng(rows)
     spec = specs.FloatDense(*sizes, EPILOGUES[epilogue])
@@ -123,7 +140,9 @@ def test_pools(window, channels, op, epilogue, count):
 
 def _inside(window, axis):
     size, out = ((window.in_height, window.out_height), (window.in_width, window.out_width))[axis]
-    places = [[o * window.strides[axis] - window.pads[axis] + k * window.dilations[axis] for k in range(window.kernel[axis])] for o in range(out)]
+    places = [
+        [o * window.strides[axis] - window.pads[axis] + k * window.dilations[axis] for k in range(window.kernel[axis])] for o in range(out)
+    ]
     return [any(0 <= p < size for p in one) for one in places]
 
 

@@ -47,7 +47,12 @@ def test_depthwise_convolutions_with_packed_weights(window, coding, channels, ep
 
 
 @SOME
-@given(rows=st.integers(1, 12), sizes=st.tuples(st.integers(1, 70), st.integers(1, 70)), coding=st.sampled_from(CODINGS), epilogue=epilogue_names(2))
+@given(
+    rows=st.integers(1, 12),
+    sizes=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    coding=st.sampled_from(CODINGS),
+    epilogue=epilogue_names(2),
+)
 def test_dense_layers_with_packed_weights(rows, sizes, coding, epilogue):
     rng = np.random.default_rng(rows)
     spec = specs.WeightDense(*sizes, coding, EPILOGUES[epilogue])
