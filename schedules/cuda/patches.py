@@ -173,7 +173,7 @@ class Kernel:
             tiles = simt.wide(self.batch) * (self.down * self.across)
         grid = simt.i32(tiles * self.channel_blocks)
         params = [*self.params, *self.emitter.inputs, *self.emitter.outputs]
-        return simt.kernel(self.name, params, grid, self.threads, self._body)
+        return _two_blocks(simt.kernel(self.name, params, grid, self.threads, self._body))
 
     # Where a thread is
 
@@ -331,3 +331,14 @@ class Kernel:
         inside = y * window.out_width + x
         row = simt.wide(self.image) * area + simt.wide(inside)
         return [named_y, named_x, named], tail.Pixel(row, self.image, inside, exists)
+
+
+def _two_blocks(function):
+    """A kernel of which two blocks have to fit on a multiprocessor: one brings a chunk while the other multiplies.
+
+    The compiler would give long epilogues more registers than that leaves.
+    """
+    outer, inner = function.body, function.body.body
+    body = tirx.AttrStmt(tir.constant(0, "int32"), "tirx.launch_bounds_min_blocks_per_sm", tir.constant(2, "int32"), inner.body)
+    inner = tirx.AttrStmt(inner.node, inner.attr_key, inner.value, body)
+    return function.with_body(tirx.AttrStmt(outer.node, outer.attr_key, outer.value, inner))
