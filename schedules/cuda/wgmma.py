@@ -19,8 +19,8 @@ from bnntvm.schedules.cuda import simt
 from bnntvm.schedules.cuda.fragments import FragmentKernel
 
 GROUP = 128
-#: Slabs that are under way before the oldest one is waited for.
-AHEAD = 2
+#: Most slabs that are under way before the oldest one is waited for.
+AHEAD = 4
 STEP = 32  # bytes of K of a product
 
 
@@ -37,6 +37,8 @@ class WgmmaKernel(FragmentKernel):
         self.groups = shape.rows // 64
         super().__init__(shape, (1 + self.groups) * GROUP, isa, name)
         self.pieces(1, shape.columns // 8, 16)
+        # A stage is free when the next slab is multiplied, so that one must have been handed over before the stage is waited for.
+        self.ahead = min(AHEAD, shape.stages - 2)
         self.warp_column = simt.i32(0)
 
     @property
@@ -128,7 +130,7 @@ class WgmmaKernel(FragmentKernel):
     # Bringing
 
     def _producer(self, block, thread, count):
-        """Copies of all tiles; what was copied is handed over ``AHEAD`` slabs later, when it has arrived."""
+        """Copies of all tiles; what was copied is handed over ``ahead`` slabs later, when it has arrived."""
         body = []
         self.state, allocate = simt.registers("state", 1, "int32")  # slabs brought so far
         body += [allocate, simt.put(self.state, 0, simt.i32(0))]
@@ -146,7 +148,7 @@ class WgmmaKernel(FragmentKernel):
                 inner += rows.clear_counts(one)
                 inner.append(simt.loop("slab", self.shape.slabs, lambda slab, one=one: self._bring(rows, one, thread, slab), rolled=True))
                 # The last slabs of a pass: nothing else is under way behind them.
-                for left in reversed(range(min(AHEAD, self.shape.slabs))):
+                for left in reversed(range(min(self.ahead, self.shape.slabs))):
                     inner += [simt.do(f"bnn_copy_wait{left}"), *self._hand_over(rows, one, simt.at(self.state, 0) - (left + 1))]
                 inner += rows.add_counts(one)
             if self.counts_rows:
@@ -159,7 +161,7 @@ class WgmmaKernel(FragmentKernel):
         return body
 
     def _bring(self, rows, one, thread, slab):
-        """Copy one slab, and hand over the one that was copied ``AHEAD`` slabs before."""
+        """Copy one slab, and hand over the one that was copied ``ahead`` slabs before."""
         shape, body = self.shape, []
         named = simt.namer(body)
         number = named("number", simt.at(self.state, 0))
@@ -175,8 +177,8 @@ class WgmmaKernel(FragmentKernel):
                     self._bulk_copy(target, source, self._full(stage))]  # fmt: skip
             body.append(tirx.IfThenElse(tirx.EQ(thread, simt.i32(0)), tir.seq(bulk), None))
         body.append(simt.put(self.state, 0, number + 1))
-        old = [simt.do(f"bnn_copy_wait{AHEAD}"), *self._hand_over(rows, one, number - AHEAD)]
-        body.append(tirx.IfThenElse(slab >= simt.i32(AHEAD), tir.seq(old), None))
+        old = [simt.do(f"bnn_copy_wait{self.ahead}"), *self._hand_over(rows, one, number - self.ahead)]
+        body.append(tirx.IfThenElse(slab >= simt.i32(self.ahead), tir.seq(old), None))
         return body
 
     def _bulk_copy(self, target, source, barrier):
