@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -21,7 +24,7 @@ from benchmarks.cuda_device import ROOT
 
 #: Step -> seconds it may take. In the order in which they run.
 STEPS = {
-    "machine": 40, "cases": 60, "exact": 45, "run_time": 60, "limit": 30, "matrices": 45, "convolutions": 60, "networks": 90,
+    "machine": 40, "cases": 60, "exact": 45, "run_time": 60, "limit": 30, "matrices": 45, "convolutions": 60, "networks": 90, "kernels": 45,
     "torch_convolutions": 60, "torch_network": 150, "memcheck": 90, "racecheck": 120, "synccheck": 90,
 }  # fmt: skip
 
@@ -69,16 +72,26 @@ def _all_steps(options):
         print(f"== {step}", flush=True)
         begun = time.monotonic()
         command = [sys.executable, "-m", "benchmarks.cuda", str(options.folder), "--out", str(options.out), "--step", step]
-        try:
-            done = subprocess.run(command, cwd=ROOT, timeout=min(STEPS[step], left), capture_output=True, text=True, errors="replace")
-            sys.stdout.write(done.stdout)
-            if done.returncode:
-                lines = done.stderr.strip().splitlines()
-                Writer(options.out, step)("failed", why=" | ".join(lines[-3:])[-600:], status=done.returncode)
-        except subprocess.TimeoutExpired as error:
-            sys.stdout.write((error.stdout or b"").decode(errors="replace"))
+        status, log = _limited(command, min(STEPS[step], left))
+        if status is None:
             Writer(options.out, step)("failed", why=f"it took longer than {min(STEPS[step], left):.0f} s")
+        elif status:
+            Writer(options.out, step)("failed", why=" | ".join(log.strip().splitlines()[-3:])[-600:], status=status)
         print(f"   {time.monotonic() - begun:.1f} s", flush=True)
+
+
+def _limited(command, seconds):
+    """Run a command, its output being shown; ``(status, what it wrote to standard error)``, None if it was ended, with all it started."""
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stderr=log, start_new_session=True)
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            status = None
+        log.seek(0)
+        return status, log.read()
 
 
 # Is it right ----------------------------------------------------------------------------------------------------------------------------
@@ -342,6 +355,42 @@ class _Lent:
 
     def __dlpack__(self, **_):
         return self.tensor.__dlpack__()
+
+
+def step_kernels(folder, write):
+    """Where a network's time goes: each kernel of Bi-RealNet-18, started one by one."""
+    import bnntvm
+
+    device, module = cuda_device.Device(), bnntvm.load(folder / "birealnet18.bnn")
+    for batch in (256, 1):
+        calls = _kernel_times(device, module, batch)
+        total = sum(ms for _, ms in calls)
+        for name, ms in sorted(calls, key=lambda call: -call[1])[:16]:
+            write(name, batch=batch, ms=ms, share=ms / total)
+        write("all", batch=batch, ms=total, share=1.0)
+
+
+def _kernel_times(device, module, batch):
+    """``(kernel, milliseconds)`` of the calls of a run, medians of some."""
+    shape = [d if isinstance(d, int) else batch for d in module.inputs[0].shape]
+    host, seen = np.random.default_rng(0).standard_normal(shape, np.float32), []
+
+    def note(_function, name, before, _result, *_args):
+        event = cuda_device.Stopwatch(device).events[0]
+        device.driver._call("cudaEventRecord", event, cuda_device.ctypes.c_void_p(machine.stream))
+        seen.append((str(name), bool(before), event))
+        return 0
+
+    machine = module._library.machine(device.ffi.convert(note))
+    machine.not_recorded = "each kernel is timed"
+    rounds = []
+    for _ in range(4):
+        seen.clear()
+        machine.run([host], batch, (), True)
+        rounds.append([(name, device.elapsed(a, b)) for (name, before, a), (_, _, b) in zip(seen, seen[1:]) if before])
+    known = {call["kernel"] for call in module._manifest["calls"]}
+    calls = [(one[0][0], float(np.median([ms for _, ms in one]))) for one in zip(*rounds[1:])]
+    return [(name, ms) for name, ms in calls if name in known]
 
 
 def step_torch_convolutions(folder, write):

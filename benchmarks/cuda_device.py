@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -63,6 +64,13 @@ class Device:
         """Start a kernel on the stream."""
         with self.ffi.use_raw_stream(self.place, self.stream):
             function(*tensors)
+
+    def elapsed(self, first, second):
+        """Milliseconds between two events."""
+        found = ctypes.c_float()
+        self.driver._call("cudaEventSynchronize", second)
+        self.driver._call("cudaEventElapsedTime", ctypes.byref(found), first, second)
+        return found.value
 
     def milliseconds(self, work, count=10, repeat=7):
         """Median time of ``work()``, recorded ``count`` times as one graph; the first launches are not counted."""
@@ -132,6 +140,8 @@ class MachineCode:
 def facts():
     """What the driver says of the device."""
     keys = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.draw,power.limit,temperature.gpu,memory.total"
+    if shutil.which("nvidia-smi") is None:
+        return {}
     done = subprocess.run(["nvidia-smi", f"--query-gpu={keys}", "--format=csv,noheader"], capture_output=True, text=True)
     values = [value.strip() for value in done.stdout.strip().splitlines()[0].split(",")] if done.stdout.strip() else []
-    return dict(zip(keys.split(","), values))
+    return dict(zip((key.replace(".", "_") for key in keys.split(",")), values))

@@ -95,12 +95,11 @@ class Cuda:
     def facts(self, compiled):
         """What else the run time has to know."""
         memory = compiled.memory
-        return dict(
-            device=dict(
-                storages=[[[one.per_image, one.fixed] for one in storage] for storage in memory.storages], recordable=memory.recordable
-            ),
-            device_code_bytes=sum(len(one.cubin) for one in compiled.device_code),
-        )
+        device = dict(
+            storages=[[[one.per_image, one.fixed] for one in storage] for storage in memory.storages], recordable=memory.recordable,
+            results=[[[[one.per_image, one.fixed] for one in shape], kind] for shape, kind in memory.results], batch=memory.batch,
+        )  # fmt: skip
+        return dict(device=device, device_code_bytes=sum(len(one.cubin) for one in compiled.device_code))
 
 
 def legalise(mod):

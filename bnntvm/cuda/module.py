@@ -68,10 +68,11 @@ class DeviceModule(Module):
 
     def _on_machine(self, arrays, check_finite, to_host):
         machine = self._machine()
-        sizes = self._sizes([tuple(array.shape) for array in arrays])
+        place = self._manifest["device"]["batch"]
+        batch = arrays[place[0]].shape[place[1]] if place else 1
         check = tuple(i for i, entry in enumerate(self._entries) if check_finite and entry.single_precision)
         try:
-            results = machine.run(arrays, sizes, check, to_host)
+            results = machine.run(arrays, batch, check, to_host)
         except BnnError:
             raise
         except Exception as error:
@@ -83,18 +84,9 @@ class DeviceModule(Module):
                 _check_finite(array, self.inputs[i].name)
         return results
 
-    def _sizes(self, shapes):
-        """Value of each named dimension, and under None that of the one that memory grows with."""
-        found = {}
-        for shape, info in zip(shapes, self.inputs):
-            found.update({dim: size for size, dim in zip(shape, info.shape) if isinstance(dim, str)})
-            found.update({(info.name, axis): size for axis, (size, dim) in enumerate(zip(shape, info.shape)) if dim is None})
-        return {**found, None: next(iter(found.values()), 1)}
-
     def _load_library(self):
         artefact.check_machine(self._file, self._manifest, f"target {self.report.target}")
-        outputs = [(info.shape, "float32" if info.dtype == "float16" else info.dtype) for info in self.outputs]
-        return open_library(self._file, lambda path: DeviceLibrary(path, self._manifest["device"], outputs))
+        return open_library(self._file, lambda path: DeviceLibrary(path, self._manifest["device"]))
 
     def _finished(self, feed):
         self.run(feed)

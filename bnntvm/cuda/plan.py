@@ -15,6 +15,7 @@ from tvm import relax
 from tvm.ir.expr import GenericConst
 from tvm_ffi import structural_visit
 
+from bnntvm.errors import UnsupportedError
 from bnntvm.graph import bindings, dims, op_name, operands
 
 #: Storages begin where a kernel may load 16 bytes at once, and where the device allocates.
@@ -43,10 +44,16 @@ class Plan:
         A storage has as many bytes as the largest of its list.
     recordable : bool
         Whether nothing but planned kernels runs: no tensor is allocated, nothing depends on values.
+    results : list of (list of Bytes, str)
+        Shape, extents being linear in the batch as bytes are, and type of every result.
+    batch : tuple of int, optional
+        Number of an input and its axis whose extent is the batch.
     """
 
     storages: list = field(default_factory=list)
     recordable: bool = True
+    results: list = field(default_factory=list)
+    batch: tuple | None = None
 
     def storage_bytes(self, batch):
         """Bytes of all storages for a batch."""
@@ -66,6 +73,11 @@ def plan(mod, name="main"):
     -------
     (IRModule, Plan)
         ``main(inputs..., results..., storages...)`` returns an empty tuple.
+
+    Raises
+    ------
+    UnsupportedError
+        If more than one dimension is dynamic, or a result's shape is not known from the batch.
     """
     return _Planner(mod, name).run()
 
@@ -77,9 +89,14 @@ class _Planner:
         self.values = {b.var: b.value for b in self.bindings}
         self.allocations = {b.var: b.value for b in self.bindings if op_name(b.value) == "relax.builtin.alloc_tensor"}
         self.roots = self._roots()
-        batches = {d for p in self.func.params for d in dims(p) if isinstance(d, tvm.tirx.Var)}
-        self.batch = next(iter(batches)) if len(batches) == 1 else None
-        self.plan = Plan(recordable=len(batches) <= 1 and self._only_kernels())
+        places = {d: (i, axis) for i, p in enumerate(self.func.params) for axis, d in enumerate(dims(p)) if isinstance(d, tvm.tirx.Var)}
+        if len(places) > 1:
+            raise UnsupportedError(
+                "a network for a GPU has one dynamic dimension at most", why=", ".join(sorted(d.name for d in places)) + " are dynamic",
+                hint="give all dimensions but the batch a size",
+            )  # fmt: skip
+        self.batch = next(iter(places), None)
+        self.plan = Plan(recordable=self._only_kernels(), batch=places.get(self.batch))
 
     def _roots(self):
         """Variable -> the allocation whose memory it is."""
@@ -114,6 +131,7 @@ class _Planner:
 
     def run(self):
         results = self._results()
+        self.plan.results = [(self._shape(r), str(r.ty.dtype)) for r in results]
         outputs = [relax.Var(f"result_{i}", r.ty) for i, r in enumerate(results)]
         written = {self.roots[r]: out for r, out in zip(results, outputs)}
         placed = self._place({root for root in self.allocations if root not in written})
@@ -186,6 +204,18 @@ class _Planner:
         count = tvm.tirx.const(np.dtype(str(var.ty.dtype)).itemsize, "int64")
         for extent in call.args[0].values:
             count = count * extent
+        return self._linear(count)
+
+    def _shape(self, result):
+        """Extents of a result."""
+        extents = [Bytes(0, d) if isinstance(d, int) else self._linear(d) for d in dims(result)]
+        if None in extents:
+            raise UnsupportedError("the shape of a network's result depends on more than the batch", where=str(result.ty), why="its memory "
+                                   "is given before it runs", hint='build it for a processor: target="x86"')  # fmt: skip
+        return extents
+
+    def _linear(self, count):
+        """An integer expression as a function of the batch, None if it is not linear."""
         if self.batch is None:
             value = tvm.sym.Analyzer().simplify(count)
             return Bytes(0, int(value)) if isinstance(value, tvm.tirx.IntImm) else None

@@ -28,16 +28,11 @@ class DeviceLibrary(runtime.Library):
     ----------
     path : str
     facts : dict
-        The manifest's ``device``: ``storages`` and ``recordable``.
-    outputs : list of (shape, dtype)
-        Declared shapes, names for dynamic dimensions.
-    batch_of : callable
-        Shapes of the inputs to the value of every named dimension.
+        The manifest's ``device``: ``storages``, ``results``, ``recordable``; ``[a, b]`` stands for a * n + b, where n is the batch.
     """
 
-    def __init__(self, path, facts, outputs, device=0):
-        self.driver, self.device = drivers.load(), device
-        self.facts, self.outputs = facts, outputs
+    def __init__(self, path, facts, device=0):
+        self.driver, self.device, self.facts = drivers.load(), device, facts
         super().__init__(path)
 
     def machine(self, instrument=None):
@@ -66,15 +61,14 @@ class DeviceMachine:
         self.driver.clear(self._flag.data_ptr(), 4, self.stream)
         self.not_recorded = None  # why runs are not recorded as graphs, if they are not
 
-    def run(self, inputs, sizes, check, to_host):
+    def run(self, inputs, batch, check, to_host):
         """Run the network.
 
         Parameters
         ----------
         inputs : list of numpy.ndarray or device arrays
             Of declared shapes and of the types that kernels take.
-        sizes : dict
-            Dynamic dimensions by name, and the batch by None.
+        batch : int
         check : tuple of int
             Inputs to check for NaN and infinity.
         to_host : bool
@@ -88,7 +82,7 @@ class DeviceMachine:
         shapes = tuple([tuple(array.shape) for array in inputs])
         place = self._shapes.get(shapes)
         if place is None:
-            place = self._arrange(shapes, sizes)
+            place = self._arrange(shapes, batch)
         tensors = [place.input(i, array) for i, array in enumerate(inputs)]
         place.start(tensors, check)
         results = [self._result(one, to_host) for one in place.outputs]
@@ -111,11 +105,11 @@ class DeviceMachine:
         self.driver.copy(array.data_ptr(), output.tensor.data_ptr(), size, self.stream)
         return array
 
-    def _arrange(self, shapes, sizes):
+    def _arrange(self, shapes, batch):
         """Memory for inputs of these shapes."""
         if len(self._shapes) >= self.MAX_SHAPES:
             self._forget_all()
-        needed = [max(fixed + per_image * sizes[None] for per_image, fixed in one) for one in self.library.facts["storages"]]
+        needed = [max(_at(one, batch) for one in storage) for storage in self.library.facts["storages"]]
         if any(need > have for need, (_, have) in zip(needed, self._storages or [(None, 0)] * len(needed))):
             self._forget_all()  # their graphs name the old storages
             self.driver.synchronize(self.stream)
@@ -123,7 +117,8 @@ class DeviceMachine:
             self._storages = []
             grown = [max(pair) for pair in zip(needed, sizes_before)]
             self._storages = [(empty((max(size, 1),), "uint8", self.device), size) for size in grown]
-        outputs = [_Output([_extent(d, sizes) for d in shape], dtype, self.device) for shape, dtype in self.library.outputs]
+        results = self.library.facts["results"]
+        outputs = [_Output([_at(extent, batch) for extent in shape], dtype, self.device) for shape, dtype in results]
         self._shapes[shapes] = _Place(self, outputs)
         return self._shapes[shapes]
 
@@ -139,8 +134,10 @@ class DeviceMachine:
             pass
 
 
-def _extent(dim, sizes):
-    return dim if isinstance(dim, int) else sizes[dim]
+def _at(linear, batch):
+    """A number of the manifest for a batch."""
+    per_image, fixed = linear
+    return per_image * batch + fixed
 
 
 class _Output:

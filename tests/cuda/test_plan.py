@@ -6,6 +6,7 @@ import tvm
 from tvm import relax
 from tvm_ffi import structural_visit
 
+import bnntvm
 from bnntvm.cuda.backend import device_target, legalise, own_results
 from bnntvm.cuda.plan import Bytes, allocates, plan
 from bnntvm.graph import bindings, op_name, operands
@@ -110,3 +111,23 @@ def test_reductions_of_tvm_keep_nothing_in_memory():
     with device_target(ISA):
         (func,) = [f for _, f in legalise(mod).functions_items() if isinstance(f, tvm.tirx.PrimFunc)]
         assert allocates(func) and not allocates(schedule(func))
+
+
+def test_shapes_of_results_follow_the_batch():
+    def build(builder, x):
+        return relax.Tuple([builder.emit(relax.op.exp(x)), builder.emit(relax.op.reshape(builder.emit(relax.op.exp(x)), [-1, 2]))])
+
+    _, _, memory = planned(main_of(build))
+    assert memory.batch == (0, 0)
+    assert [([one.at(5) for one in shape], kind) for shape, kind in memory.results] == [([5, 4], "float32"), ([10, 2], "float32")]
+
+
+def test_two_dynamic_dimensions_are_refused():
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType([tvm.tirx.Var("n", "int64"), tvm.tirx.Var("width", "int64")], "float32"))
+    with builder.function("main", [x]):
+        with builder.dataflow():
+            result = builder.emit_output(relax.Tuple([builder.emit(relax.op.exp(x))]))
+        builder.emit_func_output(result)
+    with pytest.raises(bnntvm.UnsupportedError, match="one dynamic dimension at most"):
+        planned(builder.finalize())
