@@ -132,8 +132,8 @@ class WgmmaKernel(FragmentKernel):
     def _producer(self, block, thread, count):
         """Copies of all tiles; what was copied is handed over ``ahead`` slabs later, when it has arrived."""
         body = []
-        self.state, allocate = simt.registers("state", 1, "int32")  # slabs brought so far
-        body += [allocate, simt.put(self.state, 0, simt.i32(0))]
+        self.state, allocate = simt.registers("state", 2, "int32")  # slabs that were copied, and handed over, so far
+        body += [allocate, simt.put(self.state, 0, simt.i32(0)), simt.put(self.state, 1, simt.i32(0))]
         if self.shape.resident:
             body.append(tirx.IfThenElse(tirx.EQ(thread, simt.i32(0)), tir.seq(self._bring_weights(block)), None))
 
@@ -146,10 +146,8 @@ class WgmmaKernel(FragmentKernel):
             inner += rows.allocate + rows.clear()
             for one in self.passes:
                 inner += rows.clear_counts(one)
-                inner.append(simt.loop("slab", self.shape.slabs, lambda slab, one=one: self._bring(rows, one, thread, slab), rolled=True))
-                # The last slabs of a pass: nothing else is under way behind them.
-                for left in reversed(range(min(self.ahead, self.shape.slabs))):
-                    inner += [simt.do(f"bnn_copy_wait{left}"), *self._hand_over(rows, one, simt.at(self.state, 0) - (left + 1))]
+                steps = self.shape.slabs + self.ahead
+                inner.append(simt.loop("slab", steps, lambda slab, one=one: self._step(rows, one, thread, slab), rolled=True))
                 inner += rows.add_counts(one)
             if self.counts_rows:
                 inner.append(simt.do("bnn_barrier_wait", self._rows_empty, simt.mod(number + 1, 2)))
@@ -160,8 +158,18 @@ class WgmmaKernel(FragmentKernel):
         body.append(simt.loop("tile", count, tile))
         return body
 
+    def _step(self, rows, one, thread, slab):
+        """Copy one slab, if there is another one, and hand over the one that was copied ``ahead`` steps before."""
+        new, old = slab < simt.i32(self.shape.slabs), slab >= simt.i32(self.ahead)
+        hand_over = [simt.do(f"bnn_copy_wait{self.ahead}"), *self._hand_over(rows, one)]
+        return [
+            tirx.IfThenElse(new, tir.seq(self._bring(rows, one, thread, slab)), None),
+            simt.do("bnn_copy_commit"),
+            tirx.IfThenElse(old, tir.seq(hand_over), None),
+        ]
+
     def _bring(self, rows, one, thread, slab):
-        """Copy one slab, and hand over the one that was copied ``ahead`` slabs before."""
+        """Copy one slab."""
         shape, body = self.shape, []
         named = simt.namer(body)
         number = named("number", simt.at(self.state, 0))
@@ -169,17 +177,13 @@ class WgmmaKernel(FragmentKernel):
         turn = named("turn", simt.div(number, shape.stages))
         body.append(simt.do("bnn_barrier_wait", self._empty(stage), simt.mod(turn + 1, 2)))
         rows.copy(named, self.memory, self._planes[one.data], self.offset, slab, stage, "bnn_copy_async")
-        body.append(simt.do("bnn_copy_commit"))
         if not shape.resident:
             source = self.weight_base + simt.wide(slab + one.weights * shape.slabs) * shape.slab_weight_words
             target = stage * shape.stage_words + shape.rows * shape.row_words
             bulk = [simt.do("bnn_barrier_expect", self._full(stage), simt.i32(4 * shape.slab_weight_words)),
                     self._bulk_copy(target, source, self._full(stage))]  # fmt: skip
             body.append(tirx.IfThenElse(tirx.EQ(thread, simt.i32(0)), tir.seq(bulk), None))
-        body.append(simt.put(self.state, 0, number + 1))
-        old = [simt.do(f"bnn_copy_wait{self.ahead}"), *self._hand_over(rows, one, number - self.ahead)]
-        body.append(tirx.IfThenElse(slab >= simt.i32(self.ahead), tir.seq(old), None))
-        return body
+        return [*body, simt.put(self.state, 0, number + 1)]
 
     def _bulk_copy(self, target, source, barrier):
         """The weights of one slab."""
@@ -196,12 +200,15 @@ class WgmmaKernel(FragmentKernel):
             body.append(self._bulk_copy(simt.i32(target), base + piece * shape.slab_weight_words, self._weights_full))
         return body
 
-    def _hand_over(self, rows, one, number):
+    def _hand_over(self, rows, one):
         """A slab has arrived: count its bits, and let it be multiplied."""
         body = []
-        stage = simt.namer(body)("stage", simt.mod(number, self.shape.stages))
+        named = simt.namer(body)
+        number = named("number", simt.at(self.state, 1))
+        stage = named("stage", simt.mod(number, self.shape.stages))
         body += rows.count_bits(self.memory, stage, one)
-        return [*body, simt.do("bnn_proxy_fence"), simt.do("bnn_barrier_arrive", self._full(stage))]
+        body += [simt.do("bnn_proxy_fence"), simt.do("bnn_barrier_arrive", self._full(stage))]
+        return [*body, simt.put(self.state, 1, number + 1)]
 
     # Multiplying
 
