@@ -396,7 +396,7 @@ class _Program:
 
     def _roles(self, s):
         """Branches of threads with different jobs, in turns."""
-        branch = s.body
+        branch, size = s.body, int(s.value)
         condition, then, otherwise = self._expr(branch.condition), self._stmt(branch.then_case), self._stmt(branch.else_case)
 
         def go(t):
@@ -405,8 +405,9 @@ class _Program:
             masks = [chosen if outer is None else chosen & outer, ~chosen if outer is None else ~chosen & outer]
             tasks = []
             for number, (mask, body) in enumerate(zip(masks, (then, otherwise))):
-                if mask.any():
-                    tasks.append([mask, (*role, number), self._started(t, body), dict(self.env)])
+                for group in np.unique(t.thread[mask] // size):
+                    own = mask & (t.thread // size == group)
+                    tasks.append([own, (*role, number, int(group)), self._started(t, body), dict(self.env)])
             stuck = 0
             while tasks:
                 for task in list(tasks):
@@ -415,14 +416,18 @@ class _Program:
                         progress = next(task[2])
                         stuck = 0 if progress else stuck + 1
                     except StopIteration:
-                        tasks.remove(task)
+                        tasks = [other for other in tasks if other is not task]
                         stuck = 0
                     task[3] = self.env
                 if stuck > 2 * len(tasks) + 2:
-                    raise Fault("deadlock: every role waits")
+                    raise Fault(f"deadlock: every role waits; barriers (block, word): {self._waiting(t)}")
             t.active, t.role = outer, role
 
         return go
+
+    @staticmethod
+    def _waiting(t):
+        return {key: (b.phase, b.left, b.bytes) for key, b in t.barriers.items() if b.left != b.count or b.bytes}
 
     @staticmethod
     def _started(t, body):

@@ -20,7 +20,7 @@ class FragmentKernel(TileKernel):
     """Accumulators, totals of several passes, and their way to memory.
 
     Subclasses set ``memory`` (shared), ``lane``, ``warp_row`` and ``warp_column`` (where the warp's tile begins in the block's), ``row_tile``
-    and ``ring_words`` (where the sums of rows begin in shared memory).
+    and ``sums_begin`` (where the sums of rows begin in shared memory).
     """
 
     def pieces(self, row_pieces, column_pieces, rows):
@@ -32,12 +32,13 @@ class FragmentKernel(TileKernel):
         """Number of accumulator ``e`` of an instruction."""
         return (i * self.column_pieces + j) * (self.piece_rows // 4) + e
 
-    def tile_operands(self, named, column_tile):
-        """Where the tile's group begins in a pixel, and its weights in memory."""
-        shape = self.shape
-        group = simt.div(column_tile, shape.column_tiles)
-        self.offset = simt.i32(0) if self.layer.groups == 1 else named("offset", group * self.layer.group_words)
-        self.weight_base = named("weight_base", simt.wide(column_tile) * shape.tile_weight_words)
+    def group_offset(self, column_tile):
+        """Where the tile's group begins in a pixel, int32."""
+        return simt.i32(0) if self.layer.groups == 1 else simt.div(column_tile, self.shape.column_tiles) * self.layer.group_words
+
+    def weight_base(self, column_tile):
+        """Where the tile's weights begin, int64."""
+        return simt.wide(column_tile) * self.shape.tile_weight_words
 
     def tile_results(self, named, row_tile, column_tile):
         """Which words of channels the warp makes."""
@@ -88,7 +89,7 @@ class FragmentKernel(TileKernel):
         body = []
         named = simt.namer(body)
         place = Place(self.layer, named, self.row_tile * self.shape.rows + row, self.total_rows)
-        counted = named("counted", tirx.reinterpret("int32", simt.at(self.memory, row + self.ring_words))) if self.counts_rows else None
+        counted = named("counted", tirx.reinterpret("int32", simt.at(self.memory, row + self.sums_begin))) if self.counts_rows else None
         return place, counted, body
 
     def read_rows(self):

@@ -100,7 +100,7 @@ def _wgmma_schedules(layer, isa):
     wanted = next((c for c in reversed(columns) if c >= layer.outputs), most)
     columns.sort(key=lambda c: (c != wanted, -c))
     found = [Schedule(WGMMA, rows, c, 64, c, 128, stages, 1, resident)
-             for c in columns for resident in (True, False) for rows in (128, 64) for stages in (6, 5, 4, 3)]  # fmt: skip
+             for c in columns for resident, rows in ((True, 64), (False, 128), (False, 64)) for stages in (6, 5, 4, 3)]  # fmt: skip
     return [s for s in found if _wgmma_fits(_kernel(layer, s, isa, ""), isa)]
 
 

@@ -82,10 +82,11 @@ class MmaKernel(FragmentKernel):
         self.slice, warp = named("slice", simt.div(warp, self.warps)), named("place", simt.mod(warp, self.warps))
         self.warp, self.warp_row = warp, named("warp_row", simt.div(warp, self.grid[1]) * self.warp_rows)
         self.warp_column = named("warp_column", simt.mod(warp, self.grid[1]) * self.warp_columns)
-        self.tile_operands(named, column_tile)
+        self.offset, self.first_weight = named("offset", self.group_offset(column_tile)), named("weights", self.weight_base(column_tile))
+        self.sums_begin = self.ring_words
         self.tile_results(named, row_tile, column_tile)
-        self.rows = self.rows_of_threads(named, thread, self.threads, row_tile)
-        body += self.rows.allocate
+        self.rows = self.rows_of_threads(named, thread, self.threads)
+        body += self.rows.allocate + self.rows.begin(row_tile)
         body += self.allocate_sums()
         several = len(self.passes) > 1
         self._addresses(named)
@@ -95,7 +96,6 @@ class MmaKernel(FragmentKernel):
             body += self.rows.clear()
             for index, one in enumerate(own):
                 body += self._walk(named, one)
-                body += self.rows.add_counts(one)
                 body += self.fold(one, index == 0)
             body += self._reduce_slices(self.totals if several else self.sums)
             body += self.rows.publish(self.memory, self.ring_words)
@@ -114,7 +114,6 @@ class MmaKernel(FragmentKernel):
         shape, body = self.shape, []
         ahead = shape.stages - 1
         body += [simt.put(self.sums, i, simt.i32(0)) for i in range(self.sums_of_thread)]
-        body += self.rows.clear_counts(one)
         body.append(simt.sync())  # the ring may still be read
         for slab in range(min(ahead, shape.slabs)):
             body += self._load(one, simt.i32(slab), simt.i32(slab)) + self._commit()
@@ -126,7 +125,8 @@ class MmaKernel(FragmentKernel):
             stage = here("stage", simt.mod(slab, shape.stages))
             if self.asynchronous:
                 inner.append(simt.do(f"bnn_copy_wait{ahead - 1}"))
-            inner += self.rows.count_bits(self.memory, stage, one)
+            if one.row_factor:
+                inner += self.rows.count_bits(self.memory, stage, one.row_factor)
             inner.append(simt.sync())
             coming = slab + ahead
             load = self._load(one, coming, simt.mod(coming, shape.stages))
@@ -148,7 +148,7 @@ class MmaKernel(FragmentKernel):
         function = "bnn_copy_async" if self.asynchronous else "bnn_copy"
         self.rows.copy(named, self.memory, self._planes[one.data], self.offset, slab, stage, function)
         count = shape.columns * shape.row_words // 4  # 16-byte chunks of the weights, already in order
-        source = named("source", self.weight_base + simt.wide(slab + one.weights * shape.slabs) * (shape.columns * shape.row_words))
+        source = named("source", self.first_weight + simt.wide(slab + one.weights * shape.slabs) * (shape.columns * shape.row_words))
         target = stage * shape.stage_words + shape.rows * shape.row_words
         for i in range(-(-count // self.threads)):
             chunk = self.thread + i * self.threads

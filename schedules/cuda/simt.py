@@ -140,10 +140,13 @@ def namer(statements):
     return named
 
 
-def roles(condition, then, otherwise):
-    """Statement: threads with different jobs, which wait for each other at barriers in shared memory only."""
+def roles(condition, then, otherwise, group=WARP):
+    """Statement: threads with different jobs, which wait for each other at barriers in shared memory only.
+
+    ``group``: threads that run together; groups of one branch may be at different places too.
+    """
     branch = tirx.IfThenElse(condition, then, otherwise)
-    return tirx.AttrStmt(i32(0), "bnn.roles", i32(0), branch)
+    return tirx.AttrStmt(i32(0), "bnn.roles", i32(group), branch)
 
 
 def kernel(name, params, blocks, threads, body, blocks_of_multiprocessor=None):

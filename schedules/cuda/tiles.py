@@ -219,9 +219,9 @@ class TileKernel:
 
     # The loader
 
-    def rows_of_threads(self, named, thread, threads, row_tile):
+    def rows_of_threads(self, named, thread, threads):
         """What a thread copies of the data: the same chunk of some rows."""
-        return _Rows(self, named, thread, threads, row_tile)
+        return _Rows(self, named, thread, threads)
 
 
 _NOWHERE = -(1 << 15)
@@ -240,40 +240,45 @@ class _Rows:
     copy other chunks of the same rows are its neighbours: thread ``j`` of them knows this of row ``j``, and tells the others.
     """
 
-    def __init__(self, kernel, named, thread, threads, row_tile):
+    def __init__(self, kernel, named, thread, threads):
         shape = kernel.shape
         self.kernel, self.shape, self.layer, self.threads = kernel, shape, shape.layer, threads
         self.chunk = named("chunk", simt.mod(thread, shape.chunks))
         self.first = named("first", simt.div(thread, shape.chunks))
+        self.holder = named("holder", simt.mod(thread, 32) - self.chunk)
         self.step = threads // shape.chunks
         self.count = -(-shape.rows // self.step)
         self.partial = shape.rows % self.step != 0  # the last rows of some threads are past the tile
-        self.first_row = named("first_row", row_tile * shape.rows + self.first)
-        if _linear(self.layer):
-            self.base = named("base", simt.wide(self.first_row) * self.layer.pixel_words)
-        else:
-            self._know(named, thread)
-        self.counts, allocate = simt.registers("row_counts", self.count, "int32")
-        self.sums, allocate_sums = simt.registers("row_sums", self.count, "int32")
-        self.counting = [one for one in kernel.passes if one.row_factor]
-        self.allocate = [allocate, allocate_sums][: min(len(self.counting), 2)]
-
-    def _know(self, named, thread):
-        """Where the window of one row begins: ``base`` in words, ``corner`` as 16 bits each of y and x; far above the image if there is none."""
-        if self.count > self.shape.chunks:
+        if self.count > shape.chunks:
             raise ValueError("a tile has more rows than threads copy")
-        own = self.first_row + tirx.min(self.chunk, simt.i32(self.count - 1)) * self.step
+        arrays = [simt.registers("where", 1, "int64"), simt.registers("corner", 1, "int32")]
+        self.where, self.corner = (array for array, _ in arrays)
+        self.counts, allocate = simt.registers("row_counts", self.count, "int32")
+        self.allocate = [*(statement for _, statement in arrays), *([allocate] if kernel.counts_rows else [])]
+
+    def begin(self, row_tile):
+        """Statements for a new tile: where the thread's rows begin.
+
+        ``where``: first word of the window of one row (of the first one, where rows follow one another). ``corner``: 16 bits each of y and x
+        of that window, far above the image if there is no such row; where rows follow one another the first one's number.
+        """
+        body = []
+        named = simt.namer(body)
+        first_row = named("first_row", row_tile * self.shape.rows + self.first)
+        if _linear(self.layer):
+            return [*body, simt.put(self.where, 0, simt.wide(first_row) * self.layer.pixel_words), simt.put(self.corner, 0, first_row)]
+        own = first_row + tirx.min(self.chunk, simt.i32(self.count - 1)) * self.step
         place = Place(self.layer, named, own, self.kernel.total_rows)
-        top = tirx.Select(place.exists, place.top, simt.i32(_NOWHERE))
-        self.corner = named("corner", tirx.bitwise_or(tirx.shift_left(top, simt.i32(16)), tirx.bitwise_and(place.left, simt.i32(0xFFFF))))
-        self.base = named("base", simt.wide(place.tap(0, 0)[1]) * self.layer.pixel_words)
-        self.holder = named("holder", simt.mod(thread, 32) - self.chunk)
+        top = tirx.shift_left(tirx.Select(place.exists, place.top, simt.i32(_NOWHERE)), simt.i32(16))
+        corner = tirx.bitwise_or(top, tirx.bitwise_and(place.left, simt.i32(0xFFFF)))
+        where = simt.wide(place.tap(0, 0)[1]) * self.layer.pixel_words
+        return [*body, simt.put(self.where, 0, where), simt.put(self.corner, 0, corner)]
 
     def _window(self, named, i, r, s):
         """``(whether tap (r, s) of row i is inside the image, the window's first word)``."""
         window, lane = self.layer.window, self.holder + i
-        base = named("base", simt.call("bnn_shuffle_int64", self.base, lane))
-        corner = named("corner", simt.call("bnn_shuffle_int32", self.corner, lane))
+        base = named("base", simt.call("bnn_shuffle_int64", simt.at(self.where, 0), lane))
+        corner = named("corner", simt.call("bnn_shuffle_int32", simt.at(self.corner, 0), lane))
         y = tirx.shift_right(corner, simt.i32(16)) + r * window.dilations[0]
         x = tirx.shift_right(tirx.shift_left(corner, simt.i32(16)), simt.i32(16)) + s * window.dilations[1]
         return tirx.And(simt.u32(y) < simt.u32(window.in_height), simt.u32(x) < simt.u32(window.in_width)), base
@@ -305,7 +310,8 @@ class _Rows:
         step = named("step", simt.wide(step + part * shape.chunk_words + offset))
         for i in range(self.count):
             if _linear(layer):
-                valid, base = self.first_row + i * self.step < self.kernel.total_rows, self.base + i * self.step * layer.pixel_words
+                valid = simt.at(self.corner, 0) + i * self.step < self.kernel.total_rows
+                base = simt.at(self.where, 0) + i * self.step * layer.pixel_words
             else:
                 valid, base = self._window(named, i, r, s)
             valid = named("valid", valid if inside_k is None else tirx.And(inside_k, valid))
@@ -317,28 +323,15 @@ class _Rows:
 
     def clear(self):
         """Before the first pass of a product."""
-        return [simt.put(self.sums, i, simt.i32(0)) for i in range(self.count)] if len(self.counting) > 1 else []
+        return [simt.put(self.counts, i, simt.i32(0)) for i in range(self.count)] if self.kernel.counts_rows else []
 
-    def clear_counts(self, one):
-        """Before a pass."""
-        return [simt.put(self.counts, i, simt.i32(0)) for i in range(self.count)] if one.row_factor else []
-
-    def count_bits(self, memory, stage, one):
-        """Count what the thread has copied into a stage."""
-        if not one.row_factor:
-            return []
-        name = f"bnn_popc{self.shape.chunk_words}"
-        return [
-            self._guarded(i, simt.put(self.counts, i, simt.at(self.counts, i)
-                                      + simt.call(name, simt.pointer(memory, self._place_in_stage(i, stage)), dtype="int32")))
-            for i in range(self.count)
-        ]  # fmt: skip
-
-    def add_counts(self, one):
-        """After a pass."""
-        if not one.row_factor or len(self.counting) == 1:
-            return []
-        return [simt.put(self.sums, i, simt.at(self.sums, i) + simt.at(self.counts, i) * one.row_factor) for i in range(self.count)]
+    def count_bits(self, memory, stage, factor):
+        """Count what the thread has copied into a stage, times ``factor``."""
+        body, name = [], f"bnn_popc{self.shape.chunk_words}"
+        for i in range(self.count):
+            found = simt.call(name, simt.pointer(memory, self._place_in_stage(i, stage)), dtype="int32")
+            body.append(self._guarded(i, simt.put(self.counts, i, simt.at(self.counts, i) + found * factor)))
+        return body
 
     def publish(self, memory, begin):
         """Statements that add up the counts of the threads of a row and store them at ``begin + row`` of shared memory."""
@@ -346,7 +339,7 @@ class _Rows:
             return []
         body = []
         for i in range(self.count):
-            value = simt.at(self.sums, i) if len(self.counting) > 1 else simt.at(self.counts, i) * self.counting[0].row_factor
+            value = simt.at(self.counts, i)
             distance = 1
             while distance < self.shape.chunks:
                 value, bind = simt.bind("total", simt.call("bnn_add_xor", value, simt.i32(distance), dtype="int32"))
