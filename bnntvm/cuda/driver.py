@@ -164,6 +164,21 @@ class Driver:
         finally:
             self._library.cudaEventDestroy(event)
 
+    def mark(self, stream):
+        """An event behind all work that a stream has been given so far; see :meth:`passed`."""
+        event = ctypes.c_void_p()
+        self._call("cudaEventCreateWithFlags", ctypes.byref(event), _NO_TIMING)
+        self._call("cudaEventRecord", event, ctypes.c_void_p(stream))
+        return event.value
+
+    def passed(self, event):
+        """Whether the work before an event is done; the event is gone then."""
+        if self._library.cudaEventQuery(ctypes.c_void_p(event)):
+            self._library.cudaGetLastError()
+            return False
+        self._library.cudaEventDestroy(ctypes.c_void_p(event))
+        return True
+
     def upload(self, target, source, size, stream):
         """Copy host memory to the device; addresses and bytes."""
         self._copy(target, source, size, _TO_DEVICE, stream)

@@ -1,5 +1,7 @@
 """A network for a GPU: :class:`bnntvm.module.Module` with arrays on the device."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from bnntvm import artefact
@@ -23,9 +25,8 @@ class DeviceModule(Module):
 
         ``check_finite`` has to wait for the device: without it, and with inputs and results on the device, a run only starts.
         """
-        if any(on_device(value) for value in feed.values()) if hasattr(feed, "values") else False:
-            return self._run_on_device(feed, check_finite)
-        return self._run(feed, check_finite)
+        there = isinstance(feed, Mapping) and any(on_device(value) for value in feed.values())
+        return (self._run_on_device if there else self._run)(feed, check_finite)
 
     def _run(self, feed, check_finite):
         arrays, _ = self._match(feed)
@@ -35,8 +36,14 @@ class DeviceModule(Module):
             if check_finite and entry.floating and not entry.single_precision:
                 _check_finite(array, entry.info.name)
             staged.append(array)
-        results = self._on_machine(staged, check_finite, to_host=True)
-        return {info.name: _as_declared(array, dtype, True) for (info, dtype, _own), array in zip(self._exits, results)}
+        return self._declared(self._on_machine(staged, check_finite, to_host=True))
+
+    def _declared(self, results):
+        """Results by name; those on the host as what the network declares (the device computes float16 in float32)."""
+        return {
+            info.name: _as_declared(array, dtype, True) if isinstance(array, np.ndarray) else array
+            for (info, dtype, _own), array in zip(self._exits, results)
+        }
 
     def _run_on_device(self, feed, check_finite):
         if feed.keys() != self._names:
@@ -45,8 +52,7 @@ class DeviceModule(Module):
         shapes = tuple([tuple(array.shape) for array in arrays])
         if shapes not in self._known_shapes:
             self._check_shapes(shapes)
-        results = self._on_machine(arrays, check_finite, to_host=not all(on_device(array) for array in arrays))
-        return {info.name: array for info, array in zip(self.outputs, results)}
+        return self._declared(self._on_machine(arrays, check_finite, to_host=not all(on_device(array) for array in arrays)))
 
     def _device_input(self, entry, value):
         """An input as it goes to the machine: device arrays as they are, others as arrays of the host."""
@@ -57,10 +63,7 @@ class DeviceModule(Module):
         kind = str(value.dtype).removeprefix("torch.")
         if kind != str(entry.staged):
             raise InputError(f"input {name!r} on the device has dtype {kind}, kernels take {entry.staged}", hint="convert it there first")
-        contiguous = (
-            value.is_contiguous() if hasattr(value, "is_contiguous") else value.flags.c_contiguous if hasattr(value, "flags") else True
-        )
-        if not contiguous:
+        if not _is_contiguous(value):
             raise InputError(
                 f"input {name!r} is not contiguous in memory", hint="x.contiguous() in PyTorch, cupy.ascontiguousarray(x) in CuPy"
             )
@@ -96,6 +99,13 @@ class DeviceModule(Module):
     def synchronize(self):
         """Wait until the device has done everything that was started."""
         driver.load().synchronize_device()
+
+
+def _is_contiguous(array):
+    """Whether a device array of any library lies in memory in C order, as far as it tells."""
+    if hasattr(array, "is_contiguous"):
+        return bool(array.is_contiguous())
+    return bool(array.flags.c_contiguous) if hasattr(array, "flags") else True
 
 
 def _to_host(array):

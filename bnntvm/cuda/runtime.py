@@ -7,6 +7,7 @@ the device are read where they are, and each address that comes again gets a gra
 A machine has a stream; several machines (one for each thread that runs a network) share the device.
 """
 
+import collections
 import math
 
 import numpy as np
@@ -59,6 +60,7 @@ class DeviceMachine:
         self._flag = empty((1,), "int32", self.device)
         self._flagged = np.zeros(1, np.int32)
         self.driver.clear(self._flag.data_ptr(), 4, self.stream)
+        self._lent = collections.deque()  # (event behind a run, its inputs), of runs that only were started
         self.not_recorded = None  # why runs are not recorded as graphs, if they are not
 
     def run(self, inputs, batch, check, to_host):
@@ -79,6 +81,7 @@ class DeviceMachine:
         list of numpy.ndarray or DeviceArray, or None where an input is not finite
         """
         self.driver.use(self.device)
+        self._let_go()
         shapes = tuple([tuple(array.shape) for array in inputs])
         place = self._shapes.get(shapes)
         if place is None:
@@ -90,10 +93,17 @@ class DeviceMachine:
             self.driver.download(self._flagged.ctypes.data, self._flag.data_ptr(), 4, self.stream)
         if check or to_host:
             self.driver.synchronize(self.stream)
+        else:
+            self._lent.append((self.driver.mark(self.stream), tensors))
         if check and self._flagged[0]:
             self.driver.clear(self._flag.data_ptr(), 4, self.stream)
             return None
         return results
+
+    def _let_go(self):
+        """Drop inputs whose runs are over: until then nobody else may be given their memory."""
+        while self._lent and self.driver.passed(self._lent[0][0]):
+            self._lent.popleft()
 
     def _result(self, output, to_host):
         size = output.nbytes

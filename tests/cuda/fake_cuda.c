@@ -115,6 +115,7 @@ int cudaStreamWaitEvent(stream *s, void *event, unsigned flags) { return OK; }
 int cudaEventCreate(void **event) { *event = malloc(1); return OK; }
 int cudaEventCreateWithFlags(void **event, unsigned flags) { return cudaEventCreate(event); }
 int cudaEventRecord(void *event, stream *s) { return OK; }
+int cudaEventQuery(void *event) { return getenv("FAKE_BUSY") ? give(600) : OK; }
 int cudaEventSynchronize(void *event) { return OK; }
 int cudaEventElapsedTime(float *ms, void *first, void *second) { *ms = 1; return OK; }
 int cudaEventDestroy(void *event) { free(event); return OK; }

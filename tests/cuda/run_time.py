@@ -138,8 +138,21 @@ def device_arrays(session):
     for _ in range(6):
         session.module.run(there, check_finite=False)
     assert len(blocks) == count, "nobody holds the earlier ones"
+    _inputs_are_kept(session, there)
     session.expect(feed)
     session.same(feed, session.module.run(there))  # with the check
+
+
+def _inputs_are_kept(session, there):
+    """While the device is at work on a run, nobody may get the memory of its inputs."""
+    machine = session.module._idle[0]
+    os.environ["FAKE_BUSY"] = "1"
+    for _ in range(3):
+        session.module.run(there, check_finite=False)
+    assert len(machine._lent) >= 3
+    os.environ.pop("FAKE_BUSY")
+    session.module.run(there, check_finite=False)
+    assert len(machine._lent) == 1
 
 
 class _OnHost:
