@@ -73,7 +73,7 @@ def package(path, folder, batch=1, runtime=True):
         if isa.machine not in _PLATFORMS:
             raise UnsupportedError(
                 f"no bundle for {isa.name}",
-                why=f"the libraries that are published run networks for processors, not for {isa.machine}",
+                why=f"a run time that a bundle could carry is not published for {isa.machine}",
                 hint="bnntvm export-c writes C that needs no runtime; bundles are for x86-64 and aarch64",
             )
         library = os.pread(file.fileno(), library_bytes, 0)

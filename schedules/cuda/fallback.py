@@ -61,7 +61,8 @@ def _by_elements(func):
     sch.bind(block_loop, "blockIdx.x")
     sch.bind(thread_loop, "threadIdx.x")
     for block in reversed(reductions):
-        sch.set_scope(block, 0, "local")
+        for number in range(len(sch.get(block).writes)):
+            sch.set_scope(block, number, "local")
         sch.compute_at(block, thread_loop)
     return sch.mod["main"].without_attr("global_symbol")
 
