@@ -132,6 +132,36 @@ def _add_xor(threads, v, distance):
     return (lanes + lanes[:, np.arange(32) ^ int(np.max(distance))]).reshape(-1)
 
 
+# Two neighbouring elements --------------------------------------------------------------------------------------------------------------
+
+
+@define("bnn_load2", "", """
+void bnn_load2(float* dst, const float* src) {
+  float2 v = *(const float2*)src;
+  dst[0] = v.x;
+  dst[1] = v.y;
+}""")
+def _load2(threads, dst, src):
+    if (threads.spread(src.index)[threads.running()] % 2).any():
+        raise threads.fault("a pair is not aligned")
+    for k in range(2):
+        threads.store(dst.memory, dst.index + k, threads.load(src.memory, src.index + k))
+
+
+def _store2(dtype, kind):
+    @define(f"bnn_store2_{dtype}", "", f"""
+void bnn_store2_{dtype}({kind}* dst, {kind} a, {kind} b) {{ *({kind}2*)dst = make_{kind}2(a, b); }}""")
+    def store2(threads, dst, a, b):
+        if (threads.spread(dst.index)[threads.running()] % 2).any():
+            raise threads.fault("a pair is not aligned")
+        threads.store(dst.memory, dst.index, a)
+        threads.store(dst.memory, dst.index + 1, b)
+
+
+_store2("float32", "float")
+_store2("int32", "int")
+
+
 # Shared memory -------------------------------------------------------------------------------------------------------------------------
 
 _SHARED = "unsigned s = (unsigned)__cvta_generic_to_shared(dst);"
