@@ -165,7 +165,7 @@ class Kernel:
         layer, body, padded = self.layer, [], words(self.layer.channels) * WORD_BITS
         table = Tables(layer, self.weights, weight_size(layer))
         for p, place in enumerate(places):
-            constant = table.constant(number, place, self.word * 32 + self.lane)
+            constant = table.at(table.row(number, place) + (self.word * 32 + self.lane))
             body.append(simt.put(self.sums, p, simt.at(self.sums, p) + constant))
             if layer.scaled:
                 scale = simt.at(self._scales[0], self.word * 32 + self.lane + number * padded)
@@ -191,10 +191,13 @@ class Tables:
         column = simt.at(self.weights, place.x + (self.numbers + self.layer.window.out_height))
         return tirx.Cast("int32", row) + tirx.Cast("int32", column)
 
-    def constant(self, product, place, channel):
-        """The constant of a channel (which may be any of the last word), int32."""
-        row = self.class_of(place) + product * self.layer.class_count
-        return tirx.reinterpret("int32", simt.at(self.weights, row * self.padded + channel + self.begin))
+    def row(self, product, place):
+        """Where the constants of a product begin, for a pixel: int32."""
+        return (self.class_of(place) + product * self.layer.class_count) * self.padded + self.begin
+
+    def at(self, index):
+        """A constant, int32."""
+        return tirx.reinterpret("int32", simt.at(self.weights, index))
 
 
 class Place:

@@ -132,6 +132,36 @@ def _add_xor(threads, v, distance):
     return (lanes + lanes[:, np.arange(32) ^ int(np.max(distance))]).reshape(-1)
 
 
+# Two neighbouring elements --------------------------------------------------------------------------------------------------------------
+
+
+@define("bnn_load2", "", """
+void bnn_load2(float* dst, const float* src) {
+  float2 v = *(const float2*)src;
+  dst[0] = v.x;
+  dst[1] = v.y;
+}""")
+def _load2(threads, dst, src):
+    if (threads.spread(src.index)[threads.running()] % 2).any():
+        raise threads.fault("a pair is not aligned")
+    for k in range(2):
+        threads.store(dst.memory, dst.index + k, threads.load(src.memory, src.index + k))
+
+
+def _store2(dtype, kind):
+    @define(f"bnn_store2_{dtype}", "", f"""
+void bnn_store2_{dtype}({kind}* dst, {kind} a, {kind} b) {{ *({kind}2*)dst = make_{kind}2(a, b); }}""")
+    def store2(threads, dst, a, b):
+        if (threads.spread(dst.index)[threads.running()] % 2).any():
+            raise threads.fault("a pair is not aligned")
+        threads.store(dst.memory, dst.index, a)
+        threads.store(dst.memory, dst.index + 1, b)
+
+
+_store2("float32", "float")
+_store2("int32", "int")
+
+
 # Shared memory -------------------------------------------------------------------------------------------------------------------------
 
 _SHARED = "unsigned s = (unsigned)__cvta_generic_to_shared(dst);"
@@ -316,6 +346,21 @@ def _barrier_expect(threads, bar, size):
     threads.arrive(bar, int(size))
 
 
+@define("bnn_barrier_wait_cluster", "", """
+void bnn_barrier_wait_cluster(unsigned* bar, int parity) {
+  unsigned s = (unsigned)__cvta_generic_to_shared(bar);
+  asm volatile("{\n.reg .pred p;\nBNN_WAIT_%=:\n"
+               "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n@p bra BNN_DONE_%=;\nbra BNN_WAIT_%=;\nBNN_DONE_%=:\n}"
+               :: "r"(s), "r"(parity) : "memory");
+}""", needs=90)
+def _barrier_wait_cluster(threads, bar, parity):
+    """As ``bnn_barrier_wait``, where threads of the other block arrive too."""
+    yield from threads.wait_for(bar, parity)
+
+
+_barrier_wait_cluster.waits = True
+
+
 @define("bnn_barrier_wait", "", """
 void bnn_barrier_wait(unsigned* bar, int parity) {
   unsigned s = (unsigned)__cvta_generic_to_shared(bar);
@@ -346,6 +391,48 @@ def _bulk_copy(threads, dst, src, size, bar):
         if to % 4 or begin % 4 or size % 16:
             raise threads.fault("a bulk copy is not aligned")
         threads.barriers[key].pending.append(threads.bulk(dst.memory, src.memory, k, to, begin, size))
+
+
+# Clusters of two blocks, sm_90 ----------------------------------------------------------------------------------------------------------
+
+
+@define("bnn_cluster_sync", "", """
+void bnn_cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}""", needs=90)
+def _cluster_sync(threads):
+    """All threads of both blocks wait for each other."""
+    threads.barrier("bnn_cluster_sync")
+
+
+@define("bnn_barrier_arrive_other", "", """
+void bnn_barrier_arrive_other(unsigned* bar, int rank) {
+  unsigned s = (unsigned)__cvta_generic_to_shared(bar);
+  asm volatile("{\n.reg .b32 r;\nmapa.shared::cluster.u32 r, %0, %1;\nmbarrier.arrive.release.cluster.shared::cluster.b64 _, [r];\n}"
+               :: "r"(s), "r"(rank) : "memory");
+}""", needs=90)
+def _barrier_arrive_other(threads, bar, rank):
+    """Arrive at the same barrier of block ``rank`` of the cluster."""
+    threads.arrive_other(bar, threads.spread(rank))
+
+
+@define("bnn_bulk_copy_both", "", """
+void bnn_bulk_copy_both(unsigned* dst, const unsigned* src, int bytes, unsigned* bar) {
+  unsigned d = (unsigned)__cvta_generic_to_shared(dst), b = (unsigned)__cvta_generic_to_shared(bar);
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
+               :: "r"(d), "l"(src), "r"(bytes), "r"(b), "h"((unsigned short)3) : "memory");
+}""", needs=90)
+def _bulk_copy_both(threads, dst, src, size, bar):
+    """As ``bnn_bulk_copy``, to the same place of both blocks, each of whose barriers counts the bytes."""
+    size = int(size)
+    for key, numbers in threads.barriers_of(bar).items():
+        (k,) = (key[0] * threads.per_block + number for number in numbers)
+        to, begin = int(threads.spread(dst.index)[k]), int(threads.spread(src.index)[k])
+        if to % 4 or begin % 4 or size % 16:
+            raise threads.fault("a bulk copy is not aligned")
+        for row in (key[0], key[0] ^ 1):
+            copy = threads.bulk(dst.memory, src.memory, k, to, begin, size, row)
+            threads.barriers[row, key[1]].pending.append(copy)
 
 
 # Products of warpgroups, sm_90a -----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ Branches of a :func:`role` (warps with different jobs) run in turns, each up to 
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,13 +76,11 @@ class Barrier:
 
     def passed(self, parity):
         """Whether the phase of that parity is over."""
-        if not self.left and self.phase % 2 == parity:
-            for size, copy in self.pending:
+        if not self.left and self.phase % 2 == parity and self.bytes == sum(size for size, _ in self.pending):
+            for _, copy in self.pending:
                 copy()
-                self.bytes -= size
             self.pending.clear()
-            if self.bytes:
-                raise Fault(f"a barrier expects {self.bytes} bytes more than were copied")
+            self.bytes = 0
             self._next()
         return self.phase % 2 != parity
 
@@ -206,6 +205,14 @@ class Threads:
         for key, threads in self.barriers_of(pointer).items():
             self.barriers[key].arrive(self.clocks.release(key[0], threads), len(threads), size)
 
+    def arrive_other(self, pointer, rank):
+        """Active threads arrive at the barrier of a block of their cluster of two; what they did is not known there."""
+        for (row, word), threads in self.barriers_of(pointer).items():
+            for thread in threads:
+                other = row // 2 * 2 + int(rank[self._number(row, thread)])
+                known = self.clocks.release(row, threads[:1]) if other == row else np.zeros(self.per_block, np.int32)
+                self.barriers[other, word].arrive(known, 1, 0)
+
     def wait_for(self, pointer, parity):
         """Yields until the phase of that parity is over."""
         active, parities = self.active, self.spread(parity)
@@ -222,11 +229,13 @@ class Threads:
     def _number(self, row, thread):
         return row * self.per_block + thread
 
-    def bulk(self, target, source, thread, to, begin, size):
-        """``(bytes, function that copies)``."""
-        row, words = target.owners[thread], size // 4
+    def bulk(self, target, source, thread, to, begin, size, row=None):
+        """``(bytes, function that copies)``; ``row`` of the block whose memory is written, if it is not the thread's."""
+        own, words = target.owners[thread], size // 4
+        row = own if row is None else row
         place = np.arange(to, to + words)
-        self.note_write(target, np.full(words, thread), np.full(words, row), place)
+        if row == own:
+            self.note_write(target, np.full(words, thread), np.full(words, row), place)
         if begin < 0 or begin + words > source.data.shape[1] or to < 0 or to + words > target.data.shape[1]:
             raise Fault(f"bulk copy of {source.name}[{begin}:{begin + words}] to {target.name}[{to}:{to + words}]")
 
@@ -351,6 +360,7 @@ class _Program:
             body = body.body
         self.block_name, self.grid = names["blockIdx.x"]
         self.thread_name, self.per_block = names["threadIdx.x"]
+        self.clustered = "clusterCtaIdx.x" in names
         return self._stmt(body)
 
     def run(self, blocks_at_once, only_blocks):
@@ -405,12 +415,17 @@ class _Program:
             masks = [chosen if outer is None else chosen & outer, ~chosen if outer is None else ~chosen & outer]
             tasks = []
             for number, (mask, body) in enumerate(zip(masks, (then, otherwise))):
-                for group in np.unique(t.thread[mask] // size):
-                    own = mask & (t.thread // size == group)
+                jobs = t.thread // size + t.row * t.per_block * self.clustered  # blocks of a cluster are at different places
+                for group in np.unique(jobs[mask]):
+                    own = mask & (jobs == group)
                     tasks.append([own, (*role, number, int(group)), self._started(t, body), dict(self.env)])
-            stuck = 0
+            stuck, order = 0, random.Random(len(tasks))
             while tasks:
-                for task in list(tasks):
+                # Some run ahead of others, as far as barriers let them.
+                turns = [task for task in tasks for _ in range(order.choice((0, 1, 1, 4)) if self.clustered else 1)]
+                for task in turns or tasks:
+                    if not any(task is one for one in tasks):
+                        continue
                     t.active, t.role, self.env = task[0], task[1], task[3]
                     try:
                         progress = next(task[2])
@@ -419,7 +434,7 @@ class _Program:
                         tasks = [other for other in tasks if other is not task]
                         stuck = 0
                     task[3] = self.env
-                if stuck > 2 * len(tasks) + 2:
+                if stuck > 20 * len(tasks) + 20:
                     raise Fault(f"deadlock: every role waits; barriers (block, word): {self._waiting(t)}")
             t.active, t.role = outer, role
 

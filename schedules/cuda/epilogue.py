@@ -43,39 +43,47 @@ class Pixel:
 
 @dataclass(frozen=True)
 class Value:
-    """An anchor value and its channel: bit ``bit`` of the word. ``key`` names the channel among the values that share a scope."""
+    """An anchor value and its channel: bit ``bit + place`` of the word, ``bit`` the same for all values that are emitted together."""
 
     value: object
     bit: object
-    key: object = 0
+    place: int = 0
 
 
 class Ballot:
     """One value in every lane: lane i holds the channel of bit i."""
 
+    in_pairs = False
+
     def __init__(self, lane):
         self.lane = lane
 
-    def word(self, predicates):
+    def word(self, predicates, values):
         """``(statements, word, where)``: the word, and in which lanes it is to be stored."""
-        ((predicate, _bit),) = predicates
-        word, named = simt.bind("word", simt.call("bnn_ballot", predicate, dtype="uint32"))
+        word, named = simt.bind("word", simt.call("bnn_ballot", predicates[0], dtype="uint32"))
         return [named], word, tirx.EQ(self.lane, simt.i32(0))
 
 
 class Quad:
-    """Four neighbouring lanes hold eight channels of a word each, as the accumulators of tensor cores do."""
+    """Four neighbouring lanes hold eight channels of a word each, as the accumulators of tensor cores do: bits ``2 t + place`` of lane t.
+
+    Values come in pairs of neighbouring channels.
+    """
+
+    in_pairs = True
 
     def __init__(self, lane):
         self.lane = lane
 
-    def word(self, predicates):
+    def word(self, predicates, values):
         """As of :class:`Ballot`."""
-        bits = [tirx.shift_left(tirx.Cast("uint32", p), simt.u32(bit)) for p, bit in predicates]
+        bits = [tirx.Select(p, simt.u32(1 << value.place), simt.u32(0)) for p, value in zip(predicates, values)]
         while len(bits) > 1:
             bits = [a | b for a, b in zip(bits[::2], bits[1::2])] + bits[len(bits) // 2 * 2 :]
-        word, named = simt.bind("word", simt.call("bnn_or_quad", bits[0], dtype="uint32"))
-        return [named], word, tirx.EQ(tirx.bitwise_and(self.lane, simt.i32(3)), simt.i32(0))
+        quarter = tirx.bitwise_and(self.lane, simt.i32(3))
+        own = tirx.shift_left(bits[0], simt.u32(values[0].bit))
+        word, named = simt.bind("word", simt.call("bnn_or_quad", own, dtype="uint32"))
+        return [named], word, tirx.EQ(quarter, simt.i32(0))
 
 
 class Emitter:
@@ -141,8 +149,9 @@ class _Cell:
     def __init__(self, emitter, values, pixel, word, gatherer, scope, word_exists):
         self.emitter, self.epilogue, self.pixel, self.gatherer, self.scope = emitter, emitter.epilogue, pixel, gatherer, scope
         self.word, self.word_exists, self.body = simt.i32(word), word_exists, []
+        self.values, self.pairs, self.place = values, {}, None
+        self.in_pairs = gatherer.in_pairs and emitter.channels % 2 == 0
         self.columns = [self._column(value) for value in values]
-        self.values = values
 
     def statements(self):
         for index, output in enumerate(self.epilogue.outputs):
@@ -160,14 +169,18 @@ class _Cell:
             self.scope[key] = self._bind("c", make())
         return self.scope[key]
 
+    def _first(self):
+        """The thread's first channel, int64."""
+        return self._shared("first", lambda: simt.wide(self.word * 32 + self.values[0].bit))
+
     def _channel(self, value):
-        return self._shared(("channel", value.key), lambda: self.word * 32 + value.bit)
+        return self._first() + value.place if value.place else self._first()
 
     def _channel_exists(self, value):
         """None for always."""
         if self.emitter.channels % spec.WORD_BITS == 0:
             return self.word_exists
-        return self._shared(("exists", value.key), lambda: self._channel(value) < simt.i32(self.emitter.channels))
+        return self._shared(("exists", value.place), lambda: self._channel(value) < tir.i64(self.emitter.channels))
 
     def _exists(self, value):
         """Whether the value has a place in tensors; None for always."""
@@ -187,24 +200,50 @@ class _Cell:
     def _load(self, index, operand, value):
         array = self.emitter._inputs[index]
         if operand.kind == "channel":  # padded to whole words
-            return self._shared((index, value.key), lambda: _guarded(self.word_exists, array, self._channel(value)))
+            return self._shared((index, value.place), lambda: _guarded(self.word_exists, array, self._channel(value)))
         if operand.kind == "pixel":
             key = (index, str(self.pixel.row))
             return self._shared(key, lambda: _guarded(self.pixel.exists, array, self.pixel.row))
         row = self.pixel.image if operand.kind == "image" else self.pixel.row
-        where = simt.wide(row) * self.emitter.channels + simt.wide(self._channel(value))
+        if self.in_pairs and operand.kind == "tensor" and operand.dtype == "float32":
+            return self._load_of_pair(index, array, value)
+        where = self._tensor_index(value) if operand.kind == "tensor" else simt.wide(row) * self.emitter.channels + self._channel(value)
         return self._bind("t", _guarded(self._exists(value), array, where))
+
+    def _load_of_pair(self, index, array, value):
+        """Two neighbouring channels at once; they exist together."""
+        number = self.values.index(value)
+        if number % 2 == 0:
+            pair, allocate = simt.registers(f"pair_{next(tir._fresh)}", 2, "float32")
+            where = self._tensor_index(value)
+            exists = self._exists(value)
+            load = simt.do("bnn_load2", simt.pointer(pair, 0), simt.pointer(array, where))
+            zero = [simt.put(pair, i, tir.constant(0.0, "float32")) for i in range(2)]
+            self.body += [allocate, load] if exists is None else [allocate, *zero, tirx.IfThenElse(exists, load, None)]
+            self.pairs[index, number] = pair
+        return simt.at(self.pairs[index, number - number % 2], number % 2)
+
+    def _tensor_index(self, value):
+        """Where a value has its place in a tensor."""
+        if self.place is None:
+            self.place = self._bind("place", self.pixel.row * self.emitter.channels + self._first())
+        return self.place + value.place if value.place else self.place
 
     def _store_tensor(self, output, target):
         channels, spatial = self.emitter.channels, self.emitter._spatial
-        for value, column in zip(self.values, self.columns):
-            result, channel = column[output.value], simt.wide(self._channel(value))
-            if tir.dtype_of(result) != output.dtype:
-                result = tirx.Cast(output.dtype, result)
+        results = [column[output.value] for column in self.columns]
+        results = [r if tir.dtype_of(r) == output.dtype else tirx.Cast(output.dtype, r) for r in results]
+        if self.in_pairs and output.kind == "tensor" and output.dtype in ("float32", "int32"):
+            for value, a, b in zip(self.values[::2], results[::2], results[1::2]):
+                to = simt.pointer(target, self._tensor_index(value))
+                self._when(self._exists(value), simt.do(f"bnn_store2_{output.dtype}", to, a, b))
+            return
+        for value, result in zip(self.values, results):
             if output.kind == "planar":
-                where = (simt.wide(self.pixel.image) * channels + channel) * spatial + simt.wide(self.pixel.inside)
+                first = simt.wide(self.pixel.image) * channels + self._channel(value)
+                where = first * spatial + simt.wide(self.pixel.inside)
             else:
-                where = self.pixel.row * channels + channel
+                where = self._tensor_index(value)
             self._when(self._exists(value), simt.put(target, where, result))
 
     def _store_bits(self, output, target):
@@ -213,8 +252,8 @@ class _Cell:
             result, exists = column[output.value], self._channel_exists(value)
             if output.flip is None and exists is not None:
                 result = tirx.And(exists, result)
-            predicates.append((result, value.bit))
-        statements, word, where = self.gatherer.word(predicates)
+            predicates.append(result)
+        statements, word, where = self.gatherer.word(predicates, self.values)
         self.body += statements
         if output.flip is not None:
             array = self.emitter._inputs[output.flip - 1]

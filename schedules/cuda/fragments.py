@@ -80,9 +80,14 @@ class FragmentKernel(TileKernel):
             for half in range(self.piece_rows // 8):
                 yield i, half, self.warp_row + (i * self.piece_rows + half * 8) + quad
 
-    def _bit(self, j, e):
-        """The channel's bit in its word, of accumulator ``e`` of a row in column piece ``j``."""
-        return tirx.bitwise_and(self.lane, simt.i32(3)) * 2 + (8 * (j % 4) + e)
+    def _bit(self):
+        """The first of a thread's channels in each word; the others are :meth:`_place` further on."""
+        return tirx.bitwise_and(self.lane, simt.i32(3)) * 2
+
+    @staticmethod
+    def _place(j, e):
+        """Of accumulator ``e`` of a row in column piece ``j``."""
+        return 8 * (j % 4) + e
 
     def _row(self, row):
         """``(place, sum of the data's popcounts, statements)`` of a row of the block."""
@@ -101,16 +106,21 @@ class FragmentKernel(TileKernel):
             found.append((i, half, place, counted))
         return found, body
 
-    def _anchor(self, product, place, counted, word, bit, value, scope, key):
-        """The dot product from an accumulator."""
-        channel = tirx.min(word, simt.i32(words(self.layer.channels) - 1)) * WORD_BITS + bit
-        if self.layer.class_count == 1:
-            if key not in scope:
-                scope[key], bind = simt.bind("constant", self.tables.constant(product, place, channel))
-                scope["statements"].append(bind)
-            constant = scope[key]
+    def _constants(self, named, product, place, word):
+        """Where the constants of a thread's channels of a word begin, for a pixel: int64."""
+        last = simt.i32(words(self.layer.channels) - 1)
+        word = tirx.min(word, last) if self.layer.outputs % self.shape.columns else word
+        return named("constants", simt.wide(self.tables.row(product, place)) + simt.wide(word * WORD_BITS + self._bit()))
+
+    def _anchor(self, begin, counted, value, scope, offset):
+        """The dot product from an accumulator; ``begin`` of :meth:`_constants`, ``scope`` keeps constants of all pixels."""
+        if self.layer.class_count > 1:
+            constant = self.tables.at(begin + offset)
         else:
-            constant = self.tables.constant(product, place, channel)
+            if offset not in scope:
+                scope[offset], bind = simt.bind("constant", self.tables.at(begin + offset))
+                scope["named"].append(bind)
+            constant = scope[offset]
         return value + constant if counted is None else value + (constant + counted)
 
     def emit(self, rows=None):
@@ -118,22 +128,23 @@ class FragmentKernel(TileKernel):
         body, (sums, factor) = [], (self.results, None) if self.layer.scaled else self._integers
         for w in range(self.column_pieces // 4):
             word, bind = simt.bind("word", self.first_word + w)
-            inner, scope, constants = [bind], {}, {"statements": []}
+            inner, scope = [bind], {}
+            named = simt.namer(inner)
+            constants = {"named": named}
             exists = word < self.word_limit if self.layer.outputs % self.shape.columns else None
             for cell in rows if rows is not None else self._cells():
                 i, half, place, counted = cell if rows is not None else (*cell[:2], None, None)
                 if rows is None:
                     place, counted, statements = self._row(cell[2])
                     inner += statements
+                begin = self._constants(named, 0, place, word) if factor is not None else None
                 values = []
                 for j in range(4 * w, 4 * w + 4):
                     for e in range(2):
-                        value, bit = simt.at(sums, self.number(i, j, 2 * half + e)), self._bit(j, e)
+                        value, offset = simt.at(sums, self.number(i, j, 2 * half + e)), self._place(j, e)
                         if factor is not None:
-                            value = self._anchor(0, place, counted, word, bit, value * factor, constants, (j, e))
-                        values.append(Value(value, bit, (j, e)))
-                inner += constants["statements"]
-                constants["statements"] = []
+                            value = self._anchor(begin, counted, value * factor, constants, offset)
+                        values.append(Value(value, self._bit(), offset))
                 inner += self.emitter.emit(values, place.pixel, word, Quad(self.lane), scope, exists)
             body.append(tir.seq(inner))
         return body
@@ -141,17 +152,17 @@ class FragmentKernel(TileKernel):
     def scale(self, product):
         """Add a product of planes, scaled, to the float results."""
         body, padded = [], words(self.layer.channels) * WORD_BITS
-        sums, factor = self._integers
+        named, (sums, factor) = simt.namer(body), self._integers
         for i, half, row in self._cells():
             place, counted, statements = self._row(row)
             body += statements
             for j in range(self.column_pieces):
                 word = tirx.min(self.first_word + j // 4, simt.i32(words(self.layer.channels) - 1))
+                begin = self._constants(named, product, place, word)
                 for e in range(2):
-                    k, bit = self.number(i, j, 2 * half + e), self._bit(j, e)
-                    scope = {"statements": body}
-                    value = self._anchor(product, place, counted, word, bit, simt.at(sums, k) * factor, scope, (j, e))
-                    scale = simt.at(self._scales[0], word * WORD_BITS + bit + product * padded)
+                    k, offset = self.number(i, j, 2 * half + e), self._place(j, e)
+                    value = self._anchor(begin, counted, simt.at(sums, k) * factor, {"named": named}, offset)
+                    scale = simt.at(self._scales[0], word * WORD_BITS + self._bit() + (offset + product * padded))
                     value = simt.call("bnn_mul", tirx.Cast("float32", value), scale)
                     value = value if product == 0 else simt.call("bnn_add", simt.at(self.results, k), value)
                     body.append(simt.put(self.results, k, value))

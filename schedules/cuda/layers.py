@@ -30,6 +30,8 @@ class Schedule:
         Groups of warps that share the steps along K.
     resident : bool
         Whether all weights of a column tile stay in shared memory (``wgmma``).
+    cluster : int
+        Blocks that share the weights that they bring (``wgmma``).
     """
 
     engine: str
@@ -41,6 +43,7 @@ class Schedule:
     stages: int = 0
     slices: int = 1
     resident: bool = False
+    cluster: int = 1
 
 
 def default_schedule(spec, isa):
@@ -99,8 +102,9 @@ def _wgmma_schedules(layer, isa):
     columns = [c for c in (256, 192, 128, 96, 64, 32) if c <= most]
     wanted = next((c for c in reversed(columns) if c >= layer.outputs), most)
     columns.sort(key=lambda c: (c != wanted, -c))
-    found = [Schedule(WGMMA, rows, c, 64, c, 128, stages, 1, resident)
-             for c in columns for resident, rows in ((True, 64), (False, 128), (False, 64)) for stages in (6, 5, 4, 3)]  # fmt: skip
+    ways = ((True, 64, 1), (False, 128, 1), (False, 128, 2), (False, 64, 1))
+    found = [Schedule(WGMMA, rows, c, 64, c, 128, stages, 1, resident, cluster)
+             for c in columns for resident, rows, cluster in ways for stages in (6, 5, 4, 3)]  # fmt: skip
     return [s for s in found if _wgmma_fits(_kernel(layer, s, isa, ""), isa)]
 
 
@@ -138,7 +142,7 @@ def _shape(layer, schedule):
 def _kernel(layer, schedule, isa, name):
     shape = _shape(layer, schedule)
     if schedule.engine == WGMMA:
-        return wgmma.WgmmaKernel(shape, isa, name)
+        return wgmma.WgmmaKernel(shape, isa, name, schedule.cluster)
     return mma.MmaKernel(shape, schedule.warp_rows, schedule.warp_columns, schedule.slices, isa, name)
 
 

@@ -149,7 +149,7 @@ def roles(condition, then, otherwise, group=WARP):
     return tirx.AttrStmt(i32(0), "bnn.roles", i32(group), branch)
 
 
-def kernel(name, params, blocks, threads, body, blocks_of_multiprocessor=None):
+def kernel(name, params, blocks, threads, body, blocks_of_multiprocessor=None, cluster=1):
     """A kernel.
 
     Parameters
@@ -164,6 +164,8 @@ def kernel(name, params, blocks, threads, body, blocks_of_multiprocessor=None):
         Returns statements; both are int32.
     blocks_of_multiprocessor : int, optional
         So many are to fit at once: fixes the number of registers that a thread gets.
+    cluster : int
+        Blocks that run together and reach each other's shared memory; divides the number of blocks.
 
     Returns
     -------
@@ -173,7 +175,10 @@ def kernel(name, params, blocks, threads, body, blocks_of_multiprocessor=None):
     inner = tir.seq(body(block, thread))
     if blocks_of_multiprocessor:
         inner = tirx.AttrStmt(i32(0), "tirx.launch_bounds_min_blocks_per_sm", i32(blocks_of_multiprocessor), inner)
-    for variable, tag, extent in ((thread, "threadIdx.x", threads), (block, "blockIdx.x", blocks)):
+    axes = [(thread, "threadIdx.x", threads), (block, "blockIdx.x", blocks)]
+    if cluster > 1:
+        axes.insert(1, (tirx.Var("cluster", "int32"), "clusterCtaIdx.x", cluster))
+    for variable, tag, extent in axes:
         axis = tirx.IterVar(tvm.ir.Range(i32(0), i32(extent)), variable, tirx.IterVar.ThreadIndex, tag)
         inner = tirx.AttrStmt(axis, "thread_extent", i32(extent), inner)
     made = tirx.PrimFunc(list(params), inner).with_attr("global_symbol", name)

@@ -194,9 +194,9 @@ class TileKernel:
         """Column tiles of all groups."""
         return self.shape.column_tiles * self.layer.groups
 
-    def row_tiles(self):
-        """Row tiles of the batch, int32 expression."""
-        return simt.ceil_div(simt.i32(self.batch) * self.layer.out_pixels, self.shape.rows)
+    def row_tiles(self, together=1):
+        """Row tiles of the batch, or groups of so many of them; int32 expression."""
+        return simt.ceil_div(simt.i32(self.batch) * self.layer.out_pixels, self.shape.rows * together)
 
     def begin(self, named, body):
         """Statements in front of everything."""
@@ -207,13 +207,16 @@ class TileKernel:
         body += self.emitter.declarations
         self.total_rows = named("rows", simt.i32(self.batch) * self.layer.out_pixels)
 
-    def tile_of(self, named, block):
-        """``(row tile, column tile of all groups)`` of a block: some row tiles go through all columns before the next ones."""
+    def tile_of(self, named, block, together=1):
+        """``(row tile, column tile of all groups)`` of a block: some row tiles go through all columns before the next ones.
+
+        ``together``: row tiles that count as one.
+        """
         if self.column_tiles == 1:
             return block, simt.i32(0)
         strip = RASTER * self.column_tiles
         first = named("strip", simt.div(block, strip) * RASTER)
-        height = named("height", tirx.min(self.row_tiles() - first, simt.i32(RASTER)))
+        height = named("height", tirx.min(self.row_tiles(together) - first, simt.i32(RASTER)))
         inside = named("inside", simt.mod(block, strip))
         return named("row_tile", first + tirx.truncmod(inside, height)), named("column_tile", tirx.truncdiv(inside, height))
 

@@ -12,6 +12,9 @@ Two ways to share the work:
 * all weights of a column tile stay in shared memory where they fit (*resident*): only data pass through the ring, blocks keep to one column
   tile, and the two warpgroups take 64 rows in turns, so that one multiplies while the other one stores its results.
 
+Together, two blocks may form a *cluster*: they have neighbouring row tiles of one column tile, each brings half of every slab of weights, and
+the copy engine writes it to both.
+
 The first warpgroup also counts the bits of the data that it has copied, and hands the sums of rows over by barriers of their own.
 """
 
@@ -36,9 +39,12 @@ class WgmmaKernel(FragmentKernel):
     ----------
     shape : tiles.Shape
         64 rows, or 128 unless weights are resident; 32 to 256 columns, a slab of 128 bytes; its layer has one product.
+    cluster : int
+        1 or, unless weights are resident, 2.
     """
 
-    def __init__(self, shape, isa, name):
+    def __init__(self, shape, isa, name, cluster=1):
+        self.cluster = cluster
         self.turns = 2 if shape.resident else 1  # warpgroups with tiles of their own
         self.groups = 2 if shape.resident else shape.rows // 64
         super().__init__(shape, (1 + self.groups) * GROUP, isa, name)
@@ -69,8 +75,9 @@ class WgmmaKernel(FragmentKernel):
         """Arrivals that complete a phase of each barrier: full and empty of every stage, full and empty of sums, full of resident weights,
         and whose turn it is to multiply."""
         stages, takers = self.shape.stages, self.groups * GROUP // self.turns
+        emptied = takers if self.cluster == 1 else self.cluster * self.groups * 4  # then one lane of each warp speaks for it
         bringers = GROUP if self.shape.resident else GROUP + 1  # one more for the bulk copy
-        return [bringers] * stages + [takers] * stages + [GROUP] * self.turns + [takers] * self.turns + [1] + [GROUP] * self.turns
+        return [bringers] * stages + [emptied] * stages + [GROUP] * self.turns + [takers] * self.turns + [1] + [GROUP] * self.turns
 
     def _barrier(self, first, number):
         return simt.pointer(self.memory, simt.i32(number) * 2 + (self.barrier_words + 2 * first))
@@ -97,27 +104,31 @@ class WgmmaKernel(FragmentKernel):
     # Tiles
 
     def function(self):
-        return simt.kernel(self.name, self.params, self._blocks(), self.threads, self._body, 1)
+        return simt.kernel(self.name, self.params, self._blocks(), self.threads, self._body, 1, self.cluster)
 
     def _blocks(self):
         """Blocks of the grid: no more than stay at once."""
         if self.shape.resident:
             return tirx.min(self.row_tiles(), simt.i32(self.isa.multiprocessors // self.column_tiles)) * self.column_tiles
-        return tirx.min(self.row_tiles() * self.column_tiles, simt.i32(self.isa.multiprocessors))
+        clusters = self.row_tiles(self.cluster) * self.column_tiles
+        return tirx.min(clusters, simt.i32(self.isa.multiprocessors // self.cluster)) * self.cluster
 
     def _count(self, block):
         """How many tiles a block has."""
         if self.shape.resident:
             stride = self.isa.multiprocessors // self.column_tiles
             return simt.div(self.row_tiles() - simt.div(block, self.column_tiles) + (stride - 1), stride)
-        return simt.div(self.row_tiles() * self.column_tiles - block + (self.isa.multiprocessors - 1), self.isa.multiprocessors)
+        stride, first = self.isa.multiprocessors // self.cluster, simt.div(block, self.cluster)
+        return simt.div(self.row_tiles(self.cluster) * self.column_tiles - first + (stride - 1), stride)
 
     def _tile(self, named, block, number):
         """``(row tile, column tile)`` of tile ``number`` of a block."""
         if self.shape.resident:
             stride = self.isa.multiprocessors // self.column_tiles
             return simt.div(block, self.column_tiles) + number * stride, simt.mod(block, self.column_tiles)
-        return self.tile_of(named, block + number * self.isa.multiprocessors)
+        stride = self.isa.multiprocessors // self.cluster
+        row_tile, column_tile = self.tile_of(named, simt.div(block, self.cluster) + number * stride, self.cluster)
+        return row_tile * self.cluster + simt.mod(block, self.cluster), column_tile
 
     def _body(self, block, thread):
         body = []
@@ -128,12 +139,14 @@ class WgmmaKernel(FragmentKernel):
         self.lane, count = named("lane", simt.mod(thread, 32)), named("count", self._count(block))
         init = [simt.do("bnn_barrier_init", self._barrier(0, i), simt.i32(n)) for i, n in enumerate(self._arrivals())]
         init.append(simt.do("bnn_barrier_fence"))
-        body += [tirx.IfThenElse(tirx.EQ(thread, simt.i32(0)), tir.seq(init), None), simt.sync()]
+        together = simt.do("bnn_cluster_sync") if self.cluster > 1 else simt.sync()
+        self.rank = named("rank", simt.mod(block, self.cluster))
+        body += [tirx.IfThenElse(tirx.EQ(thread, simt.i32(0)), tir.seq(init), None), together]
         fewer, more = ([simt.do(f"bnn_registers_{way}")] if self.groups == 2 else [] for way in ("dec56", "inc224"))
         producer = tir.seq(fewer, self._producer(block, thread, count))
         consumer = tir.seq(more, self._consumer(block, thread, count))
         body.append(simt.roles(thread < simt.i32(GROUP), producer, consumer, GROUP))
-        return body
+        return [*body, together] if self.cluster > 1 else body  # nobody writes to a block that has ended
 
     # Bringing
 
@@ -171,7 +184,8 @@ class WgmmaKernel(FragmentKernel):
         first += rows.begin(row_tile)
         first += [simt.put(offset, 0, self.group_offset(column_tile)), simt.put(weights, 0, self.weight_base(column_tile))]
         body.append(tirx.IfThenElse(tirx.EQ(step, simt.i32(0)), tir.seq(first), None))
-        body.append(simt.do("bnn_barrier_wait", self._empty(stage), simt.mod(simt.div(i, shape.stages) + 1, 2)))
+        wait = "bnn_barrier_wait" if self.cluster == 1 else "bnn_barrier_wait_cluster"
+        body.append(simt.do(wait, self._empty(stage), simt.mod(simt.div(i, shape.stages) + 1, 2)))
         for number, one in enumerate(self.passes):
             slab, copy = step - number * shape.slabs, []
             rows.copy(simt.namer(copy), self.memory, self._planes[one.data], simt.at(offset, 0), slab, stage, "bnn_copy_async")
@@ -186,6 +200,9 @@ class WgmmaKernel(FragmentKernel):
         shape = self.shape
         source = simt.at(weights, 0) + simt.wide(slab + one.weights * shape.slabs) * shape.slab_weight_words
         target = stage * shape.stage_words + shape.rows * shape.row_words
+        if self.cluster > 1:
+            half = self.rank * (shape.slab_weight_words // self.cluster)
+            target, source = target + half, source + simt.wide(half)
         bulk = [simt.do("bnn_barrier_expect", self._full(stage), simt.i32(4 * shape.slab_weight_words)),
                 self._bulk_copy(target, source, self._full(stage))]  # fmt: skip
         return [tirx.IfThenElse(tirx.EQ(thread, simt.i32(0)), tir.seq(bulk), None)]
@@ -193,7 +210,16 @@ class WgmmaKernel(FragmentKernel):
     def _bulk_copy(self, target, source, barrier):
         """The weights of one slab."""
         to, since = simt.pointer(self.memory, target), simt.pointer(self.weights, source)
-        return simt.do("bnn_bulk_copy", to, since, simt.i32(4 * self.shape.slab_weight_words), barrier)
+        name = "bnn_bulk_copy" if self.cluster == 1 else "bnn_bulk_copy_both"
+        return simt.do(name, to, since, simt.i32(4 * self.shape.slab_weight_words // self.cluster), barrier)
+
+    def _give_back(self, number):
+        """The stage of slab ``number`` may be filled again."""
+        barrier = self._empty(simt.mod(number, self.shape.stages))
+        if self.cluster == 1:
+            return simt.do("bnn_barrier_arrive", barrier)
+        each = simt.do("bnn_barrier_arrive_other", barrier, self.lane)  # lane r of a warp tells block r
+        return tirx.IfThenElse(self.lane < simt.i32(self.cluster), each, None)
 
     def _bring_weights(self, block):
         """All weights of the block's column tile."""
@@ -280,7 +306,7 @@ class WgmmaKernel(FragmentKernel):
         if rest:  # K does not fill the last slab
             body += self._multiply(part, plane, -(-rest // STEP), first, simt.i32(whole))
         last = first + (shape.slabs - 1)
-        return [*body, *then, simt.do("bnn_wgmma_wait0"), simt.do("bnn_barrier_arrive", self._empty(simt.mod(last, shape.stages)))]
+        return [*body, *then, simt.do("bnn_wgmma_wait0"), self._give_back(last)]
 
     def _multiply(self, part, plane, steps, first, slab):
         shape, body = self.shape, []
@@ -299,7 +325,7 @@ class WgmmaKernel(FragmentKernel):
             add = simt.i32(1) if k else tirx.Cast("int32", slab > simt.i32(0))
             body.append(simt.do(f"bnn_wgmma{shape.columns}", simt.pointer(self.sums, 0), a, b, add))
         body.append(simt.do("bnn_wgmma_commit"))
-        before = [simt.do("bnn_wgmma_wait1"), simt.do("bnn_barrier_arrive", self._empty(simt.mod(number - 1, shape.stages)))]
+        before = [simt.do("bnn_wgmma_wait1"), self._give_back(number - 1)]
         body.append(tirx.IfThenElse(slab > simt.i32(0), tir.seq(before), None))
         return body
 
