@@ -53,8 +53,10 @@ def _by_elements(func):
         else:
             sch.compute_inline(block)
     loops = sch.get_loops(last)
+    if not loops:  # one number
+        loops = [sch.add_unit_loop(last)]
     kinds = [int(v.iter_type) for v in sch.get(last).iter_vars]
-    spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 0]
+    spatial = [loop for loop, kind in zip(loops, kinds or [0], strict=True) if kind == 0]
     if not spatial or loops[: len(spatial)] != spatial:
         raise ValueError("no element to give to a thread")
     block_loop, thread_loop = sch.split(sch.fuse(*spatial) if len(spatial) > 1 else spatial[0], [None, THREADS])
