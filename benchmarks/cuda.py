@@ -99,8 +99,8 @@ def _limited(command, seconds):
 
 def step_machine(folder, write):
     """The device, its driver and clocks; how fast it copies."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    write("device", **cuda_device.facts(), date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()), commit=commit)
+    write("device", **cuda_device.facts(), date=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()))
+    write("prepared", **json.loads((folder / "prepared.json").read_text()))
     device = cuda_device.Device()
     major, minor = device.driver.capability(0)
     write(
@@ -267,18 +267,23 @@ def step_limit(folder, write):
         write(name, tops=grid * operations / ms / 1e9, ms=ms)
 
 
+def _random(shape, dtype):
+    """Random bits or normal numbers; a million of them, again and again."""
+    rng, count = np.random.default_rng(0), 1 << 20
+    some = rng.standard_normal(count, np.float32) if dtype.startswith("float") else rng.integers(0, 2**32, count, dtype=np.uint32)
+    return np.resize(some.astype(dtype) if dtype.startswith("float") else some.view(dtype), shape)
+
+
 def _timed(folder, write, names):
     device = cuda_device.Device()
     index = json.loads((folder / "timed.json").read_text())["kernels"]
-    function, rng = device.library(folder / "timed.so"), np.random.default_rng(0)
+    function = device.library(folder / "timed.so")
     for entry in index:
         if not entry["name"].startswith(names):
             continue
-        tensors = []
-        for shape, dtype in entry["params"]:
-            values = rng.integers(0, 256, int(np.prod(shape)) * np.dtype(dtype).itemsize, dtype=np.uint8)
-            array = rng.standard_normal(shape, np.float32).astype(dtype) if dtype.startswith("float") else values.view(dtype).reshape(shape)
-            tensors.append(device.upload(array))
+        count = len(entry["params"]) - entry["outputs"]
+        tensors = [device.upload(_random(*param)) for param in entry["params"][:count]]
+        tensors += [device.empty(*param, 0) for param in entry["params"][count:]]
         kernel = function(entry["name"])
         ms = device.milliseconds(lambda k=kernel, t=tensors: device.call(k, *t))
         facts = dict(ms=ms, schedule=entry["schedule"])
@@ -312,7 +317,7 @@ def step_networks(folder, write):
         (info,) = module.inputs
         for batch in (1, 64, 256):
             shape = [d if isinstance(d, int) else batch for d in info.shape]
-            host = np.random.default_rng(0).standard_normal(shape, np.float32)
+            host = _random(shape, "float32")
             there = _Lent(device.upload(host))
             for _ in range(4):
                 module.run({info.name: there}, check_finite=False)
@@ -373,7 +378,7 @@ def step_kernels(folder, write):
 def _kernel_times(device, module, batch):
     """``(kernel, milliseconds)`` of the calls of a run, medians of some."""
     shape = [d if isinstance(d, int) else batch for d in module.inputs[0].shape]
-    host, seen = np.random.default_rng(0).standard_normal(shape, np.float32), []
+    host, seen = _random(shape, "float32"), []
 
     def note(_function, name, before, _result, *_args):
         event = cuda_device.Stopwatch(device).events[0]

@@ -49,6 +49,8 @@ def main(arguments):
     for step in (_limits, _cases, _timed_kernels, _exact_networks, _timed_networks, _run_time):
         print(step.__name__.strip("_"), flush=True)
         step(options, isa)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    (options.folder / "prepared.json").write_text(json.dumps(dict(target=isa.name, commit=commit)))
     size = sum(path.stat().st_size for path in options.folder.rglob("*") if path.is_file())
     print(f"{options.folder}: {size / 2**20:.1f} MiB")
     return 0

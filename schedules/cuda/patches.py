@@ -29,6 +29,7 @@ WARP_PIXELS, WORD, SIDE = 64, 32, functions.SIDE
 #: Shared memory of a block, so that several fit on a multiprocessor.
 _SHARED_WORDS = 10 << 10
 _CHUNKS = (32, 16, 8, 4, 2, 1)
+_TOGETHER = 8  # loads of a thread that are under way at a time
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ class Kernel:
         self.patch_base, self.offsets = self._patch_places(bind)
         clear = [simt.put(self.sums, i, tir.constant(0, self.dtype)) for i in range(SIDE * SIDE)]
         chunks = padded(self.problem, self.schedule)[0] // self.schedule.units
-        walk = simt.loop("chunk", chunks, self._chunk)
+        walk = simt.loop("chunk", chunks, self._chunk, rolled=True)
         allocations = [allocate, allocate_sums, allocate_x, allocate_w]
         return [*allocations, *self.emitter.declarations, *named, *clear, walk, *self._finish()]
 
@@ -230,17 +231,28 @@ class Kernel:
         return [named, simt.sync(), *self._bring_patch(first), *self._bring_weights(first), simt.sync(), self._multiply()]
 
     def _each(self, count, body):
-        """``body(index)`` for all indices below ``count``, shared among the threads."""
+        """Bring ``count`` words to shared memory: ``body(index)`` is ``(statements, place, word)``.
+
+        A few words of a thread are under way together; more would take the registers of the sums.
+        """
         steps = -(-count // self.threads)
+        together = -(-steps // -(-steps // _TOGETHER))
+        partial = count % (self.threads * together)
 
         def step(i):
-            index, named = simt.bind("index", i * self.threads + self.thread)
-            inside = body(index)
-            if count % self.threads:
-                inside = [tirx.IfThenElse(index < count, tir.seq(inside), None)]
-            return [named, *inside]
+            loads, stores = [], []
+            for number in range(together):
+                index, named = simt.bind("index", (i * together + number) * self.threads + self.thread)
+                # A thread that has no word left reads the last one once more.
+                safe, named_safe = simt.bind("safe", tirx.min(index, simt.i32(count - 1))) if partial else (index, [])
+                statements, place, value = body(safe)
+                value, named_value = simt.bind("word", value)
+                store = simt.put(self.shared, place, value)
+                loads.append([named, named_safe, *statements, named_value])
+                stores.append(tirx.IfThenElse(index < count, store, None) if partial else store)
+            return [*loads, *stores]
 
-        return simt.loop("step", steps, step)
+        return simt.loop("step", -(-steps // together), step, rolled=True)
 
     def _bring_patch(self, first):
         units, size = self.schedule.units, self.rows * self.columns
@@ -253,7 +265,7 @@ class Kernel:
             unit, named_unit = simt.bind("u", unit)
             at, named_at = simt.bind("at", at)
             statements, value = self._patch_value(first + unit, at)
-            return [named_unit, named_at, *statements, simt.put(self.shared, unit * self.plane + at, value)]
+            return [named_unit, named_at, *statements], unit * self.plane + at, value
 
         return [self._each(units * size, one)]
 
@@ -280,7 +292,7 @@ class Kernel:
         def one(index):
             row, column = simt.div(index, channels), simt.mod(index, channels)
             statements, value = self.load_weight(simt.div(row, units), first + simt.mod(row, units), self.first_word * WORD + column)
-            return [*statements, simt.put(self.shared, self.weights_at + index, value)]
+            return statements, self.weights_at + index, value
 
         return [self._each(self.problem.taps * units * channels, one)]
 
@@ -310,13 +322,13 @@ class Kernel:
         word, named = simt.bind("word", self.first_word + self.warp_word)
         exists = None if self.problem.words % self.schedule.warps[1] == 0 else word < self.problem.words
         scope, body = {}, [named]
+        many = sum(one.kind == "channel" for one in self.emitter.epilogue.inputs) > 1  # too many to stay in registers for all pixels
         for j in range(SIDE):
             statements, pixel = self._pixel(j)
             values = []
             for i in range(SIDE):
-                bit = self.quad * 4 + (i % 4 + 16 * (i // 4))
-                values.append(tail.Value(simt.at(self.sums, SIDE * j + i), bit, i))
-            body += [*statements, *self.emitter.emit(values, pixel, word, tail.Quad(self.lane), scope, exists)]
+                values.append(tail.Value(simt.at(self.sums, SIDE * j + i), self.quad * 4, i % 4 + 16 * (i // 4)))
+            body += [*statements, *self.emitter.emit(values, pixel, word, tail.Quad(self.lane), {} if many else scope, exists)]
         return body
 
     def _pixel(self, j):
