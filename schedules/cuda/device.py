@@ -349,8 +349,8 @@ def _barrier_expect(threads, bar, size):
 @define("bnn_barrier_wait_cluster", "", """
 void bnn_barrier_wait_cluster(unsigned* bar, int parity) {
   unsigned s = (unsigned)__cvta_generic_to_shared(bar);
-  asm volatile("{\n.reg .pred p;\nBNN_WAIT_%=:\n"
-               "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n@p bra BNN_DONE_%=;\nbra BNN_WAIT_%=;\nBNN_DONE_%=:\n}"
+  asm volatile("{\\n.reg .pred p;\\nBNN_WAIT_%=:\\n"
+               "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\\n@p bra BNN_DONE_%=;\\nbra BNN_WAIT_%=;\\nBNN_DONE_%=:\\n}"
                :: "r"(s), "r"(parity) : "memory");
 }""", needs=90)
 def _barrier_wait_cluster(threads, bar, parity):
@@ -398,7 +398,7 @@ def _bulk_copy(threads, dst, src, size, bar):
 
 @define("bnn_cluster_sync", "", """
 void bnn_cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release.aligned;\\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }""", needs=90)
 def _cluster_sync(threads):
     """All threads of both blocks wait for each other."""
@@ -408,7 +408,7 @@ def _cluster_sync(threads):
 @define("bnn_barrier_arrive_other", "", """
 void bnn_barrier_arrive_other(unsigned* bar, int rank) {
   unsigned s = (unsigned)__cvta_generic_to_shared(bar);
-  asm volatile("{\n.reg .b32 r;\nmapa.shared::cluster.u32 r, %0, %1;\nmbarrier.arrive.release.cluster.shared::cluster.b64 _, [r];\n}"
+  asm volatile("{\\n.reg .b32 r;\\nmapa.shared::cluster.u32 r, %0, %1;\\nmbarrier.arrive.release.cluster.shared::cluster.b64 _, [r];\\n}"
                :: "r"(s), "r"(rank) : "memory");
 }""", needs=90)
 def _barrier_arrive_other(threads, bar, rank):

@@ -119,7 +119,7 @@ class MmaKernel(FragmentKernel):
             body += self._load(one, simt.i32(slab), simt.i32(slab)) + self._commit()
         body += [s for _ in range(ahead - min(ahead, shape.slabs)) for s in self._commit()]
 
-        def step(slab):
+        def step(slab, steps):
             inner = []
             here = simt.namer(inner)
             stage = here("stage", simt.mod(slab, shape.stages))
@@ -132,10 +132,14 @@ class MmaKernel(FragmentKernel):
             load = self._load(one, coming, simt.mod(coming, shape.stages))
             inner.append(tirx.IfThenElse(coming < simt.i32(shape.slabs), tir.seq(load), None))
             inner += self._commit()
-            inner += self._multiply(here, inner, stage)
-            return inner
+            return inner + self._multiply(here, stage, steps)
 
-        body.append(simt.loop("slab", shape.slabs, step, rolled=True))
+        size, bytes_of_k = self.instruction.step, self.layer.taps * self.layer.group_words * 4
+        whole, rest = divmod(bytes_of_k, shape.slab)
+        if whole:
+            body.append(simt.loop("slab", whole, lambda slab: step(slab, shape.slab // size), rolled=True))
+        if rest:  # K does not fill the last slab
+            body += step(simt.i32(whole), -(-rest // size))
         return body
 
     def _commit(self):
@@ -178,17 +182,18 @@ class MmaKernel(FragmentKernel):
         self.b, allocate_b = simt.registers("b", loads[1] * 4, "uint32")
         body += [allocate_a, allocate_b]
 
-    def _multiply(self, here, inner, stage):
-        """The products of one slab."""
-        shape, one = self.shape, self.instruction
-        steps = shape.slab // one.step
-        base = here("a_base", stage * shape.stage_words)
-        if self.slices == 1:
-            return [self._step(base, k * (one.step // 16)) for k in range(steps)]
-        own = []
-        for k in range(steps // self.slices):
-            own.append(self._step(base, (simt.i32(k * self.slices) + self.slice) * (one.step // 16)))
-        return own
+    def _multiply(self, here, stage, steps):
+        """The products of ``steps`` steps of one slab, shared out among slices."""
+        one, base, body = self.instruction, here("a_base", stage * self.shape.stage_words), []
+        for k in range(-(-steps // self.slices)):
+            if self.slices == 1:
+                body += self._step(base, k * (one.step // 16))
+                continue
+            number = here("step", self.slice + k * self.slices)
+            own = tir.seq(self._step(base, number * (one.step // 16)))
+            whole = (k + 1) * self.slices <= steps
+            body.append(own if whole else tirx.IfThenElse(number < simt.i32(steps), own, None))
+        return body
 
     def _step(self, base, chunk):
         """One step along K from 16-byte chunk ``chunk`` of the slab on."""

@@ -6,6 +6,7 @@ import pytest
 
 from bnntvm.schedules import families
 from bnntvm.schedules.cuda import bit_pad, bit_pool, pack, planar_pack
+from bnntvm.schedules.cuda.layers import Schedule
 from bnntvm.spec import BinaryConv2d, BinaryDense, BinaryMatmul, BitPad, BitPool, Map, PlanarPack, PlanesConv2d, PlaneSum, Window
 from tests.schedules.cuda.compiler import compiled, needs_nvcc, source, usage
 from tests.schedules.cuda.layers import LEVELS, NEWER
@@ -55,6 +56,21 @@ def test_hot_kernels_keep_their_registers(arch, spec):
     _, spilled, _ = usage(log)
     assert spilled <= FEW, log
     assert "serialized" not in log and "setmaxnreg" not in log
+
+
+@pytest.mark.parametrize("way, instruction", [
+    (Schedule("wgmma", 128, 256, 64, 256, 128, 4, 1, False, 2), "multicast::cluster"),
+    (Schedule("wgmma", 128, 256, 64, 256, 128, 4), "cp.async.bulk.shared::cluster.global"),
+    (Schedule("wgmma", 64, 256, 64, 256, 128, 5, 1, True), "setmaxnreg.inc"),
+], ids=["cluster", "together", "resident"])  # fmt: skip
+def test_ways_of_warpgroups(way, instruction):
+    isa = LEVELS["sm_90a"]
+    family = families.of(DENSE, isa)
+    assert way in family.space(DENSE, isa)
+    ptx, log = compiled(source(family.build(DENSE, way, isa), isa), isa.mcpu)
+    assert instruction in ptx and usage(log)[1] <= FEW
+    # Four products of a full slab, and nothing that makes the compiler wait after each.
+    assert ptx.count("wgmma.mma_async") == 4 and "serialized" not in log
 
 
 def test_architectures_without_tensor_cores_for_bits():

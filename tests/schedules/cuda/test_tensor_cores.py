@@ -98,6 +98,20 @@ def test_planes_by_default(isa, planes):
     check(spec, isa)
 
 
+@pytest.mark.parametrize("rows, batch", [(128, 700), (128, 129)])
+def test_clusters(rows, batch):
+    """Two blocks write to each other's shared memory; one of them has no rows of its own at the end."""
+    spec, isa = BinaryDense(1300, 100, epilogue=DOTS), replace(SMALL, multiprocessors=4)
+    check(spec, isa, Schedule("wgmma", rows, 64, 64, 64, 128, 4, 1, False, 2), batch)
+
+
+def test_warpgroups_in_turns():
+    """Weights stay in shared memory; a block has an odd number of tiles, or one."""
+    spec = BinaryDense(700, 70, epilogue=DOTS)
+    for batch in (64 * 5 + 3, 70):
+        check(spec, replace(SMALL, multiprocessors=2), Schedule("wgmma", 64, 96, 64, 96, 128, 3, 1, True), batch)
+
+
 def test_layers_that_tiles_do_not_fit():
     """Groups that share words, sums that xor cannot count, and too little work stay on CUDA cores."""
     family = families.of(BinaryDense(64, 64), LEVELS["sm_80"])
