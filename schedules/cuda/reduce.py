@@ -1,4 +1,5 @@
-"""Global pooling and softmax on a GPU: in :class:`bnntvm.spec.GlobalPool` a lane takes a channel, in :class:`bnntvm.spec.Softmax` a warp a row."""
+"""Global pooling and softmax on a GPU: in :class:`bnntvm.spec.GlobalPool` a lane takes a channel, in :class:`bnntvm.spec.Softmax` a warp
+takes a row."""
 
 from __future__ import annotations
 
