@@ -198,7 +198,8 @@ void bnn_copy{words}(unsigned* dst, const unsigned* src, bool valid) {{
     @define(f"bnn_copy_async{words}", "", f"""
 void bnn_copy_async{words}(unsigned* dst, const unsigned* src, bool valid) {{
   {_SHARED}
-  asm volatile("cp.async.{through}.shared.global [%0], [%1], {4 * words}, %2;" :: "r"(s), "l"(src), "r"(valid ? {4 * words} : 0) : "memory");
+  asm volatile("cp.async.{through}.shared.global [%0], [%1], {4 * words}, %2;"
+               :: "r"(s), "l"(src), "r"(valid ? {4 * words} : 0) : "memory");
 }}""", needs=80)
     def copy_async(threads, dst, src, valid):
         values = _copied(threads, dst, src, valid, words)
@@ -314,7 +315,9 @@ def _barrier_init(threads, bar, count):
 
 
 @define("bnn_barrier_fence", "", """
-void bnn_barrier_fence() { asm volatile("fence.mbarrier_init.release.cluster;\\nfence.proxy.async.shared::cta;" ::: "memory"); }""", needs=90)
+void bnn_barrier_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;\\nfence.proxy.async.shared::cta;" ::: "memory");
+}""", needs=90)
 def _barrier_fence(threads):
     """Barriers that were made are seen by the copy engine."""
 
@@ -350,7 +353,8 @@ def _barrier_expect(threads, bar, size):
 void bnn_barrier_wait_cluster(unsigned* bar, int parity) {
   unsigned s = (unsigned)__cvta_generic_to_shared(bar);
   asm volatile("{\\n.reg .pred p;\\nBNN_WAIT_%=:\\n"
-               "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\\n@p bra BNN_DONE_%=;\\nbra BNN_WAIT_%=;\\nBNN_DONE_%=:\\n}"
+               "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\\n"
+               "@p bra BNN_DONE_%=;\\nbra BNN_WAIT_%=;\\nBNN_DONE_%=:\\n}"
                :: "r"(s), "r"(parity) : "memory");
 }""", needs=90)
 def _barrier_wait_cluster(threads, bar, parity):
@@ -477,7 +481,7 @@ void bnn_wgmma{columns}(int* d, const unsigned* a, const unsigned* b, int add) {
                : {outputs} : "l"(da), "l"(db), "r"(add));
 }}""", needs=90)
     def multiply(threads, d, a, b, add):
-        """64 rows times ``columns`` over 256 bits, by four warps; without ``add`` the accumulators start at 0. Done when it is waited for."""
+        """64 rows times ``columns`` over 256 bits, by four warps, done when waited for; without ``add`` accumulators start at 0."""
         threads.by_warpgroup(a.index, f"bnn_wgmma{columns}")
         groups = threads.running().reshape(-1, 128)
         add = np.broadcast_to(add, (threads.count,))[groups[:, 0]].astype(bool)

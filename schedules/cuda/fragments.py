@@ -19,8 +19,8 @@ from bnntvm.spec import WORD_BITS, words
 class FragmentKernel(TileKernel):
     """Accumulators, totals of several passes, and their way to memory.
 
-    Subclasses set ``memory`` (shared), ``lane``, ``warp_row`` and ``warp_column`` (where the warp's tile begins in the block's), ``row_tile``
-    and ``sums_begin`` (where the sums of rows begin in shared memory).
+    Subclasses set ``memory`` (shared), ``lane``, ``warp_row`` and ``warp_column`` (where the warp's tile begins in the block's), and
+    ``sums_begin`` (where the sums of rows begin in shared memory).
     """
 
     def pieces(self, row_pieces, column_pieces, rows):

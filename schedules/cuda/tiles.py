@@ -1,8 +1,8 @@
 """Layers of bits as a product of matrices, tile by tile: what the kernels on tensor cores share.
 
 Rows are pixels of the result (of the whole batch), columns output channels, and K runs over taps and the words of a tap. A block computes
-``rows`` x ``columns``; slabs of K pass through shared memory in a ring of stages, the data gathered pixel by pixel (a word outside the image
-is 0: implicit im2col), the weights as they lie in memory, where they were packed in the order of shared memory.
+``rows`` x ``columns``; slabs of K pass through shared memory in a ring of stages, the data gathered pixel by pixel (a word outside the
+image is 0: implicit im2col), the weights as they lie in memory, where they were packed in the order of shared memory.
 
 Shared memory holds rows of ``slab`` bytes; the 16-byte chunks of a row are exchanged by xor with the number of the row, so that eight rows
 of the same chunk lie in different banks.
@@ -139,7 +139,10 @@ def pack_weights(shape, weights, xor):
 
 @dataclass(frozen=True)
 class Pass:
-    """One walk along K: data plane ``data`` times weight plane ``weights``; ``row_factor``: what the data's popcounts count, 0: not here."""
+    """One walk along K: data plane ``data`` times weight plane ``weights``.
+
+    ``row_factor``: what the data's own popcounts count in this pass.
+    """
 
     product: int
     data: int
@@ -262,8 +265,8 @@ class _Rows:
     def begin(self, row_tile):
         """Statements for a new tile: where the thread's rows begin.
 
-        ``where``: first word of the window of one row (of the first one, where rows follow one another). ``corner``: 16 bits each of y and x
-        of that window, far above the image if there is no such row; where rows follow one another the first one's number.
+        ``where``: first word of the window of one row (of the first one, where rows follow one another). ``corner``: 16 bits each of y and
+        x of that window, far above the image if there is no such row; where rows follow one another the first one's number.
         """
         body = []
         named = simt.namer(body)
@@ -308,7 +311,8 @@ class _Rows:
         number = named("k", slab * shape.chunks + self.chunk)
         tap, part = simt.div(number, shape.tap_chunks), simt.mod(number, shape.tap_chunks)
         r, s = named("r", simt.div(tap, window.kernel[1])), named("s", simt.mod(tap, window.kernel[1]))
-        inside_k = None if layer.taps * shape.tap_chunks % shape.chunks == 0 else named("in_k", number < simt.i32(layer.taps * shape.tap_chunks))
+        chunks = layer.taps * shape.tap_chunks
+        inside_k = None if chunks % shape.chunks == 0 else named("in_k", number < simt.i32(chunks))
         step = (r * (window.dilations[0] * window.in_width) + s * window.dilations[1]) * layer.pixel_words
         step = named("step", simt.wide(step + part * shape.chunk_words + offset))
         for i in range(self.count):
@@ -319,7 +323,8 @@ class _Rows:
                 valid, base = self._window(named, i, r, s)
             valid = named("valid", valid if inside_k is None else tirx.And(inside_k, valid))
             where = tirx.Select(valid, base + step, tir.i64(0))
-            copy = simt.do(f"{function}{shape.chunk_words}", simt.pointer(memory, self._place_in_stage(i, stage)), simt.pointer(plane, where), valid)
+            target = simt.pointer(memory, self._place_in_stage(i, stage))
+            copy = simt.do(f"{function}{shape.chunk_words}", target, simt.pointer(plane, where), valid)
             named.append(self._guarded(i, copy))
 
     # Popcounts
