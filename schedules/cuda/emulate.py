@@ -353,8 +353,10 @@ class _Program:
         self.memories[buffer.name] = Memory(buffer.name, data)
 
     def _launch(self, body):
-        """Take the two axes off."""
+        """Take the axes off; of several kernels the one that is started."""
         names = {}
+        while isinstance(body, tirx.IfThenElse):
+            body = body.then_case if np.asarray(self._expr(body.condition)(None)) else body.else_case
         while isinstance(body, tirx.AttrStmt) and str(body.attr_key) == "thread_extent":
             tag = str(body.node.thread_tag)
             names[tag] = body.node.var.name, int(np.asarray(self._expr(body.value)(None)))

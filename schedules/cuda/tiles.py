@@ -49,6 +49,8 @@ class Shape:
     stages : int
     resident : bool
         Whether all weights of a column tile stay in shared memory: stages hold data only.
+    packed : int
+        Columns of the tile that the weights were packed for, if that is not this one: a multiple of ``columns``.
     """
 
     layer: object
@@ -57,6 +59,22 @@ class Shape:
     slab: int
     stages: int
     resident: bool = False
+    packed: int = 0
+
+    @property
+    def packed_columns(self):
+        """Columns that lie together in the packed weights."""
+        return self.packed or self.columns
+
+    @property
+    def packed_slab_words(self):
+        """Words from one slab to the next in the packed weights."""
+        return self.packed_columns * self.row_words
+
+    @property
+    def packed_tile_words(self):
+        """Words of the packed weights of ``packed_columns`` columns."""
+        return self.layer.weight_planes * self.slabs * self.packed_slab_words
 
     @property
     def chunk_words(self):
@@ -107,7 +125,7 @@ class Shape:
     @property
     def weight_words(self):
         """Words of all weights as they are packed."""
-        return self.layer.groups * self.column_tiles * self.tile_weight_words
+        return self.layer.groups * -(-self.layer.outputs // self.packed_columns) * self.packed_tile_words
 
 
 def fits(layer):
@@ -222,6 +240,11 @@ class TileKernel:
         height = named("height", tirx.min(self.row_tiles(together) - first, simt.i32(RASTER)))
         inside = named("inside", simt.mod(block, strip))
         return named("row_tile", first + tirx.truncmod(inside, height)), named("column_tile", tirx.truncdiv(inside, height))
+
+    def share(self, other):
+        """Take the parameters of another kernel of the same layer, whose packed weights this one reads."""
+        for name in ("batch", "planes", "weights", "scales", "emitter", "tables"):
+            setattr(self, name, getattr(other, name))
 
     # The loader
 

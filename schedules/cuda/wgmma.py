@@ -203,7 +203,7 @@ class WgmmaKernel(FragmentKernel):
     def _bring_slab(self, one, thread, slab, stage, weights):
         """The weights of a slab, by one thread."""
         shape = self.shape
-        source = simt.at(weights, 0) + simt.wide(slab + one.weights * shape.slabs) * shape.slab_weight_words
+        source = simt.at(weights, 0) + simt.wide(slab + one.weights * shape.slabs) * shape.packed_slab_words
         target = stage * shape.stage_words + shape.rows * shape.row_words
         if self.cluster > 1:
             half = self.rank * (shape.slab_weight_words // self.cluster)
@@ -233,7 +233,7 @@ class WgmmaKernel(FragmentKernel):
         for piece in range(self.weight_pieces):
             target = shape.stages * shape.stage_words + piece * shape.slab_weight_words
             body.append(simt.do("bnn_barrier_expect", self._weights_full(piece), simt.i32(4 * shape.slab_weight_words)))
-            body.append(self._bulk_copy(simt.i32(target), base + piece * shape.slab_weight_words, self._weights_full(piece)))
+            body.append(self._bulk_copy(simt.i32(target), base + piece * shape.packed_slab_words, self._weights_full(piece)))
         return body
 
     def _hand_over(self, rows, i):
