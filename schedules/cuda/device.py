@@ -112,6 +112,18 @@ def _or_quad(threads, v):
     return np.repeat(np.bitwise_or.reduce(lanes, axis=1), 4)
 
 
+@define("bnn_or_octet", "uint32", """
+unsigned bnn_or_octet(unsigned v) {
+  v |= __shfl_xor_sync(0xffffffffu, v, 1);
+  v |= __shfl_xor_sync(0xffffffffu, v, 2);
+  return v | __shfl_xor_sync(0xffffffffu, v, 4);
+}""")
+def _or_octet(threads, v):
+    """The bits of eight neighbouring lanes, joined."""
+    lanes = threads.by_warp(v, "bnn_or_octet").reshape(-1, 8)
+    return np.repeat(np.bitwise_or.reduce(lanes, axis=1), 8)
+
+
 def _shuffle(dtype, kind):
     @define(f"bnn_shuffle_{dtype}", dtype, f"""
 {kind} bnn_shuffle_{dtype}({kind} v, int lane) {{ return __shfl_sync(0xffffffffu, v, lane); }}""")
@@ -146,6 +158,30 @@ def _load2(threads, dst, src):
         raise threads.fault("a pair is not aligned")
     for k in range(2):
         threads.store(dst.memory, dst.index + k, threads.load(src.memory, src.index + k))
+
+
+def _load16(dtype, kind, count, convert):
+    each = "\n    ".join(f"dst[{i}] = {convert.format(f'e[{i}]')};" for i in range(count))
+    alone = "\n    ".join(f"dst[{i}] = {convert.format(f'src[{i}]')};" for i in range(count))
+
+    @define(f"bnn_load16_{dtype}", "", f"""
+void bnn_load16_{dtype}(float* dst, const {kind}* src) {{
+  if (((unsigned long long)src & 15) == 0) {{
+    uint4 v = *(const uint4*)src;
+    const {kind}* e = (const {kind}*)&v;
+    {each}
+  }} else {{
+    {alone}
+  }}
+}}""")
+    def load16(threads, dst, src):
+        """The numbers in 16 bytes, which need not be aligned, as float32."""
+        for k in range(count):
+            threads.store(dst.memory, dst.index + k, threads.load(src.memory, src.index + k).astype(np.float32))
+
+
+_load16("float32", "float", 4, "{}")
+_load16("float16", "half", 8, "__half2float({})")
 
 
 def _store2(dtype, kind):
