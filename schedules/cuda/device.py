@@ -112,6 +112,18 @@ def _or_quad(threads, v):
     return np.repeat(np.bitwise_or.reduce(lanes, axis=1), 4)
 
 
+@define("bnn_or_octet", "uint32", """
+unsigned bnn_or_octet(unsigned v) {
+  v |= __shfl_xor_sync(0xffffffffu, v, 1);
+  v |= __shfl_xor_sync(0xffffffffu, v, 2);
+  return v | __shfl_xor_sync(0xffffffffu, v, 4);
+}""")
+def _or_octet(threads, v):
+    """The bits of eight neighbouring lanes, joined."""
+    lanes = threads.by_warp(v, "bnn_or_octet").reshape(-1, 8)
+    return np.repeat(np.bitwise_or.reduce(lanes, axis=1), 8)
+
+
 def _shuffle(dtype, kind):
     @define(f"bnn_shuffle_{dtype}", dtype, f"""
 {kind} bnn_shuffle_{dtype}({kind} v, int lane) {{ return __shfl_sync(0xffffffffu, v, lane); }}""")
@@ -146,6 +158,30 @@ def _load2(threads, dst, src):
         raise threads.fault("a pair is not aligned")
     for k in range(2):
         threads.store(dst.memory, dst.index + k, threads.load(src.memory, src.index + k))
+
+
+def _load16(dtype, kind, count, convert):
+    each = "\n    ".join(f"dst[{i}] = {convert.format(f'e[{i}]')};" for i in range(count))
+    alone = "\n    ".join(f"dst[{i}] = {convert.format(f'src[{i}]')};" for i in range(count))
+
+    @define(f"bnn_load16_{dtype}", "", f"""
+void bnn_load16_{dtype}(float* dst, const {kind}* src) {{
+  if (((unsigned long long)src & 15) == 0) {{
+    uint4 v = *(const uint4*)src;
+    const {kind}* e = (const {kind}*)&v;
+    {each}
+  }} else {{
+    {alone}
+  }}
+}}""")
+    def load16(threads, dst, src):
+        """The numbers in 16 bytes, which need not be aligned, as float32."""
+        for k in range(count):
+            threads.store(dst.memory, dst.index + k, threads.load(src.memory, src.index + k).astype(np.float32))
+
+
+_load16("float32", "float", 4, "{}")
+_load16("float16", "half", 8, "__half2float({})")
 
 
 def _store2(dtype, kind):
@@ -198,7 +234,8 @@ void bnn_copy{words}(unsigned* dst, const unsigned* src, bool valid) {{
     @define(f"bnn_copy_async{words}", "", f"""
 void bnn_copy_async{words}(unsigned* dst, const unsigned* src, bool valid) {{
   {_SHARED}
-  asm volatile("cp.async.{through}.shared.global [%0], [%1], {4 * words}, %2;" :: "r"(s), "l"(src), "r"(valid ? {4 * words} : 0) : "memory");
+  asm volatile("cp.async.{through}.shared.global [%0], [%1], {4 * words}, %2;"
+               :: "r"(s), "l"(src), "r"(valid ? {4 * words} : 0) : "memory");
 }}""", needs=80)
     def copy_async(threads, dst, src, valid):
         values = _copied(threads, dst, src, valid, words)
@@ -314,7 +351,9 @@ def _barrier_init(threads, bar, count):
 
 
 @define("bnn_barrier_fence", "", """
-void bnn_barrier_fence() { asm volatile("fence.mbarrier_init.release.cluster;\\nfence.proxy.async.shared::cta;" ::: "memory"); }""", needs=90)
+void bnn_barrier_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;\\nfence.proxy.async.shared::cta;" ::: "memory");
+}""", needs=90)
 def _barrier_fence(threads):
     """Barriers that were made are seen by the copy engine."""
 
@@ -350,7 +389,8 @@ def _barrier_expect(threads, bar, size):
 void bnn_barrier_wait_cluster(unsigned* bar, int parity) {
   unsigned s = (unsigned)__cvta_generic_to_shared(bar);
   asm volatile("{\\n.reg .pred p;\\nBNN_WAIT_%=:\\n"
-               "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\\n@p bra BNN_DONE_%=;\\nbra BNN_WAIT_%=;\\nBNN_DONE_%=:\\n}"
+               "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\\n"
+               "@p bra BNN_DONE_%=;\\nbra BNN_WAIT_%=;\\nBNN_DONE_%=:\\n}"
                :: "r"(s), "r"(parity) : "memory");
 }""", needs=90)
 def _barrier_wait_cluster(threads, bar, parity):
@@ -477,7 +517,7 @@ void bnn_wgmma{columns}(int* d, const unsigned* a, const unsigned* b, int add) {
                : {outputs} : "l"(da), "l"(db), "r"(add));
 }}""", needs=90)
     def multiply(threads, d, a, b, add):
-        """64 rows times ``columns`` over 256 bits, by four warps; without ``add`` the accumulators start at 0. Done when it is waited for."""
+        """64 rows times ``columns`` over 256 bits, by four warps, done when waited for; without ``add`` accumulators start at 0."""
         threads.by_warpgroup(a.index, f"bnn_wgmma{columns}")
         groups = threads.running().reshape(-1, 128)
         add = np.broadcast_to(add, (threads.count,))[groups[:, 0]].astype(bool)

@@ -154,7 +154,7 @@ class Threads:
             memory.written[rows, index] = True
 
     def claim(self, memory, index, count):
-        """Note that the threads will write ``count`` elements from now on, whenever: no other thread may use them before it is waited for."""
+        """Note that the threads will write ``count`` elements some time from now on: until it waits, nobody else may use them."""
         for k in range(count):
             self.note_write(memory, *self._where(memory, index + k, "copy"))
 
@@ -172,7 +172,8 @@ class Threads:
         bad = np.flatnonzero(other >= 0)
         if len(bad):
             i = bad[0]
-            raise Fault(f"race: thread {self.thread[who[i]]} {what} {memory.name}[{index[i]}], which thread {other[i]} uses at the same time")
+            where = f"{memory.name}[{index[i]}]"
+            raise Fault(f"race: thread {self.thread[who[i]]} {what} {where}, which thread {other[i]} uses at the same time")
 
     def barrier(self, name="barrier"):
         """All threads of every block that has an active one wait."""
@@ -352,8 +353,10 @@ class _Program:
         self.memories[buffer.name] = Memory(buffer.name, data)
 
     def _launch(self, body):
-        """Take the two axes off."""
+        """Take the axes off; of several kernels the one that is started."""
         names = {}
+        while isinstance(body, tirx.IfThenElse):
+            body = body.then_case if np.asarray(self._expr(body.condition)(None)) else body.else_case
         while isinstance(body, tirx.AttrStmt) and str(body.attr_key) == "thread_extent":
             tag = str(body.node.thread_tag)
             names[tag] = body.node.var.name, int(np.asarray(self._expr(body.value)(None)))

@@ -19,8 +19,8 @@ from bnntvm.spec import WORD_BITS, words
 class FragmentKernel(TileKernel):
     """Accumulators, totals of several passes, and their way to memory.
 
-    Subclasses set ``memory`` (shared), ``lane``, ``warp_row`` and ``warp_column`` (where the warp's tile begins in the block's), ``row_tile``
-    and ``sums_begin`` (where the sums of rows begin in shared memory).
+    Subclasses set ``memory`` (shared), ``lane``, ``warp_row`` and ``warp_column`` (where the warp's tile begins in the block's), and
+    ``sums_begin`` (where the sums of rows begin in shared memory).
     """
 
     def pieces(self, row_pieces, column_pieces, rows):
@@ -37,8 +37,14 @@ class FragmentKernel(TileKernel):
         return simt.i32(0) if self.layer.groups == 1 else simt.div(column_tile, self.shape.column_tiles) * self.layer.group_words
 
     def weight_base(self, column_tile):
-        """Where the tile's weights begin, int64."""
-        return simt.wide(column_tile) * self.shape.tile_weight_words
+        """Where the tile's weights begin, int64; slabs follow ``packed_slab_words`` apart."""
+        shape = self.shape
+        if shape.packed_columns == shape.columns:
+            return simt.wide(column_tile) * shape.packed_tile_words
+        parts, tiles = shape.packed_columns // shape.columns, -(-self.layer.outputs // shape.packed_columns)
+        group, inside = simt.div(column_tile, shape.column_tiles), simt.mod(column_tile, shape.column_tiles)
+        packed_tile, part = group * tiles + simt.div(inside, parts), simt.mod(inside, parts)
+        return simt.wide(packed_tile) * shape.packed_tile_words + simt.wide(part * shape.slab_weight_words)
 
     def tile_results(self, named, row_tile, column_tile):
         """Which words of channels the warp makes."""

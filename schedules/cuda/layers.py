@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from bnntvm.schedules.cuda import cores, mma, tiles, wgmma
+from bnntvm.schedules.cuda import cores, mma, simt, tiles, wgmma
 from bnntvm.schedules.cuda.layer import Layer
 
 CORES, MMA, WGMMA = "cores", "mma", "wgmma"
@@ -32,6 +32,8 @@ class Schedule:
         Whether all weights of a column tile stay in shared memory (``wgmma``).
     cluster : int
         Blocks that share the weights that they bring (``wgmma``).
+    few : int
+        Columns of the tile where there are too few rows to give half of the multiprocessors a tile; 0: the same (``wgmma``).
     """
 
     engine: str
@@ -44,6 +46,7 @@ class Schedule:
     slices: int = 1
     resident: bool = False
     cluster: int = 1
+    few: int = 0
 
 
 def default_schedule(spec, isa):
@@ -103,9 +106,22 @@ def _wgmma_schedules(layer, isa):
     wanted = next((c for c in reversed(columns) if c >= layer.outputs), most)
     columns.sort(key=lambda c: (c != wanted, -c))
     ways = ((True, 64, 1), (False, 128, 1), (False, 128, 2), (False, 64, 1))
-    found = [Schedule(WGMMA, rows, c, 64, c, 128, stages, 1, resident, cluster)
-             for c in columns for resident, rows, cluster in ways for stages in (6, 5, 4, 3)]  # fmt: skip
+    found = [Schedule(WGMMA, rows, c, 64, c, 128, stages, 1, resident, cluster, few)
+             for c in columns for resident, rows, cluster in ways for stages in (6, 5, 4, 3)
+             for few in dict.fromkeys((_narrow(c), 0))]  # fmt: skip
     return [s for s in found if _wgmma_fits(_kernel(layer, s, isa, ""), isa)]
+
+
+def _narrow(columns):
+    """Columns of the tile for few rows."""
+    return 32 if columns in (64, 96, 128) else 64 if columns in (192, 256) else 0
+
+
+def _few_rows(layer, schedule, isa):
+    """Most rows that are too few, and a schedule for them."""
+    tiles_of_row = _shape(layer, schedule).column_tiles * layer.groups
+    limit = isa.multiprocessors // 2 // tiles_of_row * schedule.rows
+    return limit, replace(schedule, rows=64, columns=schedule.few, warp_columns=schedule.few, few=0, resident=False, cluster=1)
 
 
 def _wgmma_fits(kernel, isa):
@@ -135,12 +151,12 @@ def _fits(layer, schedule, isa):
     return 4 * kernel.shared_words <= isa.block_shared_bytes and kernel.sums_of_thread * several <= 160 and kernel.threads <= 512
 
 
-def _shape(layer, schedule):
-    return tiles.Shape(layer, schedule.rows, schedule.columns, schedule.slab, schedule.stages, schedule.resident)
+def _shape(layer, schedule, packed=0):
+    return tiles.Shape(layer, schedule.rows, schedule.columns, schedule.slab, schedule.stages, schedule.resident, packed)
 
 
-def _kernel(layer, schedule, isa, name):
-    shape = _shape(layer, schedule)
+def _kernel(layer, schedule, isa, name, packed=0):
+    shape = _shape(layer, schedule, packed)
     if schedule.engine == WGMMA:
         return wgmma.WgmmaKernel(shape, isa, name, schedule.cluster)
     return mma.MmaKernel(shape, schedule.warp_rows, schedule.warp_columns, schedule.slices, isa, name)
@@ -168,5 +184,12 @@ def build(spec, schedule, isa, name):
     layer = Layer.of(spec)
     if schedule.engine == CORES:
         return cores.Kernel(layer, schedule.rows, name).function()
-    return _kernel(layer, schedule, isa, name).function()
+    kernel = _kernel(layer, schedule, isa, name)
+    if not schedule.few:
+        return kernel.function()
+    limit, narrow = _few_rows(layer, schedule, isa)
+    small = _kernel(layer, narrow, isa, name, schedule.columns)
+    small.share(kernel)
+    rows = simt.i32(kernel.batch) * layer.out_pixels
+    return simt.either(rows <= simt.i32(limit), small.function(), kernel.function())
 

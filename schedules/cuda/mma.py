@@ -1,7 +1,7 @@
 """Layers of bits on the tensor cores of single warps: ``mma`` on bits.
 
-A block has a grid of warps, each of which computes ``warp_rows`` x ``warp_columns``; ``slices`` such grids share the steps of each slab and add
-their sums up in shared memory, which keeps more warps busy where a result has few tiles.
+A block has a grid of warps, each of which computes ``warp_rows`` x ``warp_columns``; ``slices`` such grids share the steps of each slab
+and add their sums up in shared memory, which keeps more warps busy where a result has few tiles.
 
 sm_75 has xor and 8 x 8 x 128 bits, later ones and, 16 x 8 x 256.
 """
@@ -167,7 +167,8 @@ class MmaKernel(FragmentKernel):
     def _addresses(self, named):
         """Where a lane's rows of the four 8 x 16-byte matrices of a load begin, without the slab's swizzle."""
         matrix, row = simt.div(self.lane, 8), simt.mod(self.lane, 8)
-        if self.instruction.rows == 16:  # A: rows 0-7 and 8-15 of the first 16 bytes, then of the second; B: both halves of 8, then of the next 8
+        if self.instruction.rows == 16:
+            # A: rows 0-7 and 8-15 of the first 16 bytes, then of the second; B: both halves of eight rows, then of the next eight.
             a_row, self.a_half = tirx.bitwise_and(matrix, simt.i32(1)) * 8 + row, named("a_half", simt.div(matrix, 2))
             b_row, self.b_half = simt.div(matrix, 2) * 8 + row, named("b_half", tirx.bitwise_and(matrix, simt.i32(1)))
         else:  # four times 8 rows
@@ -223,7 +224,8 @@ class MmaKernel(FragmentKernel):
         def place(number, i):
             return ((number * self.warps + self.warp) * self.sums_of_thread + i) * simt.WARP + self.lane
 
-        give = [simt.put(self.memory, place(self.slice - 1, i), tirx.reinterpret("uint32", simt.at(sums, i))) for i in range(self.sums_of_thread)]
+        count, before = self.sums_of_thread, self.slice - 1
+        give = [simt.put(self.memory, place(before, i), tirx.reinterpret("uint32", simt.at(sums, i))) for i in range(count)]
         take = []
         for i in range(self.sums_of_thread):
             value = simt.at(sums, i)

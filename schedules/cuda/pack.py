@@ -1,7 +1,10 @@
 """Packing of rows of floats (:class:`bnntvm.spec.Map` with packed outputs only) on a GPU: a ballot for each word.
 
-Data may be float32 or float16 (every float16 is a float32, so comparisons are the same). A warp takes some words that follow one another in
-the tensor; all of their loads are under way before the first ballot.
+Data may be float32 or float16 (every float16 is a float32, so comparisons are the same). A warp takes some words that follow one another
+in the tensor; all of their loads are under way before the first ballot.
+
+Where rows are whole words and the epilogue has no operands, a row is as good as another: every thread reads 16 bytes, and four or eight
+neighbours join their bits.
 """
 
 from __future__ import annotations
@@ -15,14 +18,14 @@ from bnntvm import spec as specs
 from bnntvm.schedules import epilogue as cpu
 from bnntvm.schedules import tir
 from bnntvm.schedules.cuda import simt
-from bnntvm.schedules.cuda.epilogue import Ballot, Emitter, Pixel, Value
+from bnntvm.schedules.cuda.epilogue import Ballot, Emitter, Pixel, Value, apply
 
 WARPS = 8
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """``words``: words of a warp."""
+    """``words``: words of a warp, or where threads read 16 bytes, such reads of a thread."""
 
     words: int
 
@@ -50,6 +53,61 @@ def reference(spec, operands, epilogue_inputs):
 
 def build(spec, schedule, isa):
     """The kernel: parameters data ``[n, H, W, C]`` or ``[m, C]``, then the epilogue's."""
+    return (_build_runs if spec.channels % specs.WORD_BITS == 0 and not spec.epilogue.inputs else _build_words)(spec, schedule)
+
+
+def _build_runs(spec, schedule):
+    """The tensor as one run of numbers."""
+    batch, spatial = tirx.Var("n", "int64"), spec.spatial if spec.rank == 4 else ()
+    data = tir.buffer("data", (batch, *spatial, spec.channels), spec.dtype)
+    emitter = Emitter(spec.epilogue, spec.channels, (batch, *spatial), "float32")
+    count = 8 if spec.dtype == "float16" else 4  # numbers in 16 bytes
+    lanes, join = specs.WORD_BITS // count, "bnn_or_quad" if spec.dtype == "float16" else "bnn_or_octet"
+    total = simt.wide(batch) * (prod(spatial) * spec.channels // count)
+    threads = WARPS * simt.WARP
+    x, declare = simt.flat(data)
+
+    def body(block, thread):
+        statements, loads, joins = [declare, *emitter.declarations], [], []
+        named = simt.namer(statements)
+        first = named("first", simt.wide(block) * (threads * schedule.words) + simt.wide(thread))
+        place = named("place", simt.mod(thread, lanes))
+        for i in range(schedule.words):
+            number = named("number", first + i * threads)
+            exists = named("exists", number < total)
+            values, allocate = simt.registers(f"x{i}", count, "float32")
+            zero = [simt.put(values, k, tir.constant(0.0, "float32")) for k in range(count)]
+            load = simt.do(f"bnn_load16_{spec.dtype}", simt.pointer(values, 0), simt.pointer(x, number * count))
+            loads += [allocate, *zero, tirx.IfThenElse(exists, load, None)]
+            joins += _joined(spec.epilogue, emitter, values, count, (number, exists, place), join, lanes)
+        return [*statements, *loads, *joins]
+
+    blocks = tirx.Cast("int32", simt.ceil_div(total, schedule.words * threads))
+    return simt.kernel("pack", [data, *emitter.outputs], blocks, threads, body)
+
+
+def _joined(epilogue, emitter, numbers, count, where, join, lanes):
+    """Statements that make bits of a thread's numbers, join them with those of its neighbours, and store the word."""
+    body, bits, (number, exists, place) = [], [[] for _ in epilogue.outputs], where
+    named = simt.namer(body)
+    for k in range(count):
+        values = [named("x", simt.at(numbers, k))]
+        for step in epilogue.steps:
+            values.append(named("s", apply(step, cpu._operands(step, values, 1))))
+        for own, output in zip(bits, epilogue.outputs):
+            own.append(tirx.Select(values[output.value], simt.u32(1 << k), simt.u32(0)))
+    for own, target in zip(bits, emitter._outputs):
+        word = own[0]
+        for bit in own[1:]:
+            word = word | bit
+        word = named("word", simt.call(join, tirx.shift_left(word, simt.u32(place * count)), dtype="uint32"))
+        store = simt.put(target, tirx.truncdiv(number, tir.i64(lanes)), word)
+        body.append(tirx.IfThenElse(tirx.And(exists, tirx.EQ(place, simt.i32(0))), store, None))
+    return body
+
+
+def _build_words(spec, schedule):
+    """A ballot for each word of a row."""
     batch, spatial = tirx.Var("n", "int64"), spec.spatial if spec.rank == 4 else ()
     dims, pixels, count = (batch, *spatial), prod(spatial), specs.words(spec.channels)
     data = tir.buffer("data", (*dims, spec.channels), spec.dtype)

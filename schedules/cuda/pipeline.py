@@ -1,9 +1,9 @@
 """How modules with kernels for GPUs are lowered.
 
-Kernels of :mod:`.simt` name their threads, barriers and shared memory themselves, and the values that they use more than once. TVM's default
-pipeline would shrink arrays that device functions get by address, add barriers where warps have different roles, and write named values out
-wherever they are used. So they take only what leads to CUDA C++; everything else in the module (what families leave to TVM) takes the
-default.
+Kernels of :mod:`.simt` name their threads, barriers and shared memory themselves, and the values that they use more than once. TVM's
+default pipeline would shrink arrays that device functions get by address, add barriers where warps have different roles, and write named
+values out wherever they are used. So they take only what leads to CUDA C++; everything else in the module (what families leave to TVM)
+takes the default.
 """
 
 from __future__ import annotations

@@ -58,7 +58,8 @@ class Clocks:
     def writes(self, trace, rows, threads, index):
         """Note writes; as :meth:`reads`."""
         found = np.full(len(index), -1)
-        for other, when in [(trace.writer, trace.written), *((trace.reader[..., s], trace.read[..., s]) for s in range(trace.reader.shape[-1]))]:
+        readers = [(trace.reader[..., s], trace.read[..., s]) for s in range(trace.reader.shape[-1])]
+        for other, when in [(trace.writer, trace.written), *readers]:
             other = other[rows, index]
             found = np.where(self._unseen(rows, threads, other, when[rows, index]), other, found)
         trace.writer[rows, index], trace.written[rows, index] = threads, self.now[rows, threads]

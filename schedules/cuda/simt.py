@@ -149,6 +149,16 @@ def roles(condition, then, otherwise, group=WARP):
     return tirx.AttrStmt(i32(0), "bnn.roles", i32(group), branch)
 
 
+def either(condition, first, second):
+    """A PrimFunc that starts one kernel or another; they have the same parameters, on which ``condition`` depends."""
+    body = tirx.IfThenElse(condition, first.body, second.body)
+    attributes = ("global_symbol", "tirx.noalias", "bnn.simt")
+    made = tirx.PrimFunc(list(first.params), body)
+    for name in attributes:
+        made = made.with_attr(name, first.attrs[name])
+    return made
+
+
 def kernel(name, params, blocks, threads, body, blocks_of_multiprocessor=None, cluster=1):
     """A kernel.
 

@@ -1,8 +1,8 @@
 """Layers of bits as a product of matrices, tile by tile: what the kernels on tensor cores share.
 
 Rows are pixels of the result (of the whole batch), columns output channels, and K runs over taps and the words of a tap. A block computes
-``rows`` x ``columns``; slabs of K pass through shared memory in a ring of stages, the data gathered pixel by pixel (a word outside the image
-is 0: implicit im2col), the weights as they lie in memory, where they were packed in the order of shared memory.
+``rows`` x ``columns``; slabs of K pass through shared memory in a ring of stages, the data gathered pixel by pixel (a word outside the
+image is 0: implicit im2col), the weights as they lie in memory, where they were packed in the order of shared memory.
 
 Shared memory holds rows of ``slab`` bytes; the 16-byte chunks of a row are exchanged by xor with the number of the row, so that eight rows
 of the same chunk lie in different banks.
@@ -49,6 +49,8 @@ class Shape:
     stages : int
     resident : bool
         Whether all weights of a column tile stay in shared memory: stages hold data only.
+    packed : int
+        Columns of the tile that the weights were packed for, if that is not this one: a multiple of ``columns``.
     """
 
     layer: object
@@ -57,6 +59,22 @@ class Shape:
     slab: int
     stages: int
     resident: bool = False
+    packed: int = 0
+
+    @property
+    def packed_columns(self):
+        """Columns that lie together in the packed weights."""
+        return self.packed or self.columns
+
+    @property
+    def packed_slab_words(self):
+        """Words from one slab to the next in the packed weights."""
+        return self.packed_columns * self.row_words
+
+    @property
+    def packed_tile_words(self):
+        """Words of the packed weights of ``packed_columns`` columns."""
+        return self.layer.weight_planes * self.slabs * self.packed_slab_words
 
     @property
     def chunk_words(self):
@@ -107,7 +125,7 @@ class Shape:
     @property
     def weight_words(self):
         """Words of all weights as they are packed."""
-        return self.layer.groups * self.column_tiles * self.tile_weight_words
+        return self.layer.groups * -(-self.layer.outputs // self.packed_columns) * self.packed_tile_words
 
 
 def fits(layer):
@@ -139,7 +157,10 @@ def pack_weights(shape, weights, xor):
 
 @dataclass(frozen=True)
 class Pass:
-    """One walk along K: data plane ``data`` times weight plane ``weights``; ``row_factor``: what the data's popcounts count, 0: not here."""
+    """One walk along K: data plane ``data`` times weight plane ``weights``.
+
+    ``row_factor``: what the data's own popcounts count in this pass.
+    """
 
     product: int
     data: int
@@ -220,6 +241,11 @@ class TileKernel:
         inside = named("inside", simt.mod(block, strip))
         return named("row_tile", first + tirx.truncmod(inside, height)), named("column_tile", tirx.truncdiv(inside, height))
 
+    def share(self, other):
+        """Take the parameters of another kernel of the same layer, whose packed weights this one reads."""
+        for name in ("batch", "planes", "weights", "scales", "emitter", "tables"):
+            setattr(self, name, getattr(other, name))
+
     # The loader
 
     def rows_of_threads(self, named, thread, threads):
@@ -262,8 +288,8 @@ class _Rows:
     def begin(self, row_tile):
         """Statements for a new tile: where the thread's rows begin.
 
-        ``where``: first word of the window of one row (of the first one, where rows follow one another). ``corner``: 16 bits each of y and x
-        of that window, far above the image if there is no such row; where rows follow one another the first one's number.
+        ``where``: first word of the window of one row (of the first one, where rows follow one another). ``corner``: 16 bits each of y and
+        x of that window, far above the image if there is no such row; where rows follow one another the first one's number.
         """
         body = []
         named = simt.namer(body)
@@ -308,7 +334,8 @@ class _Rows:
         number = named("k", slab * shape.chunks + self.chunk)
         tap, part = simt.div(number, shape.tap_chunks), simt.mod(number, shape.tap_chunks)
         r, s = named("r", simt.div(tap, window.kernel[1])), named("s", simt.mod(tap, window.kernel[1]))
-        inside_k = None if layer.taps * shape.tap_chunks % shape.chunks == 0 else named("in_k", number < simt.i32(layer.taps * shape.tap_chunks))
+        chunks = layer.taps * shape.tap_chunks
+        inside_k = None if chunks % shape.chunks == 0 else named("in_k", number < simt.i32(chunks))
         step = (r * (window.dilations[0] * window.in_width) + s * window.dilations[1]) * layer.pixel_words
         step = named("step", simt.wide(step + part * shape.chunk_words + offset))
         for i in range(self.count):
@@ -319,7 +346,8 @@ class _Rows:
                 valid, base = self._window(named, i, r, s)
             valid = named("valid", valid if inside_k is None else tirx.And(inside_k, valid))
             where = tirx.Select(valid, base + step, tir.i64(0))
-            copy = simt.do(f"{function}{shape.chunk_words}", simt.pointer(memory, self._place_in_stage(i, stage)), simt.pointer(plane, where), valid)
+            target = simt.pointer(memory, self._place_in_stage(i, stage))
+            copy = simt.do(f"{function}{shape.chunk_words}", target, simt.pointer(plane, where), valid)
             named.append(self._guarded(i, copy))
 
     # Popcounts

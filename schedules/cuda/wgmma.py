@@ -1,19 +1,19 @@
 """Layers of bits on the tensor cores of warpgroups: ``wgmma`` on bits, which read both operands from shared memory (sm_90a).
 
-A block has a warpgroup that brings slabs of K to shared memory, and one or two that multiply. The data come by ``cp.async``, chunk by chunk,
-the weights, which lie in memory as they do in shared memory, by bulk copies. Stages of the ring are handed over by barriers in shared memory:
-``full`` once all has arrived, ``empty`` once it was multiplied. Blocks stay and take one tile after the other; slabs of the next tile arrive
-while the results of the last one are stored.
+A block has a warpgroup that brings slabs of K to shared memory, and one or two that multiply. The data come by ``cp.async``, chunk by
+chunk, the weights, which lie in memory as they do in shared memory, by bulk copies. Stages of the ring are handed over by barriers in
+shared memory: ``full`` once all has arrived, ``empty`` once it was multiplied. Blocks stay and take one tile after the other; slabs of
+the next tile arrive while the results of the last one are stored.
 
 Two ways to share the work:
 
-* weights pass through the ring with the data; two warpgroups multiply 64 rows each of a tile of 128 (*together*), which halves the traffic of
-  weights;
+* weights pass through the ring with the data; two warpgroups multiply 64 rows each of a tile of 128 (*together*), which halves the
+  traffic of weights;
 * all weights of a column tile stay in shared memory where they fit (*resident*): only data pass through the ring, blocks keep to one column
   tile, and the two warpgroups take 64 rows in turns, so that one multiplies while the other one stores its results.
 
-Together, two blocks may form a *cluster*: they have neighbouring row tiles of one column tile, each brings half of every slab of weights, and
-the copy engine writes it to both.
+Together, two blocks may form a *cluster*: they have neighbouring row tiles of one column tile, each brings half of every slab of weights,
+and the copy engine writes it to both.
 
 The first warpgroup also counts the bits of the data that it has copied, and hands the sums of rows over by barriers of their own.
 """
@@ -72,12 +72,13 @@ class WgmmaKernel(FragmentKernel):
         return self.barrier_words + 2 * len(self._arrivals())
 
     def _arrivals(self):
-        """Arrivals that complete a phase of each barrier: full and empty of every stage, full and empty of sums, full of resident weights,
-        and whose turn it is to multiply."""
+        """Arrivals that complete a phase of each barrier: full and empty of every stage, full and empty of sums, whose turn it is to
+        multiply, full of every slab of resident weights."""
         stages, takers = self.shape.stages, self.groups * GROUP // self.turns
         emptied = takers if self.cluster == 1 else self.cluster * self.groups * 4  # then one lane of each warp speaks for it
         bringers = GROUP if self.shape.resident else GROUP + 1  # one more for the bulk copy
-        return [bringers] * stages + [emptied] * stages + [GROUP] * self.turns + [takers] * self.turns + [1] + [GROUP] * self.turns
+        ring, turns = [bringers] * stages + [emptied] * stages, self.turns
+        return ring + [GROUP] * turns + [takers] * turns + [GROUP] * turns + [1] * self.weight_pieces
 
     def _barrier(self, first, number):
         return simt.pointer(self.memory, simt.i32(number) * 2 + (self.barrier_words + 2 * first))
@@ -94,12 +95,16 @@ class WgmmaKernel(FragmentKernel):
     def _sums_empty(self, turn):
         return self._barrier(2 * self.shape.stages + self.turns, turn)
 
-    @property
-    def _weights_full(self):
-        return self._barrier(2 * self.shape.stages + 2 * self.turns, 0)
-
     def _turn(self, turn):
-        return self._barrier(2 * self.shape.stages + 2 * self.turns + 1, turn)
+        return self._barrier(2 * self.shape.stages + 2 * self.turns, turn)
+
+    def _weights_full(self, piece):
+        return self._barrier(2 * self.shape.stages + 3 * self.turns, piece)
+
+    @property
+    def weight_pieces(self):
+        """Slabs of resident weights."""
+        return self.layer.weight_planes * self.shape.slabs if self.shape.resident else 0
 
     # Tiles
 
@@ -198,7 +203,7 @@ class WgmmaKernel(FragmentKernel):
     def _bring_slab(self, one, thread, slab, stage, weights):
         """The weights of a slab, by one thread."""
         shape = self.shape
-        source = simt.at(weights, 0) + simt.wide(slab + one.weights * shape.slabs) * shape.slab_weight_words
+        source = simt.at(weights, 0) + simt.wide(slab + one.weights * shape.slabs) * shape.packed_slab_words
         target = stage * shape.stage_words + shape.rows * shape.row_words
         if self.cluster > 1:
             half = self.rank * (shape.slab_weight_words // self.cluster)
@@ -225,10 +230,10 @@ class WgmmaKernel(FragmentKernel):
         """All weights of the block's column tile."""
         shape, body = self.shape, []
         base = simt.namer(body)("weight_base", self.weight_base(simt.mod(block, self.column_tiles)))
-        body.append(simt.do("bnn_barrier_expect", self._weights_full, simt.i32(4 * shape.tile_weight_words)))
-        for piece in range(shape.tile_weight_words // shape.slab_weight_words):
+        for piece in range(self.weight_pieces):
             target = shape.stages * shape.stage_words + piece * shape.slab_weight_words
-            body.append(self._bulk_copy(simt.i32(target), base + piece * shape.slab_weight_words, self._weights_full))
+            body.append(simt.do("bnn_barrier_expect", self._weights_full(piece), simt.i32(4 * shape.slab_weight_words)))
+            body.append(self._bulk_copy(simt.i32(target), base + piece * shape.packed_slab_words, self._weights_full(piece)))
         return body
 
     def _hand_over(self, rows, i):
@@ -268,8 +273,6 @@ class WgmmaKernel(FragmentKernel):
         self.warp_row = named("warp_row", part * 64 + warp * 16)
         self.sums_begin = named("sums_begin", turn * shape.rows + self.ring_words)
         body += self.allocate_sums()
-        if shape.resident:
-            body.append(simt.do("bnn_barrier_wait", self._weights_full, simt.i32(0)))
 
         def tile(number):
             """The ``number``-th tile of the warpgroup."""
@@ -314,7 +317,10 @@ class WgmmaKernel(FragmentKernel):
         number = named("number", first + slab)
         stage = named("stage", simt.mod(number, shape.stages))
         parity = simt.mod(simt.div(number, shape.stages), 2)
-        body += [simt.do("bnn_barrier_wait", self._full(stage), parity), simt.do("bnn_wgmma_fence")]
+        body.append(simt.do("bnn_barrier_wait", self._full(stage), parity))
+        if shape.resident:  # at once, but for the first tile
+            body.append(simt.do("bnn_barrier_wait", self._weights_full(slab + plane * shape.slabs), simt.i32(0)))
+        body.append(simt.do("bnn_wgmma_fence"))
         base = named("base", stage * shape.stage_words)
         weights = base + shape.rows * shape.row_words
         if shape.resident:

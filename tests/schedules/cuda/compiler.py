@@ -39,8 +39,8 @@ def compiled(code, arch):
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "kernel.cu")
         path.write_text(code)
-        command = ["nvcc", *OPTIONS, f"-gencode=arch=compute_{number},code=sm_{number}", "--keep", f"--keep-dir={folder}", "-Xptxas=-v", "-w",
-                   "-cubin", "-o", f"{folder}/kernel.cubin", path]  # fmt: skip
+        command = ["nvcc", *OPTIONS, f"-gencode=arch=compute_{number},code=sm_{number}", "--keep", f"--keep-dir={folder}",
+                   "-Xptxas=-v", "-w", "-cubin", "-o", f"{folder}/kernel.cubin", path]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         ptx = pathlib.Path(folder, "kernel.ptx").read_text()

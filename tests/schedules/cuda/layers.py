@@ -7,7 +7,7 @@ from bnntvm.schedules.cuda import emulate
 from bnntvm.spec import BinaryConv2d, PlanesConv2d
 from bnntvm.targets import cuda
 from tests.schedules import planes as random_planes
-from tests.schedules import test_bitserial_conv2d, test_binary_conv2d
+from tests.schedules import test_binary_conv2d, test_bitserial_conv2d
 from tests.schedules.kernels import epilogue_inputs
 
 LEVELS = {level.name: level for level in cuda.LEVELS}

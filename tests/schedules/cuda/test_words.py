@@ -63,9 +63,10 @@ def test_planar_pack(spatial, channels, epilogue, number):
     compare(planar_pack, spec, [data, *inputs], planar_pack.reference(spec, [data], inputs), space[number % len(space)])
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    spatial=st.tuples(st.integers(1, 5), st.integers(1, 5)), channels=st.integers(1, 200), epilogue=st.sampled_from([SIGN, TWO_PLANES]),
+    spatial=st.tuples(st.integers(1, 5), st.integers(1, 5)), channels=st.integers(1, 200) | st.sampled_from([32, 64, 256]),
+    epilogue=st.sampled_from([SIGN, TWO_PLANES]),
     dtype=st.sampled_from(["float32", "float16"]), number=st.integers(0, 99),
 )  # fmt: skip
 def test_pack(spatial, channels, epilogue, dtype, number):
