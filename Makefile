@@ -1,6 +1,7 @@
 # make demo    build the digits network that is in the repository and run it on real images
 # make test    the tests
 # make bench   this project beside ONNX Runtime and OpenVINO, on this machine
+# make bench-cuda  tests and times on this machine's NVIDIA GPU (needs nvcc)
 # make records measure the tuning records that the package ships anew, for this processor (hours; RECORDS_ARGS)
 # make lint    style
 # A virtual environment is made in .venv; PYTHON chooses its interpreter.
@@ -10,12 +11,13 @@ TEST_JOBS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 RECORDS_ARGS ?=
+CUDA_ARCH ?= sm_90a
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test bench records lint clean tools
+.PHONY: demo test bench bench-cuda records lint clean tools
 .DELETE_ON_ERROR:
 
 demo: tools $(VENV)/.demo
@@ -26,6 +28,10 @@ test: tools $(VENV)/.test
 
 bench: tools $(VENV)/.bench
 	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
+
+bench-cuda: tools $(VENV)/.bench
+	$(BIN)/python -m benchmarks.cuda_prepare build/cuda $(CUDA_ARCH)
+	$(BIN)/python -m benchmarks.cuda build/cuda $(BENCH_ARGS)
 
 records: tools $(VENV)/.bench $(VENV)/.tune
 	$(BIN)/python -m benchmarks.records $(RECORDS_ARGS)

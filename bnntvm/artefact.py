@@ -329,6 +329,12 @@ def check_machine(file, manifest, where, machine=None, flags=None, whose="this m
             why="it lacks " + ", ".join(missing),
             hint='build again with target="x86" on this machine, or for a lower level (`bnntvm targets` lists them)',
         )
+    if target.get("machine") == "cuda":
+        if machine is not None:
+            raise TargetError(f"built for a GPU, {whose} is used for its processor", where=where, hint="load it on a machine with a GPU")
+        from bnntvm.cuda.driver import check_device
+
+        check_device(target, where)
     if machine is None and "amx_tile" in target.get("needs", []) and not tile_permission():
         raise TargetError(
             "the operating system does not let this process use the tile registers of AMX", where=where,

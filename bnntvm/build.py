@@ -39,7 +39,8 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
     ----------
     model : str, path, bytes or onnx.ModelProto
     target : str, dict or tvm.target.Target
-        "x86" (this machine), a level such as "x86-64-v3" or "aarch64", a processor name of LLVM's, or a TVM target of kind llvm.
+        "x86" (this machine), a level such as "x86-64-v3" or "aarch64", a processor name of LLVM's, "cuda" (this machine's first GPU),
+        an architecture such as "sm_80", or a TVM target of kind llvm or cuda.
     assume_nonzero : bool
         Take Sign's result for +1 where its argument is exactly 0 although that can happen. Faster, not exact; the report says so.
     weight_tolerance : float
@@ -64,7 +65,7 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
         ModelError, UnsupportedError, TargetError or ToolchainError: what, where, why, and what to do.
     """
     isa = _resolve(target)
-    tolerance = _tolerance(weight_tolerance)
+    backend, tolerance = backend_of(isa), _tolerance(weight_tolerance)
     threads = runtime.choose_threads(threads)
     imported = import_model(model)
     verifier = _verifier(imported, exact_inputs=not assume_nonzero) if verify else None
@@ -72,8 +73,8 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
         decisions = {}
         mod = optimise(imported.mod, decisions, verifier, assume_nonzero=bool(assume_nonzero), weight_tolerance=tolerance)
         lower = Lower(isa, chooser(tuning, threads))
-        mod, checked_inputs = checked.add_checked(FloatLayers()(lower.run(mod)), lower.lowered.kernels, isa)
-        compiled = compile_module(mod, isa)
+        mod, checked_inputs = backend.checked(FloatLayers()(lower.run(mod)), lower.lowered.kernels, isa)
+        compiled = backend.compile(mod, isa)
     except BnnError:
         raise
     except Exception as error:
@@ -83,8 +84,10 @@ def build(model, target="x86", *, assume_nonzero=False, weight_tolerance=0.0, th
     options = dict(assume_nonzero=bool(assume_nonzero), weight_tolerance=tolerance)
     with _workspace(compiled) as folder:
         library = pathlib.Path(folder, "network.so")
-        link(compiled.executable, library, isa)
+        backend.link(compiled, library, isa)
         manifest = _manifest(imported, isa, decisions, lower.lowered, compiled, library, options) | {"checked_inputs": checked_inputs}
+        manifest["target"] |= backend.target_facts(isa)
+        manifest |= backend.facts(compiled)
         module = Module.from_library(library, manifest, threads=threads)
     if verifier is not None:
         with contextlib.suppress(TargetError):  # built for another machine: its code is not run
@@ -136,8 +139,45 @@ class Compiled:
         self.fresh_outputs, self.unaligned_inputs = fresh_outputs, unaligned_inputs
 
 
+def backend_of(isa):
+    """What compiles for an instruction-set level: a processor's code is LLVM's, a GPU's goes through CUDA C++."""
+    if isa.machine == "cuda":
+        from bnntvm.cuda.backend import Cuda
+
+        return Cuda()
+    return Processor()
+
+
+class Processor:
+    """How code for a processor is made. Another machine has a class with the same functions."""
+
+    def checked(self, mod, kernels, isa):
+        """``(mod, inputs)``: entry points that notice NaN and infinity, and which inputs are looked at."""
+        return checked.add_checked(mod, kernels, isa)
+
+    def compile(self, mod, isa):
+        """The :class:`Compiled` network of a module of generated kernels."""
+        return compile_module(mod, isa)
+
+    def link(self, compiled, path, isa):
+        """Write the library."""
+        link(compiled.executable, path, isa)
+
+    def target_facts(self, isa):
+        """What the manifest says of the target beside its name, machine and flags."""
+        return {}
+
+    def facts(self, compiled):
+        """What the run time has to know beside what it knows of every network."""
+        return {}
+
+
 def tvm_target(isa):
-    """The LLVM target of an instruction-set level."""
+    """The LLVM target of an instruction-set level, or TVM's of a device."""
+    if isa.machine == "cuda":
+        from bnntvm.cuda.backend import device_target
+
+        return device_target(isa)
     options = {"kind": "llvm", "mtriple": isa.triple, "mcpu": isa.mcpu}
     features = ["-prefer-256-bit"] if isa.lanes == 16 else list(isa.features)
     if features:

@@ -358,7 +358,7 @@ def targets():
     """List the instruction-set levels, and which of them this machine can run."""
     import platform
 
-    from bnntvm.targets import aarch64, armv7, x86
+    from bnntvm.targets import aarch64, armv7, cuda, x86
     from bnntvm.targets.isa import host_flags
 
     flags, best = host_flags(), x86.host_level()
@@ -368,6 +368,11 @@ def targets():
         if level.machine != platform.machine():
             state = "no, built for export"
         click.echo(f"{level.name:<20} {32 * level.lanes:>4} bit  popcount: {level.popcount:<8} this machine: {state}")
+    here = cuda.device_arch()
+    for level in cuda.LEVELS:
+        bits = f"{level.operation} by {'wgmma' if level.wgmma else 'mma'}" if level.operation else "no"
+        state = "yes, what cuda means here" if level.mcpu == here else "no, built for export" if here is None else f"no, its GPU is {here}"
+        click.echo(f"{level.name:<20} GPU, tensor cores on bits: {bits:<12} this machine: {state}")
     click.echo("Processors: " + ", ".join([*aarch64.PROCESSORS, *armv7.PROCESSORS]) + ", and LLVM's names for x86.")
 
 

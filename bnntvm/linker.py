@@ -68,11 +68,11 @@ def compiler_for(isa):
     return compiler
 
 
-def link(executable, path, isa):
-    """Write the executable as a shared library."""
+def link(executable, path, isa, **options):
+    """Write the executable as a shared library; ``options`` are those of TVM's ``export_library``."""
     compiler = compiler_for(isa)
     try:
-        executable.export_library(str(path), fcompile=lambda out, objects, **_: _run_linker(compiler, out, objects))
+        executable.export_library(str(path), fcompile=lambda out, objects, **_: _run_linker(compiler, out, objects), **options)
     except (RuntimeError, ValueError, OSError, subprocess.SubprocessError) as error:
         raise ToolchainError(
             "linking the compiled network failed", where=compiler, why=f"{type(error).__name__}: {error}",

@@ -364,11 +364,11 @@ class Lower(Rewriter):
 
     def pads_with_ones(self, spec):
         """Whether the kernel for ``spec`` can do its own padding with +1."""
-        return families.of(spec).pads_with_ones(spec, self.isa)
+        return families.of(spec, self.isa).pads_with_ones(spec, self.isa)
 
     def stores_planar(self, spec):
         """Whether the kernel for ``spec`` can store float images in the order of an ONNX file."""
-        return getattr(families.of(spec), "stores_planar", lambda _spec, _isa: False)(spec, self.isa)
+        return getattr(families.of(spec, self.isa), "stores_planar", lambda _spec, _isa: False)(spec, self.isa)
 
     def matmul_bits(self, call, ty):
         attrs, batch = call.attrs, dims(call.args[-1])[0]
@@ -452,7 +452,7 @@ class Lower(Rewriter):
 
     def call(self, spec, operands, types, weights, layer=None):
         """Emit a call of the kernel for ``spec``, generated on first use."""
-        family = families.of(spec)
+        family = families.of(spec, self.isa)
         schedule = self.choose(family, spec, self.isa, dims(operands[0]))
         if (spec, schedule) not in self.cache:
             prim = family.build(spec, schedule, self.isa)

@@ -112,7 +112,7 @@ class Module:
 
         The library is loaded by the first run: what was built for another machine can still be exported.
         """
-        return cls(open(path, "rb"), manifest, threads=threads)  # noqa: SIM115  (kept: export copies from it)
+        return _class_for(manifest, cls)(open(path, "rb"), manifest, threads=threads)  # noqa: SIM115  (kept: export copies from it)
 
     @classmethod
     def load(cls, path, threads=None):
@@ -120,7 +120,7 @@ class Module:
         threads = runtime.choose_threads(threads)
         file, manifest, library_bytes = artefact.read(path)
         try:
-            module = cls(file, manifest, library_bytes, threads)
+            module = _class_for(manifest, cls)(file, manifest, library_bytes, threads)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             file.close()
             raise ArtefactError(
@@ -245,7 +245,7 @@ class Module:
         if repeat is not None and repeat < 1:
             raise BnnError(f"not a number of runs: {repeat}", where="repeat=", hint="give an integer of 1 or more")
         feed = self.random_feed() if feed is None else feed
-        calls = [lambda: self.run(feed)] + ([against] if against else [])
+        calls = [lambda: self._finished(feed)] + ([against] if against else [])
         times = [[] for _ in calls]
         for call in calls * warmup:
             call()
@@ -257,6 +257,10 @@ class Module:
                 spent += _call_for(_TURN_S, call, None if repeat is None else repeat - len(spent))
         timings = [Timing.of(spent) for spent in times]
         return tuple(timings) if against else timings[0]
+
+    def _finished(self, feed):
+        """A run that is over when this returns."""
+        self.run(feed)
 
     def random_feed(self, seed=0, batch=1):
         """Inputs that fit: normal floats, small non-negative integers; every dynamic dimension is ``batch``."""
@@ -291,9 +295,13 @@ class Module:
             pass
         with self._lock:
             if self._library is None:
-                artefact.check_machine(self._file, self._manifest, f"target {self.report.target}")
-                self._library = _load_library(self._file)
+                self._library = self._load_library()
         return self._library.machine()
+
+    def _load_library(self):
+        """The library, after a check that this machine can run it."""
+        artefact.check_machine(self._file, self._manifest, f"target {self.report.target}")
+        return open_library(self._file, runtime.Library)
 
     def _shapes_text(self, arrays):
         return ", ".join(f"{info.name} {_shape_text(array.shape)}" for info, array in zip(self.inputs, arrays))
@@ -442,13 +450,23 @@ def load(path, threads=None):
     return Module.load(path, threads)
 
 
-def _load_library(file):
+def _class_for(manifest, plain):
+    """The class of a network: ``plain``, or that of the kind of device that it was built for."""
+    if manifest["target"].get("machine") == "cuda":
+        from bnntvm.cuda.module import DeviceModule
+
+        return DeviceModule
+    return plain
+
+
+def open_library(file, kind):
+    """``kind(path)`` of the library that an open file begins with: :class:`bnntvm.runtime.Library`, or one like it."""
     # Through the descriptor that was verified, so that a file renamed over the path in between is not what gets loaded. The dynamic linker
     # takes a library whose *name* it has seen for the same library, and descriptor numbers come back: every load spells its name anew.
     spelling = format(next(_loads), "b").replace("0", "/").replace("1", "./")
     path = f"/proc/self/fd/{spelling}{file.fileno()}" if os.path.isdir("/proc/self/fd") else os.path.abspath(file.name)
     try:
-        return runtime.Library(path)
+        return kind(path)
     except BnnError:
         raise
     except Exception as error:

@@ -78,10 +78,11 @@ def package(path, folder, batch=1, runtime=True):
         isa = registry.resolve(manifest["target"].get("name"))
         if isa is None:
             raise TargetError("the artefact's target is unknown", where=str(path), why=str(manifest["target"].get("name")))
+        refuse_gpus(isa)
         if not has_runtime(isa):
             raise UnsupportedError(
                 f"no bundle of an artefact for {isa.name}",
-                why=f"TVM's runtime is not published for {isa.machine}",
+                why=f"a run time that a bundle could carry is not published for {isa.machine}",
                 hint=f"give the ONNX file: bnntvm package NET.onnx --target {isa.name} makes a bundle of standalone C, which needs none; "
                 "bnntvm export-c writes the C alone",
             )
@@ -96,6 +97,15 @@ def package(path, folder, batch=1, runtime=True):
         _write(folder / "network.txt", _description(isa, manifest["target"].get("needs", []), tensors, _contents(folder, libraries), entry))
         _write_manifest(folder, manifest, batch, notices | _own_license(folder))
     return folder
+
+
+def refuse_gpus(isa):
+    """Bundles are for processors: raise an UnsupportedError for anything else."""
+    if isa.machine == "cuda":
+        raise UnsupportedError(
+            f"no bundle for {isa.name}", why="a bundle's interfaces have no memory of a GPU's",
+            hint="copy the artefact of `bnntvm build` to a machine with the GPU and bnntvm installed, and use bnntvm.load",
+        )  # fmt: skip
 
 
 def has_runtime(isa):
@@ -131,6 +141,7 @@ def package_c(model, folder, target, batch=1, **options):
     isa, imported = registry.resolve(target), import_model(model)
     if isa is None:
         raise TargetError("unknown target", where=str(target), hint="bnntvm targets lists them")
+    refuse_gpus(isa)
     sides = {"inputs": imported.inputs, "outputs": imported.outputs}
     manifest = {side: [{"name": i.name, "dtype": str(i.dtype), "shape": list(i.shape)} for i in infos] for side, infos in sides.items()}
     manifest |= {"bnntvm": bnntvm.__version__, "target": {"name": isa.name, "needs": []}}

@@ -49,7 +49,7 @@ def _load():
     # Workers spin between two kernels; the default keeps them spinning for a tenth of a second after the last one.
     os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "20000")
     package = import_tvm_ffi()
-    library = ctypes.CDLL(str(_runtime_library()), mode=ctypes.RTLD_GLOBAL)
+    library = ctypes.CDLL(str(runtime_library()), mode=ctypes.RTLD_GLOBAL)
     global _set_max_concurrency
     _set_max_concurrency = getattr(library, "_ZN3tvm7runtime9threading17SetMaxConcurrencyEi", None)
     return package
@@ -68,7 +68,7 @@ def import_tvm_ffi():
     return tvm_ffi
 
 
-def _runtime_library():
+def runtime_library():
     spec = importlib.util.find_spec("tvm")
     folders = [pathlib.Path(p) / "lib" for p in (spec.submodule_search_locations if spec else [])]
     if os.environ.get("TVM_LIBRARY_PATH"):

@@ -32,8 +32,9 @@ FAMILIES = {
 DEPTHWISE = {sp.FloatConv2d: "depthwise_conv2d", sp.WeightConv2d: "weight_depthwise"}
 
 
-def of(spec):
-    """The module of the family that owns ``spec``."""
+def of(spec, isa=None):
+    """The module of the family that owns ``spec``; on a GPU its namesake in :mod:`.cuda`."""
     depthwise = type(spec) in DEPTHWISE and spec.groups == spec.in_channels and spec.groups > 1
     name = (DEPTHWISE if depthwise else FAMILIES)[type(spec)]
-    return importlib.import_module(f"{__package__}.{name}")
+    folder = f"{__package__}.cuda" if isa is not None and isa.machine == "cuda" else __package__
+    return importlib.import_module(f"{folder}.{name}")

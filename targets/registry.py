@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bnntvm.targets import aarch64, armv7, x86
+from bnntvm.targets import aarch64, armv7, cuda, x86
 from bnntvm.targets.isa import Isa
 
-ARCHITECTURES = (aarch64, armv7, x86)
+ARCHITECTURES = (aarch64, armv7, cuda, x86)
 
 
 def resolve(target):
@@ -17,4 +17,4 @@ def resolve(target):
 
 def names():
     """What a user may write, processors' names aside."""
-    return [level.name for one in (x86, aarch64, armv7) for level in one.LEVELS]
+    return [level.name for one in (x86, aarch64, armv7, cuda) for level in one.LEVELS]

@@ -192,6 +192,9 @@ def profile(module, board=None, *, batch=1, seconds=SECONDS):
     if "calls" not in manifest:
         raise UnsupportedError("the artefact does not tell which call computes which layer", why="an older bnntvm built it",
                                hint="build it again")  # fmt: skip
+    if manifest["target"].get("machine") == "cuda":
+        raise UnsupportedError("networks for GPUs are not profiled kernel by kernel", why="their kernels run beside the host's code",
+                               hint="NVIDIA's ncu and nsys show each kernel by its name in the report")  # fmt: skip
     from bnntvm.targets import registry
 
     isa = registry.resolve(manifest["target"]["name"])

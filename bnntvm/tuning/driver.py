@@ -17,7 +17,7 @@ from tvm.s_tir.meta_schedule import _ffi_api
 from tvm.s_tir.meta_schedule.logging import get_logging_func
 
 from bnntvm.build import _resolve, tvm_target
-from bnntvm.errors import BnnError
+from bnntvm.errors import BnnError, UnsupportedError
 from bnntvm.linker import is_native
 from bnntvm.tuning import in_network, measure
 from bnntvm.tuning.features import Extractor
@@ -328,6 +328,8 @@ def tune(
 
     _check_installed(["cloudpickle", "psutil", *(["tornado"] if rpc else [])])
     isa = _resolve(target)
+    if isa.machine == "cuda":
+        raise UnsupportedError("schedules for GPUs are not searched yet", where=str(target), hint="the rule chooses them: bnntvm build")
     if trials < 0 or threads < 1:
         raise BnnError("trials must not be negative, threads at least 1")
     deadline = None if time_limit is None else time.monotonic() + float(time_limit)

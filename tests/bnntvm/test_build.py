@@ -39,7 +39,19 @@ def test_targets_of_tvm(network, target):
 
 
 @pytest.mark.parametrize(
-    "target", ["arm", "", None, 5, [], {}, {"kind": "cuda"}, {"kind": "llvm", "mtriple": "riscv64-linux-gnu"}, tvm.target.Target("c")]
+    "target",
+    [
+        "arm",
+        "",
+        None,
+        5,
+        [],
+        {},
+        {"kind": "cuda", "arch": "sm_35"},
+        "sm_70",
+        {"kind": "llvm", "mtriple": "riscv64-linux-gnu"},
+        tvm.target.Target("c"),
+    ],
 )
 def test_unknown_targets(network, target):
     with pytest.raises(bnntvm.TargetError, match="unknown target"):

@@ -266,6 +266,13 @@ def test_no_bundle_of_an_artefact_for_armv7_nor_into_a_full_folder(model, native
         package(native.parent / "network.bnn", pathlib.Path(native))
 
 
+def test_no_bundle_for_a_gpu(model, tmp_path):
+    with pytest.raises(bnntvm.UnsupportedError, match="(?s)no bundle for sm_80.*bnntvm.load"):
+        package_c(model, tmp_path / "bundle", "sm_80")
+    assert not (tmp_path / "bundle").exists()
+
+
+
 #: Runs the bundle ``argv[1]`` on ``x.npy`` with numpy and nothing else of Python's packages.
 LOADER = """
 import sys

@@ -1,0 +1,209 @@
+"""What measurements on a GPU need, made where TVM and a CUDA compiler are: ``python -m benchmarks.cuda_prepare FOLDER [sm_90a]``.
+
+A device at hand for minutes only should not wait for compilers. The folder holds networks with their expected results, kernels with theirs,
+kernels to time, loops that measure limits, and TVM's run time for the Python that is there (``--python 3.12``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+import numpy as np
+
+from benchmarks.cuda_device import ROOT
+
+#: Networks whose results have to be equal bit by bit, and those that are timed.
+EXACT = ("tests/cuda/data/exact_mlp.onnx", "tests/cuda/data/exact_resnet.onnx")
+CLOSE = ("tutorials/data/digits_bnn.onnx",)
+TIMED = ("birealnet18", "quicknet", "binary_densenet28", "reactnet_a")
+#: Products of square matrices of bits, and 3x3 convolutions: (height, width, channels in, channels out, batch).
+MATRICES = (4096, 8192, 16384)
+CONVOLUTIONS = (
+    (56, 56, 256, 256, 64),
+    (56, 56, 64, 64, 64),
+    (28, 28, 128, 128, 64),
+    (14, 14, 256, 256, 64),
+    (7, 7, 512, 512, 64),
+    (14, 14, 512, 512, 64),
+)
+
+
+def main(arguments):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("target", nargs="?", default="sm_90a")
+    parser.add_argument("--python", help="version of the Python on the device, such as 3.12; default: TVM is installed there")
+    parser.add_argument("--networks", nargs="*", default=list(TIMED))
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    from bnntvm.targets import registry
+
+    isa = registry.resolve(options.target)
+    for step in (_limits, _cases, _timed_kernels, _exact_networks, _timed_networks, _run_time):
+        print(step.__name__.strip("_"), flush=True)
+        step(options, isa)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    (options.folder / "prepared.json").write_text(json.dumps(dict(target=isa.name, commit=commit)))
+    size = sum(path.stat().st_size for path in options.folder.rglob("*") if path.is_file())
+    print(f"{options.folder}: {size / 2**20:.1f} MiB")
+    return 0
+
+
+def compile_kernels(functions, path, isa):
+    """A library of PrimFuncs for a device; what their kernels use."""
+    import tvm
+
+    from bnntvm.cuda import packing, toolchain
+    from bnntvm.cuda.backend import device_target, host_isa
+    from bnntvm.linker import link
+    from bnntvm.schedules.cuda import pipeline
+
+    made = []
+
+    def compile_one(source):
+        made.append(toolchain.compile_source(source, isa.mcpu))
+        return made[-1].cubin
+
+    with packing.source_kept():
+        executable = tvm.compile(tvm.IRModule(functions), target=device_target(isa), tir_pipeline=pipeline.NAME)
+    link(executable, path, host_isa(), fpack_imports=packing.packer(compile_one))
+    return {name: vars(one) for compiled in made for name, one in compiled.usage.items()}
+
+
+def _limits(options, isa):
+    number = isa.mcpu.removeprefix("sm_")
+    out, source = options.folder / "limit.cubin", pathlib.Path(__file__).with_name("cuda_limit.cu")
+    subprocess.run(["nvcc", "-cubin", "-O3", f"-gencode=arch=compute_{number},code=sm_{number}", "-o", str(out), str(source)], check=True)
+
+
+def _cases(options, isa):
+    """Kernels with inputs and results."""
+    from benchmarks.cuda_cases import cases
+    from bnntvm.schedules import families
+
+    functions, arrays, index = {}, {}, []
+    for case in cases(isa):
+        function = families.of(case.spec, isa).build(case.spec, case.schedule, isa)
+        functions[case.name] = function.with_attr("global_symbol", case.name)
+        for kind, values in (("in", case.arrays), ("out", case.results)):
+            arrays.update({f"{case.name}/{kind}/{i}": np.ascontiguousarray(array) for i, array in enumerate(values)})
+        index.append(dict(name=case.name, inputs=len(case.arrays), outputs=len(case.results), tolerance=case.tolerance,
+                          spec=str(case.spec), schedule=str(case.schedule)))  # fmt: skip
+    usage = compile_kernels(functions, options.folder / "cases.so", isa)
+    np.savez_compressed(options.folder / "cases.npz", **arrays)
+    (options.folder / "cases.json").write_text(json.dumps(dict(cases=index, usage=usage)))
+
+
+def timed(isa):
+    """Kernels to time: ``(name, spec, shapes and types of parameters, operations)``; the first dimension of the data is the batch."""
+    from benchmarks.cuda_cases import THRESHOLD
+    from bnntvm import spec as sp
+    from bnntvm.schedules import epilogue as tail
+    from bnntvm.schedules import families
+
+    def entry(name, spec, batch, dims, channels, operations, weights=None, schedule=None):
+        family = families.of(spec, isa)
+        schedule = schedule or family.default_schedule(spec, isa)
+        function = family.build(spec, schedule, isa).with_attr("global_symbol", name)
+        params = [([batch if not hasattr(d, "value") else int(d) for d in b.shape], str(b.dtype)) for b in _buffers(function)]
+        return dict(name=name, params=params, operations=operations, schedule=str(schedule), outputs=len(spec.epilogue.outputs)), function
+
+    for size in MATRICES:
+        for kind, epilogue in (("int32", sp.store("int32", "int32")), ("bits", THRESHOLD)):
+            spec = sp.BinaryDense(size, size, epilogue=epilogue)
+            yield entry(f"gemm_{size}_{kind}", spec, size, None, size, 2 * size**3)
+        sign = sp.Epilogue((), (sp.Step("less", (0, 0.0), "bool"),), (sp.Output("bits", 1),))
+        yield entry(f"pack_half_{size}", sp.Map(2, (1, 1), size, "float16", sign), size, None, size, 0)
+    for engine in ("mma", "cores"):
+        spec = sp.BinaryDense(4096, 4096, epilogue=sp.store("int32", "int32"))
+        found = [s for s in families.of(spec, isa).space(spec, isa) if getattr(s, "engine", None) == engine]
+        if found:
+            yield entry(f"gemm_4096_{engine}", spec, 4096, None, 4096, 2 * 4096**3, schedule=found[0])
+    for height, width, channels, outputs, batch in CONVOLUTIONS:
+        window = sp.Window(height, width, (3, 3), (1, 1), (1, 1, 1, 1))
+        operations = 2 * batch * height * width * channels * outputs * 9
+        spec = sp.BinaryConv2d(window, channels, outputs, epilogue=THRESHOLD)
+        yield entry(f"conv_{height}x{width}x{channels}x{outputs}_b{batch}", spec, batch, None, outputs, operations)
+    stem = sp.FloatConv2d(sp.Window(224, 224, (7, 7), (2, 2), (3, 3, 3, 3)), 3, 64, 1, sp.store(), True)
+    yield entry("stem_b256", stem, 256, None, 64, 2 * 256 * 112 * 112 * 147 * 64)
+    point = sp.FloatConv2d(sp.Window(28, 28, (1, 1)), 128, 256, 1, sp.store())
+    yield entry("pointwise_b256", point, 256, None, 256, 2 * 256 * 28 * 28 * 128 * 256)
+    assert tail
+
+
+def _buffers(function):
+    mapped = getattr(function, "buffer_map", None)
+    return [mapped[p] for p in function.params] if mapped else list(function.params)
+
+
+def _timed_kernels(options, isa):
+    functions, index = {}, []
+    for entry, function in timed(isa):
+        functions[entry["name"]] = function
+        index.append(entry)
+    usage = compile_kernels(functions, options.folder / "timed.so", isa)
+    (options.folder / "timed.json").write_text(json.dumps(dict(kernels=index, usage=usage)))
+
+
+def _exact_networks(options, isa):
+    for number, path in enumerate((*EXACT, *CLOSE)):
+        _network(options, pathlib.Path(path).stem, ROOT / path, number < len(EXACT), batches=(1, 4))
+
+
+def _timed_networks(options, isa):
+    from benchmarks import zoo
+
+    for name in options.networks:
+        _network(options, name, zoo.build(name), False, batches=(2,))
+
+
+def _network(options, name, model, exact, batches):
+    """The artefact for the device, and what this processor computes for some inputs."""
+    import bnntvm
+
+    bnntvm.build(model, target=options.target).export(options.folder / f"{name}.bnn")
+    here, arrays = bnntvm.build(model), {}
+    for batch in batches:
+        feed = here.random_feed(seed=batch, batch=batch)
+        for kind, values in (("in", feed), ("out", here.run(feed))):
+            arrays.update({f"{batch}/{kind}/{key}": value for key, value in values.items()})
+    np.savez_compressed(options.folder / f"{name}.npz", **arrays)
+    (options.folder / f"{name}.json").write_text(json.dumps(dict(exact=exact, batches=list(batches))))
+
+
+def _run_time(options, isa):
+    """TVM's run time, and ``tvm_ffi`` for another Python."""
+    if not options.python:
+        return
+    from bnntvm import runtime
+
+    source, target = pathlib.Path(runtime.runtime_library()).parent, options.folder / "lib"
+    target.mkdir(exist_ok=True)
+    for name in ("libtvm_runtime.so", "libtvm_runtime_cuda.so"):
+        shutil.copy(source / name, target / name)
+    import importlib.metadata
+
+    version = importlib.metadata.version("apache-tvm-ffi")
+    with tempfile.TemporaryDirectory() as folder:
+        platforms = [
+            f"--platform={p}" for p in ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64", "manylinux2014_x86_64")
+        ]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", f"--python-version={options.python}"]
+        subprocess.run([*command, *platforms, "-d", folder, f"apache-tvm-ffi=={version}"], check=True)
+        for wheel in pathlib.Path(folder).glob("*.whl"):
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(options.folder / "site")
+    # The run time finds its FFI beside it, or by the name under which Python's package has loaded it.
+    for header in (options.folder / "site").glob("tvm_ffi/include"):
+        shutil.rmtree(header)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,195 @@
+"""What the families of layers of bits share on a GPU: their schedules, and which kernel one means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from bnntvm.schedules.cuda import cores, mma, simt, tiles, wgmma
+from bnntvm.schedules.cuda.layer import Layer
+
+CORES, MMA, WGMMA = "cores", "mma", "wgmma"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What may be tuned.
+
+    Attributes
+    ----------
+    engine : str
+        ``cores``: population counts, see :mod:`.cores`; ``mma``: tensor cores of single warps, see :mod:`.mma`;
+        ``wgmma``: of warpgroups, see :mod:`.wgmma`.
+    rows, columns : int
+        Pixels and output channels of a block's tile; on CUDA cores pixels of a warp.
+    warp_rows, warp_columns : int
+        Of a warp's tile.
+    slab : int
+        Bytes of K in a stage.
+    stages : int
+    slices : int
+        Groups of warps that share the steps along K.
+    resident : bool
+        Whether all weights of a column tile stay in shared memory (``wgmma``).
+    cluster : int
+        Blocks that share the weights that they bring (``wgmma``).
+    few : int
+        Columns of the tile where there are too few rows to give half of the multiprocessors a tile; 0: the same (``wgmma``).
+    """
+
+    engine: str
+    rows: int
+    columns: int = 32
+    warp_rows: int = 0
+    warp_columns: int = 0
+    slab: int = 0
+    stages: int = 0
+    slices: int = 1
+    resident: bool = False
+    cluster: int = 1
+    few: int = 0
+
+
+def default_schedule(spec, isa):
+    """A schedule that is fast without tuning."""
+    layer = Layer.of(spec)
+    if not _on_tensor_cores(layer, isa):
+        return Schedule(CORES, _core_pixels(layer))
+    return next(iter([*_wgmma_schedules(layer, isa), *_mma_schedules(layer, isa)]))
+
+
+def _core_pixels(layer):
+    """Four pixels share each word of weights that is loaded; where there are few of them, a single one keeps more warps busy."""
+    return 1 if layer.is_dense or layer.out_pixels < 64 else 4
+
+
+def _on_tensor_cores(layer, isa):
+    """Whether there are any for the layer's sums, and the layer is not too small for them."""
+    if not isa.mma or not tiles.fits(layer) or (isa.operation == "xor" and not layer.by_xor):
+        return False
+    return layer.outputs >= 16 and layer.taps * layer.bits >= 128
+
+
+#: Tiles: rows, columns, rows and columns of a warp, slices. Large ones first.
+_TILES = (
+    (128, 128, 64, 64, 1),
+    (128, 128, 64, 32, 1),
+    (128, 64, 32, 64, 1),
+    (64, 64, 32, 32, 1),
+    (64, 64, 32, 32, 2),
+    (64, 32, 32, 32, 1),
+    (64, 32, 32, 32, 4),
+    (32, 32, 32, 32, 4),
+)
+
+
+def _mma_schedules(layer, isa):
+    """Valid schedules, the default first."""
+    found = []
+    for rows, columns, warp_rows, warp_columns, slices in _TILES:
+        for slab in (128, 64):
+            if slab // mma.INSTRUCTIONS[isa.operation].step % slices:
+                continue
+            for stages in (4, 3, 2):
+                one = Schedule(MMA, rows, columns, warp_rows, warp_columns, slab, stages, slices)
+                if _fits(layer, one, isa):
+                    found.append(one)
+    wanted = _wanted(layer)
+    return sorted(found, key=lambda s: wanted(s))
+
+
+def _wgmma_schedules(layer, isa):
+    """Valid schedules, the default first: all columns of the layer, if they are 256 at most, and 128 rows."""
+    if not isa.wgmma or layer.scaled or layer.outputs < 32 or layer.taps * layer.group_words * 4 < 64:
+        return []
+    most = 256 if len(tiles.passes(layer, False)) == 1 else 128
+    columns = [c for c in (256, 192, 128, 96, 64, 32) if c <= most]
+    wanted = next((c for c in reversed(columns) if c >= layer.outputs), most)
+    columns.sort(key=lambda c: (c != wanted, -c))
+    ways = ((True, 64, 1), (False, 128, 1), (False, 128, 2), (False, 64, 1))
+    found = [Schedule(WGMMA, rows, c, 64, c, 128, stages, 1, resident, cluster, few)
+             for c in columns for resident, rows, cluster in ways for stages in (6, 5, 4, 3)
+             for few in dict.fromkeys((_narrow(c), 0))]  # fmt: skip
+    return [s for s in found if _wgmma_fits(_kernel(layer, s, isa, ""), isa)]
+
+
+def _narrow(columns):
+    """Columns of the tile for few rows."""
+    return 32 if columns in (64, 96, 128) else 64 if columns in (192, 256) else 0
+
+
+def _few_rows(layer, schedule, isa):
+    """Most rows that are too few, and a schedule for them."""
+    tiles_of_row = _shape(layer, schedule).column_tiles * layer.groups
+    limit = isa.multiprocessors // 2 // tiles_of_row * schedule.rows
+    return limit, replace(schedule, rows=64, columns=schedule.few, warp_columns=schedule.few, few=0, resident=False, cluster=1)
+
+
+def _wgmma_fits(kernel, isa):
+    """Whether shared memory suffices, and where weights stay, there is a block for every column tile."""
+    blocks = not kernel.shape.resident or kernel.column_tiles <= isa.multiprocessors
+    return blocks and 4 * kernel.shared_words <= isa.block_shared_bytes
+
+
+def _wanted(layer):
+    """What orders schedules: columns that are all used, a large tile where there are many pixels, a slab that K fills."""
+    kernel_bytes = layer.taps * layer.group_words * 4
+    pixels = 1 if layer.is_dense else layer.out_pixels
+    columns = next(c for c in (32, 64, 128) if c >= min(layer.outputs, 128))
+    rows = 128 if layer.is_dense or pixels >= 784 else 64
+    slab = 128 if kernel_bytes >= 256 else 64
+
+    def key(s):
+        return abs(s.columns - columns), abs(s.rows - rows), s.slices, abs(s.slab - slab), abs(s.stages - 3), -s.warp_rows * s.warp_columns
+
+    return key
+
+
+def _fits(layer, schedule, isa):
+    """Whether shared memory and registers suffice."""
+    kernel = _kernel(layer, schedule, isa, "")
+    several = 1 + (len(kernel.passes) > 1) + layer.scaled
+    return 4 * kernel.shared_words <= isa.block_shared_bytes and kernel.sums_of_thread * several <= 160 and kernel.threads <= 512
+
+
+def _shape(layer, schedule, packed=0):
+    return tiles.Shape(layer, schedule.rows, schedule.columns, schedule.slab, schedule.stages, schedule.resident, packed)
+
+
+def _kernel(layer, schedule, isa, name, packed=0):
+    shape = _shape(layer, schedule, packed)
+    if schedule.engine == WGMMA:
+        return wgmma.WgmmaKernel(shape, isa, name, schedule.cluster)
+    return mma.MmaKernel(shape, schedule.warp_rows, schedule.warp_columns, schedule.slices, isa, name)
+
+
+def space(spec, isa):
+    """Schedules worth trying, the default first."""
+    layer = Layer.of(spec)
+    found = [default_schedule(spec, isa), *(Schedule(CORES, p) for p in (1, 2, 4, 8))]
+    if _on_tensor_cores(layer, isa):
+        found += [*_wgmma_schedules(layer, isa), *_mma_schedules(layer, isa)]
+    return list(dict.fromkeys(found))
+
+
+def pack_weights(spec, schedule, isa, weights):
+    """Weights in the kernel's layout, with the constants that belong to them; ``weights`` is uint32[Q', O, kh, kw, words]."""
+    layer = Layer.of(spec)
+    if schedule.engine == CORES:
+        return cores.pack_weights(layer, weights)
+    return tiles.pack_weights(_shape(layer, schedule), weights, isa.operation == "xor")
+
+
+def build(spec, schedule, isa, name):
+    """The kernel."""
+    layer = Layer.of(spec)
+    if schedule.engine == CORES:
+        return cores.Kernel(layer, schedule.rows, name).function()
+    kernel = _kernel(layer, schedule, isa, name)
+    if not schedule.few:
+        return kernel.function()
+    limit, narrow = _few_rows(layer, schedule, isa)
+    small = _kernel(layer, narrow, isa, name, schedule.columns)
+    small.share(kernel)
+    rows = simt.i32(kernel.batch) * layer.out_pixels
+    return simt.either(rows <= simt.i32(limit), small.function(), kernel.function())
+

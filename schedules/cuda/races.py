@@ -1,0 +1,73 @@
+"""Who may touch a word of shared memory: races, found by vector clocks, for :mod:`.emulate`.
+
+Every thread has a clock, and has *seen* other threads up to some time of theirs: what they did before the last barrier that both took part
+in. An access of another thread that this one has not seen yet may happen at the same time; if one of the two writes, that is a race.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_SLOT = 128  # threads of which the last reader of a word is remembered
+
+
+class Trace:
+    """The last accesses of every word of a memory [rows, size]."""
+
+    def __init__(self, shape, per_block):
+        slots = -(-per_block // _SLOT)
+        self.writer, self.written = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
+        self.reader, self.read = np.full((*shape, slots), -1, np.int32), np.zeros((*shape, slots), np.int32)
+
+
+class Clocks:
+    """Clocks of the threads of some blocks."""
+
+    def __init__(self, blocks, per_block):
+        self.now = np.ones((blocks, per_block), np.int32)
+        self.seen = np.zeros((blocks, per_block, per_block), np.int32)
+
+    def block_barrier(self, rows):
+        """All threads of blocks have waited for each other."""
+        self.seen[rows] = self.now[rows][:, None, :]
+        self.now[rows] += 1
+
+    def release(self, row, threads):
+        """What a barrier learns from threads that arrive: [threads of the block]."""
+        known = self.seen[row, threads].max(0)
+        known[threads] = np.maximum(known[threads], self.now[row, threads])
+        self.now[row, threads] += 1
+        return known
+
+    def acquire(self, row, threads, known):
+        """Threads have waited for a barrier that knows that much."""
+        self.seen[row, threads] = np.maximum(self.seen[row, threads], known)
+
+    def _unseen(self, rows, threads, other, when):
+        """Where ``other`` has done something at ``when`` that the thread has not seen."""
+        return (other >= 0) & (other != threads) & (when > self.seen[rows, threads, np.maximum(other, 0)])
+
+    def reads(self, trace, rows, threads, index):
+        """Note reads; the thread that each races with, -1 for none."""
+        writer = trace.writer[rows, index]
+        bad = self._unseen(rows, threads, writer, trace.written[rows, index])
+        trace.reader[rows, index, threads // _SLOT] = threads
+        trace.read[rows, index, threads // _SLOT] = self.now[rows, threads]
+        return np.where(bad, writer, -1)
+
+    def writes(self, trace, rows, threads, index):
+        """Note writes; as :meth:`reads`."""
+        found = np.full(len(index), -1)
+        readers = [(trace.reader[..., s], trace.read[..., s]) for s in range(trace.reader.shape[-1])]
+        for other, when in [(trace.writer, trace.written), *readers]:
+            other = other[rows, index]
+            found = np.where(self._unseen(rows, threads, other, when[rows, index]), other, found)
+        trace.writer[rows, index], trace.written[rows, index] = threads, self.now[rows, threads]
+        last = trace.writer[rows, index]
+        trace.reader[rows, index] = -1
+        return np.where(last != threads, last, found)  # two threads at once
+
+    @staticmethod
+    def forget(trace, row, begin, end):
+        """Words were written by a copy that a barrier orders."""
+        trace.writer[row, begin:end] = -1
