@@ -44,24 +44,30 @@ def network(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def boards():
+    with farm([[sys.executable]] * 3) as found:  # every test kills one
+        yield found
+
+
 @pytest.mark.parametrize("words, work_s", [
     (["bench", "--repeat", "100000000"], 1.0), (["profile", "--seconds", "600"], 1.0), (["run", "--random"], 0.0),
 ])  # fmt: skip
-def test_killed(network, words, work_s):
-    """The board's processes get SIGKILL, after ``work_s`` seconds of their work; 0: between two messages."""
-    with farm([[sys.executable]], "test") as (address, (server,)):
-        command = [sys.executable, "-m", "bnntvm", words[0], str(network / "network.bnn"), *words[1:], "--rpc", address, "--key", "test"]
-        client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        wait_for(lambda: children(server.pid), client)
-        (session,) = children(server.pid)
+def test_killed(network, boards, words, work_s):
+    """The processes of the board that was chosen get SIGKILL, after ``work_s`` seconds of their work; 0: between two messages."""
+    address, servers = boards
+    command = [sys.executable, "-m", "bnntvm", words[0], str(network / "network.bnn"), *words[1:], "--rpc", address, "--key", "test"]
+    client = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: any(children(server.pid) for server in servers), client)
+        ((server, session),) = [(server.pid, child) for server in servers for child in children(server.pid)]
         if not work_s:  # what it was sent is not answered any more
             os.kill(session, signal.SIGSTOP)
             time.sleep(1)
         wait_for(lambda: seconds(session) >= work_s, client)
-        for pid in (server.pid, session):
+        for pid in (server, session):
             os.kill(pid, signal.SIGKILL)
-        try:
-            output, errors = client.communicate(timeout=PATIENCE_S)
-        finally:
-            client.kill()
+        output, errors = client.communicate(timeout=PATIENCE_S)
+    finally:
+        client.kill()
     assert client.returncode == 1 and errors.startswith("error: ") and "Traceback" not in errors and not output, (output, errors)
