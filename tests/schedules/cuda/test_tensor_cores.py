@@ -3,11 +3,13 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bnntvm.schedules import families
+from bnntvm.schedules.cuda import emulate
 from bnntvm.schedules.cuda.layers import Schedule
 from bnntvm.spec import BinaryConv2d, BinaryDense, PlanesConv2d, PlanesDense, PlaneSum, Window, store
 from tests.schedules.cuda.layers import LEVELS, check
@@ -129,3 +131,22 @@ def test_schedules_are_plain_data():
     for isa in ISAS:
         found = families.of(spec, isa).space(spec, isa)
         assert len(set(found)) == len(found) and all(isinstance(s, Schedule) for s in found)
+
+
+@pytest.mark.parametrize("schedule", [None, Schedule("wgmma", 128, 256, 64, 256, 128, 4, 1, False, 2)], ids=["default", "cluster"])
+def test_two_blocks_of_a_large_product(schedule):
+    """4096 x 4096 x 4096 on as many blocks as the device has: what the last two of them write."""
+    isa, rng, size = LEVELS["sm_90a"], np.random.default_rng(0), 4096
+    spec = BinaryDense(size, size, epilogue=DOTS)
+    family = families.of(spec, isa)
+    schedule = schedule or family.default_schedule(spec, isa)
+    data, weights = (rng.integers(0, 2**32, (size, size // 32), dtype=np.uint32) for _ in range(2))
+    result = np.full((size, size), 77, np.int32)  # odd: no dot product of 4096 signs is
+    last = 127 if schedule.resident else isa.multiprocessors - 1
+    packed = family.pack_weights(spec, schedule, isa, weights)
+    emulate.run(family.build(spec, schedule, isa), [data, packed, result], only_blocks=[last - 1, last])
+    rows, columns = np.nonzero(result != 77)
+    assert len(rows) >= 2 * 3 * schedule.rows * schedule.columns
+    some = rng.integers(0, len(rows), 20000)
+    expected = size - 2 * np.bitwise_count(data[rows[some]] ^ weights[columns[some]]).sum(1, dtype=np.int64)
+    np.testing.assert_array_equal(result[rows[some], columns[some]], expected)
