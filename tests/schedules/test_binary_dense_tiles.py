@@ -14,7 +14,7 @@ from tests.schedules.kernels import ISAS, Kernel, epilogue_outputs
 from tests.schedules.test_binary_dense import EPILOGUES, check
 
 TILES = registry.resolve("x86-64-v4-amx")
-RUNNABLE = [p for p in ISAS if p.values[0].products == "tiles"]
+RUNNABLE = [p for p in ISAS if p.values[0].products == "tiles"] or [pytest.param(None, marks=pytest.mark.skip("no tile registers here"))]
 
 
 @st.composite

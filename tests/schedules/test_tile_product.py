@@ -15,7 +15,9 @@ from tests.schedules.machines import LEVELS as ISAS
 from tests.schedules.test_binary_conv2d import check, operands
 
 TILES = registry.resolve("x86-64-v4-amx")
-RUNNABLE = [pytest.param(isa, id=isa.name) for isa in ISAS if isa.products == "tiles"]
+RUNNABLE = [pytest.param(isa, id=isa.name) for isa in ISAS if isa.products == "tiles"] or [
+    pytest.param(None, marks=pytest.mark.skip("no tile registers here"))
+]
 
 PLAIN = Epilogue(steps=(Step("cast", (0,)),), outputs=(Output("planar", 1),))
 #: Scale, bias and PReLU of a channel; the sums themselves once more.
