@@ -206,7 +206,7 @@ class Maker:
         for winner in winners.values():
             space = winner.kernel.space
             for schedule, seconds in zip((space.default, winner.schedule), winner.seconds):
-                store.commit(space, schedule, seconds, in_network=True)
+                store.commit(space, schedule, seconds, place="network")
         store.close()
         return folder
 

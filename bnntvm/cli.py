@@ -136,7 +136,7 @@ def run(model, inputs, output, random, no_check_finite, rpc, key, **options):
 @_build_options
 def explain(model, as_json, **options):
     """Show what became of each layer of MODEL, an artefact or an ONNX file, and why."""
-    report = _open(model, options).report
+    report = _module(model, options).report
     click.echo(json.dumps(report.as_dict(), indent=1) if as_json else str(report))
 
 
@@ -246,6 +246,8 @@ def tune_model(model, time_limit, layers, **options):
         f"{result.measured} candidates measured and {result.failed} failed in {result.seconds:.0f} s, {rate:.1f} a second; "
         f"kernels {result.gain:.3f} times as fast as by default" + (f" ({result.interrupted})" if result.interrupted else "")
     )
+    if result.remark:
+        click.echo(result.remark)
     _show(options["database"], None)
 
 
@@ -385,7 +387,10 @@ def _seconds(text):
         return None
     unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
     try:
-        return float(text[:-1] if unit else text) * (unit or 1)
+        seconds = float(text[:-1] if unit else text) * (unit or 1)
+        if not seconds >= 0:
+            raise ValueError
+        return seconds
     except ValueError:
         raise click.UsageError(f"--time-limit {text}: a number of seconds, or one with s, m or h") from None
 

@@ -47,6 +47,8 @@ class Result:
     seconds : float
     interrupted : str
         Why it ended before its trials did; else empty.
+    remark : str
+        Why the fastest candidates were not compared within the network, where they should have been.
     """
 
     rows: list = field(default_factory=list)
@@ -54,12 +56,14 @@ class Result:
     failed: int = 0
     seconds: float = 0.0
     interrupted: str = ""
+    remark: str = ""
 
     @property
     def gain(self):
         """Time of all kernels with default schedules over their time with the best ones."""
-        before = sum(r.count * r.default_us for r in self.rows)
-        return before / max(sum(r.count * min(r.best_us, r.default_us) for r in self.rows), 1e-9) if self.rows else 1.0
+        known = [r for r in self.rows if r.default_us < float("inf")]
+        before = sum(r.count * r.default_us for r in known)
+        return before / max(sum(r.count * min(r.best_us, r.default_us) for r in known), 1e-9) if known else 1.0
 
 
 @dataclass
@@ -106,10 +110,10 @@ class Tuner:
 
     def __init__(self, tasks, store, device, threads, deadline, report, network=None):
         self.tasks, self.store, self.device, self.threads, self.deadline = tasks, store, device, threads, deadline
-        self.network = network
+        self.network, self.remark = network, ""
         self.stop, self.interrupted = threading.Event(), ""
         self.spaces = {task.id: Space(task, threads) for task in tasks}
-        self.progress = {name: Progress(space, store.measured(space)) for name, space in self.spaces.items()}
+        self.progress = {name: Progress(space, store.measured(space), store.compared(space)) for name, space in self.spaces.items()}
         self.pipeline = Pipeline(store, device, self.stop)
         self.pipeline.observers.append(self._watch)
         self.pipeline.observers.append(report)
@@ -172,7 +176,9 @@ class Tuner:
                 self.search(left)
             if not self.interrupted == "interrupted":
                 self.finals()
-        return Result(self.rows(), self.counts[0], self.counts[1], time.monotonic() - start, self.interrupted)
+        if self.pipeline.error:
+            raise self.pipeline.error
+        return Result(self.rows(), self.counts[0], self.counts[1], time.monotonic() - start, self.interrupted, self.remark)
 
     def defaults(self):
         """Measure the default schedule of every task that has none yet: this is the network's profile, too."""
@@ -235,12 +241,15 @@ class Tuner:
         for progress in self.progress.values():
             default = progress.space.default
             best = sorted((s for s, t in progress.measured.items() if t < float("inf")), key=progress.measured.get)[:FINALISTS]
-            if progress.measured.get(default, float("inf")) < float("inf") and best != [default] and progress.fresh:
+            due = progress.fresh or self.network and not progress.last
+            if progress.measured.get(default, float("inf")) < float("inf") and best != [default] and due:
                 fresh.append((progress, [s for s in best if s != default]))
-        within = self._compared_in_network(fresh) if self.network else None
+        within, place = self._compared_in_network(fresh) if self.network and fresh else None, ""
+        if within is not None:
+            place = f"network {time.time_ns():016x}"
         for progress, times in self._compared_alone(fresh) if within is None else within:
             for schedule, seconds in times.items():
-                self.store.commit(progress.space, schedule, seconds, in_network=within is not None)
+                self.store.commit(progress.space, schedule, seconds, place=place)
             progress.last = {schedule: statistics.median(seconds) for schedule, seconds in times.items()}
 
     def _compared_in_network(self, fresh):
@@ -249,7 +258,8 @@ class Tuner:
         ranks = [{p.space.task.id: best[i] for p, best in fresh if i < len(best)} for i in range(count)]
         try:
             defaults, *tuned = self.network.times([{}, *ranks]) if ranks else [{}]
-        except (measure.Failure, BnnError):
+        except (measure.Failure, BnnError) as error:
+            self.remark = f"compared alone, not within the network: {str(error).splitlines()[0]}"
             return None
         found = []
         for progress, best in fresh:

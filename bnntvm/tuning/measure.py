@@ -21,6 +21,7 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 from tvm.support.popen_pool import PopenWorker
 
+from bnntvm.errors import BnnError
 from bnntvm.tuning import worker
 from bnntvm.tuning.worker import Failure
 
@@ -118,6 +119,7 @@ class Pipeline:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="bnntvm-tune-"))
         self.numbers, self.lock, self.observers = itertools.count(), threading.Lock(), []
         self.kept = {}  # task id -> {schedule: (seconds, folder, library)}
+        self.error = None  # of the store, with which the session ends
 
     def task_folder(self, task):
         """Where a task's data are."""
@@ -191,9 +193,15 @@ class Pipeline:
                 _remove(kept.pop(slow)[2])
 
     def _failed(self, space, schedule, error, result):
-        if isinstance(error, Failure):
-            self.store.commit(space, schedule, [], str(error))
-            self._tell(space, schedule, [])
+        try:
+            if isinstance(error, Failure):
+                self.store.commit(space, schedule, [], str(error))
+                self._tell(space, schedule, [])
+        except (BnnError, OSError, RuntimeError) as broken:
+            error = broken
+        if not isinstance(error, (Failure, Stopped)):
+            self.error = self.error or error
+            self.stop.set()
         result.set_exception(error)
 
     def _tell(self, space, schedule, seconds):

@@ -10,7 +10,8 @@ block ``task``, beside the strings
 
 * ``bnn.task``: sixteen hexadecimal digits, see :func:`task_id`,
 * ``bnn.isa``: instruction-set level, ``bnn.threads``: threads it ran on, ``bnn.machine``: processor that measured it,
-* ``bnn.place``: ``network`` where the time is that of a call within the network; not there otherwise.
+* ``bnn.place``: ``network`` where the time is that of a call within the network, or ``network 17a5...`` with the name of a comparison (later
+  ones have greater names); not there otherwise.
 
 So a record is complete without its workload's line. TVM's reader refuses a whole file because of one bad line; :func:`mend` takes such
 lines out first. A candidate that failed has the time 1e10, MetaSchedule's mark of failure.
@@ -22,6 +23,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import fcntl
 import functools
 import hashlib
 import json
@@ -66,8 +69,8 @@ class Record:
         Times of single runs; (1e10,) for a candidate that failed.
     line : list
         The parsed line.
-    in_network : bool
-        Whether it ran within its network, and not alone.
+    place : str
+        ``network ...`` where it ran within its network; empty where it ran alone.
     """
 
     task: str
@@ -77,7 +80,11 @@ class Record:
     schedule: tuple
     seconds: tuple
     line: list = field(compare=False, hash=False, repr=False)
-    in_network: bool = False
+    place: str = ""
+
+    @property
+    def in_network(self):
+        return self.place.startswith("network")
 
     @property
     def failed(self):
@@ -135,7 +142,7 @@ def parse(line):
             tuple(fields.items()),
             seconds,
             entry,
-            texts.get("bnn.place") == "network",
+            texts.get("bnn.place", ""),
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
@@ -263,8 +270,34 @@ def merge(sources, target):
     -------
     (int, int)
         Records in the target, and lines of the sources that could not be read.
+
+    Raises
+    ------
+    BnnError
+        Where there are no records, the target cannot be written, or a tuner is writing to it.
     """
-    target, bad, seen = pathlib.Path(target), 0, {}
+    target = pathlib.Path(target)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with only_writer(target):
+            return _merge(sources, target)
+    except OSError as error:
+        raise BnnError("the tuning database cannot be written", where=str(target), why=error.strerror or str(error)) from error
+
+
+@contextlib.contextmanager
+def only_writer(folder):
+    """Hold the folder's lock, which ends with the process; another one's is a BnnError."""
+    with open(pathlib.Path(folder, ".lock"), "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BnnError("another tuner writes to this database", where=str(folder), hint="give each a folder, and merge them") from error
+        yield
+
+
+def _merge(sources, target):
+    bad, seen = 0, {}
     entries, index = [], {}
     for folder in [*([target] if (target / RECORDS).exists() else []), *sources]:
         folder = pathlib.Path(folder)
@@ -282,7 +315,6 @@ def merge(sources, target):
                 index[record.task] = len(entries)
                 entries.append(line)
             seen[record] = json.dumps([index[record.task], record.line[1]], separators=(",", ":"))
-    target.mkdir(parents=True, exist_ok=True)
     _replace(target / WORKLOADS, entries)
     _replace(target / RECORDS, list(seen.values()))
     return len(seen), bad
@@ -299,11 +331,13 @@ def by_task(found):
 def times(schedules):
     """Schedule -> seconds of a task's schedules. The last record counts: the finalists are measured again, beside the default.
 
-    A schedule that failed once is left out. Where some ran within the network, only they count: times of kernels that run alone are others.
+    A schedule that failed once is left out. Where some ran within the network, only the last such comparison counts: kernels that run
+    alone, or on another day, take another time.
     """
     sound = {s: r for s, r in schedules.items() if not any(one.failed for one in r)}
-    within = {s: [one for one in r if one.in_network] for s, r in sound.items()}
-    return {s: r[-1].time for s, r in (within if any(within.values()) else sound).items() if r}
+    last = max((one.place for r in sound.values() for one in r), default="")
+    counting = {s: [one for one in r if one.place == last] for s, r in sound.items()}
+    return {s: r[-1].time for s, r in counting.items() if r}
 
 
 class Tuned:

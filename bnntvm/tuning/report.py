@@ -6,6 +6,7 @@ import json
 import pathlib
 from dataclasses import dataclass, field
 
+from bnntvm.errors import BnnError
 from bnntvm.tuning import records
 
 
@@ -145,4 +146,7 @@ def plot(summaries, path):
     right.set_yticks(range(len(names)), names, fontsize=7)
     right.set(xlabel="microseconds", title="before and after")
     right.legend()
-    figure.savefig(pathlib.Path(path))
+    try:
+        figure.savefig(pathlib.Path(path))
+    except (OSError, ValueError) as error:
+        raise BnnError("the picture could not be written", where=str(path), why=str(error), hint="give a path of .svg or .png") from error

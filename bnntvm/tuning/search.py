@@ -44,6 +44,8 @@ class Progress:
     space : Space
     measured : dict
         Schedule -> seconds, infinite where it failed: what earlier sessions found.
+    compared : dict
+        Schedule -> seconds of an earlier session's last comparison.
 
     Attributes
     ----------
@@ -59,10 +61,10 @@ class Progress:
         Why the search has ended; else empty.
     """
 
-    def __init__(self, space, measured):
+    def __init__(self, space, measured, compared=()):
         self.space, self.measured = space, dict(measured)
         self.asked, self.stale, self.done, self.fresh = set(measured), 0, "", False
-        self.last = {}
+        self.last = dict(compared)
 
     @property
     def best(self):

@@ -73,8 +73,8 @@ class Space:
         values = dict.fromkeys(getattr(s, name) for s in self.schedules)
         return sorted(values) if all(type(v) is int for v in values) else list(values)
 
-    def trace(self, schedule, in_network=False):
-        """The module with the decisions of ``schedule``; ``in_network``: see :class:`.records.Record`.
+    def trace(self, schedule, place=""):
+        """The module with the decisions of ``schedule``; ``place``: see :class:`.records.Record`.
 
         Returns
         -------
@@ -83,7 +83,7 @@ class Space:
         made = s_tir.Schedule(self.module)
         block = made.get_sblock("task")
         texts = dict(task=self.task.id, isa=self.task.isa.name, threads=self.threads, machine=machine())
-        for name, value in (texts | ({"place": "network"} if in_network else {})).items():
+        for name, value in (texts | ({"place": place} if place else {})).items():
             made.annotate(block, f"bnn.{name}", value)
         for name, value in fields(schedule):
             key, numbers = encode(name, self.values[name])

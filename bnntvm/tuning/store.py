@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import functools
 import json
+import os
 import pathlib
 import threading
 
@@ -55,26 +56,54 @@ class Store:
         found = {s: results for s, results in found.items() if s is not None and results}
         return {s: float("inf") if any(r.failed for r in results) else results[-1].time for s, results in found.items()}
 
-    def commit(self, space, schedule, seconds, failure=None, in_network=False):
+    def commit(self, space, schedule, seconds, failure=None, place=""):
         """Append a measured candidate.
 
         Parameters
         ----------
         seconds : list of float
             Empty if it failed: then ``failure`` says why.
-        in_network : bool
-            Whether it ran within its network.
+        place : str
+            See :class:`.records.Record`.
+
+        Raises
+        ------
+        BnnError
+            If it could not be written.
         """
-        trace, target = space.trace(schedule, in_network).trace, tvm_target(space.task.isa)
+        trace, target = space.trace(schedule, place).trace, tvm_target(space.task.isa)
         with self.lock:
             if space.task.id not in self.workloads:
                 self.workloads[space.task.id] = self.database.commit_workload(space.module)
             run = [float(s) for s in seconds] or [records.FAILED]
+            before = self._size()
             self.database.commit_tuning_record(ms.database.TuningRecord(trace, self.workloads[space.task.id], run, target, []))
+            if self._size() <= before or not self._ended():  # TVM's writer does not look
+                raise BnnError(
+                    "a record could not be written", where=str(self.folder), why="the disk is full, or the folder is gone",
+                    hint="what was recorded before is sound: make room, and tune again",
+                )  # fmt: skip
             if failure:
                 with open(self.folder / FAILURES, "a", encoding="utf-8") as file:
                     entry = dict(task=space.task.id, isa=space.task.isa.name, schedule=dict(fields(schedule)), reason=failure)
                     file.write(json.dumps(entry) + "\n")
+
+    def _size(self):
+        path = self.folder / records.RECORDS
+        return path.stat().st_size if path.exists() else 0
+
+    def _ended(self):
+        """Whether the last record has its line end."""
+        with open(self.folder / records.RECORDS, "rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() == b"\n"
+
+    def compared(self, space):
+        """Schedule -> seconds of the last comparison within the network; empty where there was none."""
+        known = self.known.get((space.task.id, space.task.isa.name, space.threads), {})
+        within = {own: results for own, results in known.items() if any(r.in_network for r in results)}
+        found = {space.schedule_from(dict(own)): seconds for own, seconds in records.times(within).items()} if within else {}
+        return {s: seconds for s, seconds in found.items() if s is not None}
 
     def close(self):
         with contextlib.suppress(OSError):

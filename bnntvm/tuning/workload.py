@@ -14,6 +14,7 @@ import os
 from tvm import tirx
 
 from bnntvm import spec as specs
+from bnntvm.errors import BnnError
 from bnntvm.targets import x86
 from bnntvm.tuning import records
 from bnntvm.tuning.records import FORMAT, task_id
@@ -96,13 +97,37 @@ def chooser(tuning, threads):
         Threads that the network will run on.
     """
     if callable(tuning):
-        return tuning
+        return tuning if getattr(tuning, "trusted", False) else _checked(tuning)
+    if tuning not in (None, False) and (isinstance(tuning, (bool, bytes)) or not isinstance(tuning, (str, os.PathLike, list, tuple))):
+        raise BnnError(f"tuning must be folders of records, a function or False, not {tuning!r}"[:200])
     own = [] if tuning in (None, False) else [tuning] if isinstance(tuning, (str, os.PathLike)) else list(tuning)
     package = None if tuning is False else records.shipped()
     if not own and not package:
         return None
     tuned = records.Tuned(own, package)
     return lambda family, spec, isa, shape: tuned_schedule(tuned, threads, family, spec, isa, rows_of(shape))
+
+
+def _checked(function):
+    """A user's function, whose mistakes are told as such."""
+
+    def choose(family, spec, isa, shape):
+        where = family_name(family)
+        try:
+            schedule = function(family, spec, isa, shape)
+        except BnnError:
+            raise
+        except Exception as error:
+            hint = "it is called with a kernel family, a specification, an instruction-set level and the shape of the first operand"
+            raise BnnError("the tuning function failed", where=where, why=f"{type(error).__name__}: {error}", hint=hint) from error
+        default = family.default_schedule(spec, isa)
+        if schedule != default and (type(schedule) is not type(default) or schedule not in family.space(spec, isa)):
+            hint = "return one of family.space(spec, isa)"
+            what = "the tuning function returned no schedule of the family's space"
+            raise BnnError(what, where=where, why=repr(schedule)[:120], hint=hint)
+        return schedule
+
+    return choose
 
 
 def tuned_schedule(tuned, threads, family, spec, isa, rows):

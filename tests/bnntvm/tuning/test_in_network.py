@@ -97,10 +97,63 @@ def test_times_within_the_network_decide(tasks, tmp_path):
     for schedule, seconds in ((default, 9e-6), (first, 8e-6), (second, 7e-6), (third, 1e-6)):
         store.commit(space, schedule, [seconds])
     for schedule, seconds in ((default, 20e-6), (first, 18e-6), (second, 19e-6)):
-        store.commit(space, schedule, [seconds], in_network=True)
+        store.commit(space, schedule, [seconds], place="network 1")
     store.close()
     tuned = records.Tuned([tmp_path])
     assert tuned.schedule(space.task.id, [ISA.name], 1, space.schedule_from, default) == first
     store = Store(tmp_path)
     assert store.measured(space)[third] == pytest.approx(1e-6) and store.measured(space)[first] == pytest.approx(8e-6)
     store.close()
+
+
+def test_only_the_last_comparison_counts(tasks, tmp_path):
+    """A busy day makes everything slower: what was slower than the default then is no gain because the default was slower later."""
+    space = next(space for space in (Space(task, 1) for task in tasks.values()) if len(space.schedules) > 3)
+    default, first, second = space.schedules[:3]
+    store = Store(tmp_path)
+    for day, schedule, seconds in ((1, default, 20), (1, first, 21), (2, default, 40), (2, second, 38)):
+        store.commit(space, schedule, [seconds * 1e-6], place=f"network {day}")
+    store.close()
+    assert records.Tuned([tmp_path]).schedule(space.task.id, [ISA.name], 1, space.schedule_from, default) == second
+    store = Store(tmp_path)
+    assert store.compared(space) == {default: pytest.approx(40e-6), second: pytest.approx(38e-6)} and store.measured(space) == {}
+    store.close()
+
+
+def test_a_comparison_that_was_missed_is_made_up_for(model, tasks, tmp_path):
+    bnntvm.tune(model, trials=len(tasks) + 4, database=tmp_path, progress=False)
+    path = tmp_path / records.RECORDS
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in whole if "bnn.place" not in line))
+    again = bnntvm.tune(model, trials=len(tasks) + 4, database=tmp_path, progress=False)
+    assert again.measured == 0 and not again.remark
+    assert sum("bnn.place" in line for line in path.read_text().splitlines()) == sum("bnn.place" in line for line in whole)
+
+
+def test_records_that_cannot_be_written_end_the_session(model, tmp_path, monkeypatch):
+    """A full disk: TVM's writer says nothing, and the file does not grow."""
+    monkeypatch.setattr(Store, "_size", lambda self: 10)
+    with pytest.raises(bnntvm.BnnError, match="could not be written"):
+        bnntvm.tune(model, trials=20, database=tmp_path / "db", progress=False)
+
+
+@pytest.mark.parametrize("function", [lambda *a: None, lambda *a: 1 / 0, lambda one: one, lambda *a: "nonsense"])
+def test_mistakes_of_a_function_that_chooses(model, function):
+    with pytest.raises(bnntvm.BnnError, match="the tuning function (failed|returned)"):
+        bnntvm.build(model, tuning=function)
+    with pytest.raises(bnntvm.BnnError, match="tuning must be"):
+        bnntvm.build(model, tuning=5)
+
+
+def test_a_database_in_use_is_not_merged_into(tasks, tmp_path):
+    space = Space(next(iter(tasks.values())), 1)
+    for name in ("a", "b"):
+        store = Store(tmp_path / name)
+        store.commit(space, space.default, [1e-5])
+    with pytest.raises(bnntvm.BnnError, match="another tuner"):
+        records.merge([tmp_path / "a"], tmp_path / "b")
+    store.close()
+    assert records.merge([tmp_path / "a"], tmp_path / "b")[1] == 0
+    (tmp_path / "file").write_text("")
+    with pytest.raises(bnntvm.BnnError, match="cannot be written"):
+        records.merge([tmp_path / "a"], tmp_path / "file")
