@@ -10,7 +10,7 @@ block ``task``, beside the strings
 
 * ``bnn.task``: sixteen hexadecimal digits, see :func:`task_id`,
 * ``bnn.isa``: instruction-set level, ``bnn.threads``: threads it ran on, ``bnn.machine``: processor that measured it,
-* ``bnn.place``: ``network`` where the time is that of a call within the network, or ``network 17a5...`` with the name of a comparison (later
+* ``bnn.place``: ``network`` where the time is that of a call within the network, ``network 17a5...`` with the name of a comparison (later
   ones have greater names); not there otherwise.
 
 So a record is complete without its workload's line. TVM's reader refuses a whole file because of one bad line; :func:`mend` takes such
