@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import json
 import os
@@ -38,10 +37,8 @@ class Store:
         self.folder, self.lock = pathlib.Path(folder), threading.Lock()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.folder / ".lock", "w")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BnnError("another tuner writes to this database", where=str(folder), hint="give each a folder, and merge them") from error
+            self._held = contextlib.ExitStack()
+            self._held.enter_context(records.only_writer(self.folder))
         except OSError as error:
             raise BnnError("the tuning database cannot be written", where=str(folder), why=error.strerror) from error
         self.damaged = records.mend(self.folder, _placeholder, whole=_whole)
@@ -107,7 +104,7 @@ class Store:
 
     def close(self):
         with contextlib.suppress(OSError):
-            self._file.close()
+            self._held.close()
 
 
 def _placeholder(task):
