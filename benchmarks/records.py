@@ -132,12 +132,13 @@ class Maker:
     def within(self, name):
         """Task to schedule to seconds in every turn, of a network's kernels that may have faster schedules."""
         kernels = {task: k for task, k in self.kernels.items() if name in k.uses and k.finalists}
-        ranks = [{task: k.finalists[i] for task, k in kernels.items() if i < len(k.finalists)} for i in range(FINALISTS)]
         builders, cores = choose_cores(1)
         before, process = os.sched_getaffinity(0), Process(cores, 1)
         os.sched_setaffinity(0, builders)
         try:
-            defaults, *tuned = in_network.Network(str(self.models[name]), self.level, process, 1, {}).times([{}, *ranks])
+            network = in_network.Network(str(self.models[name]), self.level, process, 1, {})
+            defaults = {task: k.space.default for task, k in kernels.items()}
+            times = in_network.compare(network, {task: k.finalists for task, k in kernels.items()}, defaults)
         except (worker.Failure, bnntvm.BnnError) as error:
             print(f"{name}: {error}", flush=True)
             return {}
@@ -145,11 +146,7 @@ class Maker:
             process.close()
             os.sched_setaffinity(0, before)
         print(f"{time.strftime('%H:%M:%S')} {name}: {len(kernels)} kernels may have faster schedules", flush=True)
-        return {
-            task: {k.space.default: defaults[task], **{s: one[task] for s, one in zip(k.finalists, tuned) if task in one}}
-            for task, k in kernels.items()
-            if task in defaults
-        }
+        return times
 
     def measure(self, kind, jobs):
         """Results of jobs by their names, measured in processes of their own that take SLICE_SECONDS or a little more each."""

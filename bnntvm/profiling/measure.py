@@ -43,10 +43,8 @@ def measure(plan):
     module = Module.load(plan["artefact"], plan["threads"])
     probe = runtime.ffi().get_global_func("ffi.Module.load_from_file.so")(plan["probe"], "so")
     whole, runs = _runs(module, probe, plan)
-    names = [name for name, _, _ in runs[0]]
-    runs = [run for run in runs if [name for name, _, _ in run] == names]
+    names, runs, medians = _medians(runs)
     middle = sorted(runs, key=lambda run: run[-1][2] - run[0][1])[len(runs) // 2]
-    medians = [statistics.median(run[i][2] - run[i][1] for run in runs) for i in range(len(names))]
     calls = [[name, begin - middle[0][1], ns] for (name, begin, _), ns in zip(middle, medians)]
     limits = {limit["name"]: _limit(probe, limit, module.threads) for limit in plan["limits"]}
     result = {"whole_ns": statistics.median(whole), "runs": len(runs), "calls": calls, "threads": module.threads, "limits": limits}
@@ -74,6 +72,13 @@ def _runs(module, probe, plan):
         if turn >= 6 and time.perf_counter() > end:
             break
     return whole, runs
+
+
+def _medians(runs):
+    """(names of the calls of a run, the runs that made these calls, median nanoseconds of every call)."""
+    names = [name for name, _, _ in runs[0]]
+    runs = [run for run in runs if [name for name, _, _ in run] == names]
+    return names, runs, [statistics.median(run[i][2] - run[i][1] for run in runs) for i in range(len(names))]
 
 
 def _records(probe):

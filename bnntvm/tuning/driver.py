@@ -254,20 +254,13 @@ class Tuner:
 
     def _compared_in_network(self, fresh):
         """(progress, schedule -> seconds of one call) of tasks, measured in their network; None where that cannot be run."""
-        count = min(in_network.BUILDS, max((len(best) for _, best in fresh), default=0))
-        ranks = [{p.space.task.id: best[i] for p, best in fresh if i < len(best)} for i in range(count)]
+        candidates = {progress.space.task.id: best for progress, best in fresh}
         try:
-            defaults, *tuned = self.network.times([{}, *ranks]) if ranks else [{}]
+            times = in_network.compare(self.network, candidates, {name: self.spaces[name].default for name in candidates})
         except (measure.Failure, BnnError) as error:
             self.remark = f"compared alone, not within the network: {str(error).splitlines()[0]}"
             return None
-        found = []
-        for progress, best in fresh:
-            task = progress.space.task.id
-            if task in defaults:
-                times = {s: one[task] for s, one in zip(best, tuned) if task in one}
-                found.append((progress, {progress.space.default: defaults[task], **times}))
-        return found
+        return [(self.progress[name], own) for name, own in times.items()]
 
     def _compared_alone(self, fresh):
         """(progress, schedule -> seconds of single runs) of tasks, taken in turns with the default."""

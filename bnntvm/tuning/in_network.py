@@ -101,6 +101,32 @@ class Network:
         return [_by_task(chooser, turns) for chooser, turns in zip(choosers, runs)]
 
 
+def compare(network, candidates, defaults):
+    """Time the fastest candidates of kernels beside their defaults.
+
+    Parameters
+    ----------
+    network : Network
+    candidates : dict
+        Task id to schedules other than the default, best first; the first BUILDS are compared.
+    defaults : dict
+        Task id to the default schedule.
+
+    Returns
+    -------
+    dict
+        Task id to schedule, the default among them, to seconds of one call in every turn; kernels that nothing calls are missing.
+    """
+    count = min(BUILDS, max(map(len, candidates.values()), default=0))
+    ranks = [{task: best[i] for task, best in candidates.items() if i < len(best)} for i in range(count)]
+    first, *tuned = network.times([{}, *ranks]) if ranks else [{}]
+    return {
+        task: {defaults[task]: first[task], **{s: one[task] for s, one in zip(best, tuned) if task in one}}
+        for task, best in candidates.items()
+        if task in first
+    }
+
+
 def _by_task(chooser, turns):
     """Task id to seconds of one call in every turn, from a list of [(kernel, seconds)] of the calls of a run."""
     found = defaultdict(list)
@@ -131,8 +157,6 @@ def _take_turns(paths, probe, threads):
     for turn in range(TURNS):
         for at in range(len(modules)) if turn % 2 else reversed(range(len(modules))):
             _, runs = measure._runs(modules[at], library, {"batch": 1, "seconds": SECONDS})
-            first = [name for name, _, _ in runs[0]]
-            runs = [run for run in runs if [name for name, _, _ in run] == first]
-            seconds = [statistics.median(run[i][2] - run[i][1] for run in runs) / 1e9 for i in range(len(first))]
-            found[at].append([(names[at][name], s) for name, s in zip(first, seconds) if name in names[at]])
+            called, _, medians = measure._medians(runs)
+            found[at].append([(names[at][name], ns / 1e9) for name, ns in zip(called, medians) if name in names[at]])
     return found
