@@ -204,17 +204,7 @@ def compile_module(mod, isa):
             ]
         )(mod)
         workspace = workspace_bytes(mod)
-        mod = tvm.transform.Sequential(
-            [
-                relax.transform.LowerAllocTensor(),
-                relax.transform.KillAfterLastUse(),
-                relax.transform.LowerRuntimeBuiltin(),
-                relax.transform.ComputePrimValue(),
-                relax.transform.VMShapeLower(),
-                relax.transform.AttachGlobalSymbol(),
-            ]
-        )(mod)
-        mod = order_shape_stores(mod)
+        mod = lower_memory(mod)
         mod[finite.NAME] = finite.build(isa)
         executable = relax.build(mod, target=target, relax_pipeline=None)
     return Compiled(executable, entries, calls, workspace, constants, fresh, unaligned)
@@ -225,6 +215,21 @@ def legalise(mod):
     # A reshape stays one: the virtual machine gives the same memory another shape.
     mod = relax.transform.LegalizeOps(skip_ops=["relax.reshape"])(mod)
     return ScheduleFallback()(relax.transform.DeadCodeElimination()(mod))
+
+
+def lower_memory(mod):
+    """What is left once memory is planned: allocations, sizes and calls become the virtual machine's."""
+    lowered = tvm.transform.Sequential(
+        [
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )(mod)
+    return order_shape_stores(lowered)
 
 
 def order_shape_stores(mod):

@@ -52,7 +52,7 @@ class Cuda:
         return mod, [dtype(p) == "float32" for p in mod["main"].params]
 
     def compile(self, mod, isa):
-        from bnntvm.build import Compiled, constants_bytes, fresh_outputs, order_shape_stores
+        from bnntvm.build import Compiled, constants_bytes, fresh_outputs, lower_memory
 
         target = device_target(isa)
         with target:
@@ -63,17 +63,7 @@ class Cuda:
                 [relax.transform.ToNonDataflow(), relax.transform.RemovePurityChecking(), relax.transform.CallTIRRewrite()]
             )(mod)
             mod, memory = plan(mod)
-            mod = tvm.transform.Sequential(
-                [
-                    relax.transform.LowerAllocTensor(),
-                    relax.transform.KillAfterLastUse(),
-                    relax.transform.LowerRuntimeBuiltin(),
-                    relax.transform.ComputePrimValue(),
-                    relax.transform.VMShapeLower(),
-                    relax.transform.AttachGlobalSymbol(),
-                ]
-            )(mod)
-            mod = order_shape_stores(mod)
+            mod = lower_memory(mod)
             mod[finite.NAME] = finite.build(isa).with_attr("global_symbol", finite.NAME)
             with packing.source_kept():
                 executable = relax.build(mod, target=target, relax_pipeline=None, tir_pipeline=tir_pipeline.NAME)
