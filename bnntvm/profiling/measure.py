@@ -21,7 +21,7 @@ _LEAST_READ = 1 << 22
 class _Record(ctypes.Structure):
     """As in probe.c."""
 
-    _fields_ = [("begin", ctypes.c_int64), ("end", ctypes.c_int64), ("name", ctypes.c_char * 48)]
+    _fields_ = [("begin", ctypes.c_int64), ("end", ctypes.c_int64), ("rows", ctypes.c_int64), ("name", ctypes.c_char * 48)]
 
 
 def measure(plan):
@@ -68,7 +68,7 @@ def _runs(module, probe, plan):
             continue
         end = end or time.perf_counter() + plan["seconds"]
         whole.append(ns)
-        runs.append(_records(probe))
+        runs.append([(one.name.decode(errors="replace"), one.begin, one.end) for one in records(probe)])
         if turn >= 6 and time.perf_counter() > end:
             break
     return whole, runs
@@ -81,10 +81,16 @@ def _medians(runs):
     return names, runs, [statistics.median(run[i][2] - run[i][1] for run in runs) for i in range(len(names))]
 
 
-def _records(probe):
+def records(probe):
+    """What the probe noted since it was reset: its own memory, and it is reset.
+
+    Returns
+    -------
+    ctypes array
+        ``name`` (bytes, at most 47), ``begin`` and ``end`` in nanoseconds, ``rows`` of the first argument.
+    """
     count = min(probe["bnn_probe_count"](), probe["bnn_probe_reset"]())
-    records = (_Record * count).from_address(probe["bnn_probe_records"]())
-    return [(one.name.decode(errors="replace"), one.begin, one.end) for one in records]
+    return (_Record * count).from_address(probe["bnn_probe_records"]())
 
 
 def _limit(probe, limit, threads):

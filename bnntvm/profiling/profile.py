@@ -217,29 +217,37 @@ def profile(module, board=None, *, batch=1, seconds=SECONDS):
 def _probe(isa):
     """(how to call the limits, shared library with them and with probe.c) for an instruction-set level."""
     import tvm
-    import tvm_ffi
 
     from bnntvm.build import tvm_target
-    from bnntvm.linker import compiler_for
     from bnntvm.profiling.limits import kernels
 
     functions, limits = kernels(isa)
     compiled = tvm.compile(tvm.IRModule(functions), target=tvm_target(isa))
-    compiler = compiler_for(isa)
-    source, include = pathlib.Path(__file__).with_name("probe.c"), pathlib.Path(tvm_ffi.__file__).with_name("include")
-
-    def link(out, objects, **_):
-        objects = [objects] if isinstance(objects, str) else objects
-        command = [*shlex.split(compiler), "-O2", "-shared", "-fPIC", "-s", f"-I{include}", "-x", "c", str(source), "-x", "none", *objects]
-        command += ["-o", str(out), "-lm"]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-        if done.returncode:
-            raise ToolchainError("the probe could not be compiled", where=compiler, why=done.stderr.strip()[-500:])
-
     with tempfile.TemporaryDirectory(prefix="bnntvm-") as folder:
         path = pathlib.Path(folder, "probe.so")
-        compiled.export_library(str(path), fcompile=link)
+        compiled.export_library(str(path), fcompile=lambda out, objects, **_: _link_probe(isa, out, objects))
         return limits, path.read_bytes()
+
+
+def probe_library(isa):
+    """Shared library of probe.c alone."""
+    with tempfile.TemporaryDirectory(prefix="bnntvm-") as folder:
+        path = pathlib.Path(folder, "probe.so")
+        _link_probe(isa, path, [])
+        return path.read_bytes()
+
+
+def _link_probe(isa, out, objects):
+    import tvm_ffi
+
+    from bnntvm.linker import compiler_for
+
+    source, include = pathlib.Path(__file__).with_name("probe.c"), pathlib.Path(tvm_ffi.__file__).with_name("include")
+    compiler, objects = compiler_for(isa), [objects] if isinstance(objects, str) else objects
+    command = [*shlex.split(compiler), "-O2", "-shared", "-fPIC", "-s", f"-I{include}", "-x", "c", str(source), "-x", "none", *objects]
+    done = subprocess.run([*command, "-o", str(out), "-lm"], capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        raise ToolchainError("the probe could not be compiled", where=compiler, why=done.stderr.strip()[-500:])
 
 
 def _profile(measured, manifest, isa, batch, place):

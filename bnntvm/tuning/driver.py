@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import importlib.util
 import logging
@@ -10,6 +11,7 @@ import signal
 import statistics
 import threading
 import time
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 
 from tvm.s_tir import meta_schedule as ms
@@ -33,6 +35,8 @@ LEAST_SHARE = 0.003
 BATCH = 8
 #: The fastest candidates of a task are measured again beside the default, in turns, before one is believed.
 FINALISTS = measure.KEPT
+#: Those of them that are compared alone, where the network cannot be had.
+FINALISTS_ALONE = 3
 
 
 @dataclass
@@ -110,8 +114,8 @@ class Tuner:
 
     def __init__(self, tasks, store, device, threads, deadline, report, network=None):
         self.tasks, self.store, self.device, self.threads, self.deadline = tasks, store, device, threads, deadline
-        self.network, self.remark = network, ""
-        self.stop, self.interrupted = threading.Event(), ""
+        self.network, self.built, self.remark = network, None, ""
+        self.stop, self.interrupted, self.given_up, self.timer = threading.Event(), "", False, None
         self.spaces = {task.id: Space(task, threads) for task in tasks}
         self.progress = {name: Progress(space, store.measured(space), store.compared(space)) for name, space in self.spaces.items()}
         self.pipeline = Pipeline(store, device, self.stop)
@@ -143,38 +147,37 @@ class Tuner:
             os.sched_setaffinity(0, before)
 
     @contextlib.contextmanager
-    def _ctrl_c(self):
-        """The first Ctrl-C ends the session in good order, a second one raises KeyboardInterrupt."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def handle(_number, _frame):
-            if self.stop.is_set():
-                raise KeyboardInterrupt
-            self.end("interrupted")
-
-        before = signal.signal(signal.SIGINT, handle)
-        timer = threading.Timer(self.deadline - time.monotonic(), self.end, ["the time limit was reached"]) if self.deadline else None
-        if timer:
-            timer.daemon = True
-            timer.start()
+    def _signals(self):
+        """The first Ctrl-C, or SIGTERM, ends the session in good order, a second one raises KeyboardInterrupt; so does the time limit."""
+        if self.deadline is not None:
+            self.timer = threading.Timer(max(0.0, self.deadline - time.monotonic()), self.end, ["the time limit was reached"])
+            self.timer.daemon = True
+            self.timer.start()
+        here = threading.current_thread() is threading.main_thread()
+        before = {number: signal.signal(number, self._give_up) for number in (signal.SIGINT, signal.SIGTERM)} if here else {}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
-            if timer:
-                timer.cancel()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            if self.timer:
+                self.timer.cancel()
+
+    def _give_up(self, _number, _frame):
+        if self.given_up:
+            raise KeyboardInterrupt
+        self.given_up = True
+        self.end("interrupted")
 
     def run(self, trials):
         """Tune with at most ``trials`` measured candidates, those of earlier sessions counted."""
         start = time.monotonic()
-        with self._ctrl_c(), self._aside():
+        with self._signals(), self._aside():
             self.defaults()
             left = trials - sum(len(p.measured) for p in self.progress.values())
             if left > 0 and not self.stop.is_set():
                 self.search(left)
-            if not self.interrupted == "interrupted":
+            if not self.given_up:
                 self.finals()
         if self.pipeline.error:
             raise self.pipeline.error
@@ -208,6 +211,8 @@ class Tuner:
         names = self.worth()
         if not names:
             return
+        if self.network:
+            self._build_network()
         started, budget = {}, Budget(trials)
         target = tvm_target(self.spaces[names[0]].task.isa)
         model = ms.cost_model.XGBModel(extractor=Extractor(self.spaces), num_warmup_samples=2 * BATCH, num_tuning_cores=1)
@@ -236,44 +241,85 @@ class Tuner:
 
     def finals(self):
         """Measure the fastest candidates of every task again, beside the default, and record that."""
+        if self.timer:  # what was found within the time is worth a comparison behind it
+            self.timer.cancel()
         self.stop.clear()
-        fresh = []
-        for progress in self.progress.values():
-            default = progress.space.default
-            best = sorted((s for s, t in progress.measured.items() if t < float("inf")), key=progress.measured.get)[:FINALISTS]
-            due = progress.fresh or self.network and not progress.last
-            if progress.measured.get(default, float("inf")) < float("inf") and best != [default] and due:
-                fresh.append((progress, [s for s in best if s != default]))
-        within, place = self._compared_in_network(fresh) if self.network and fresh else None, ""
-        if within is not None:
-            place = f"network {time.time_ns():016x}"
-        for progress, times in self._compared_alone(fresh) if within is None else within:
-            for schedule, seconds in times.items():
-                self.store.commit(progress.space, schedule, seconds, place=place)
-            progress.last = {schedule: statistics.median(seconds) for schedule, seconds in times.items()}
+        with contextlib.suppress(measure.Stopped):
+            for place, progress, times in self._compared(self._due()):
+                for schedule, seconds in times.items():
+                    self.store.commit(progress.space, schedule, seconds, place=place)
+                progress.last = {schedule: statistics.median(seconds) for schedule, seconds in times.items()}
 
-    def _compared_in_network(self, fresh):
-        """(progress, schedule -> seconds of one call) of tasks, measured in their network; None where that cannot be run."""
-        candidates = {progress.space.task.id: best for progress, best in fresh}
+    def _compared(self, due):
+        """(place of a record, progress, schedule -> seconds) of tasks."""
+        within = None
         try:
-            times = in_network.compare(self.network, candidates, {name: self.spaces[name].default for name in candidates})
+            if self.network and due:
+                within = self._compared_in_network(due)
         except (measure.Failure, BnnError) as error:
             self.remark = f"compared alone, not within the network: {str(error).splitlines()[0]}"
-            return None
-        return [(self.progress[name], own) for name, own in times.items()]
+        place = "" if within is None else f"network {time.time_ns():016x}"
+        for progress, times in self._compared_alone(due) if within is None else within:
+            yield place, progress, times
 
-    def _compared_alone(self, fresh):
+    def _due(self):
+        """(progress, the default and the fastest schedules) of the tasks whose last comparison is not of what is known now."""
+        found = []
+        for progress in self.progress.values():
+            default, known = progress.space.default, progress.measured
+            best = sorted((s for s, t in known.items() if t < float("inf") and s != default), key=known.get)[:FINALISTS]
+            due = progress.fresh or self.network and not progress.last
+            if known.get(default, float("inf")) < float("inf") and best and due:
+                found.append((progress, [default, *best]))
+        return found
+
+    def _build_network(self):
+        """Future of the network with default schedules, which is built beside the candidates."""
+        if self.built is None:
+            folder = str(self.pipeline.folder)
+            self.built = self.device.backlog.add(lambda process: process.call(self.network.build, folder))
+        return self.built
+
+    def _wait(self, future):
+        """A future's result; Stopped if the user gives up before."""
+        while not wait([future], timeout=0.2).done:  # in short steps, so that Python sees signals
+            if self.given_up:
+                raise measure.Stopped
+        return future.result()
+
+    def _compared_in_network(self, due):
+        """(progress, schedule -> seconds of one call) of tasks, measured in their network.
+
+        Raises
+        ------
+        Failure, BnnError
+            Where it cannot be built or run.
+        """
+        built = self._build_network()
+        jobs = [(progress, s, self.pipeline.build(progress.space, s)) for progress, chosen in due for s in chosen]
+        schedules, candidates = collections.defaultdict(list), collections.defaultdict(list)
+        for progress, schedule, job in jobs:
+            task = progress.space.task
+            with contextlib.suppress(measure.Failure):
+                _, library = self._wait(job)
+                schedules[task.id].append(schedule)
+                candidates[task.id].append(in_network.Candidate(library, task.weights_at))
+        ready = {task: own for task, own in candidates.items() if schedules[task][0] == self.spaces[task].default}
+        times = self._wait(self.device.process.submit(in_network.compare, self._wait(built), ready))
+        return [(self.progress[task], {schedules[task][n]: seconds for n, seconds in own.items()}) for task, own in times.items()]
+
+    def _compared_alone(self, due):
         """(progress, schedule -> seconds of single runs) of tasks, taken in turns with the default."""
         jobs, found = [], []
-        for progress, best in fresh:
-            chosen = [progress.space.default, *best]
+        for progress, chosen in due:
+            chosen = chosen[: 1 + FINALISTS_ALONE]
             jobs.append((progress, chosen, [self.pipeline.build(progress.space, s) for s in chosen]))
         for progress, chosen, built in jobs:
             with contextlib.suppress(measure.Failure):
-                found.append((progress, chosen, self.device.compare([b.result() for b in built])))
+                found.append((progress, chosen, self.device.compare([self._wait(b) for b in built])))
         for progress, chosen, future in found:
             with contextlib.suppress(measure.Failure):
-                yield progress, dict(zip(chosen, future.result()))
+                yield progress, dict(zip(chosen, self._wait(future)))
 
     def rows(self):
         """What became of every task."""
@@ -340,7 +386,7 @@ def tune(
     device = _device(isa, threads, rpc, key)
     store = Store(database)
     options = dict(assume_nonzero=assume_nonzero, weight_tolerance=weight_tolerance)
-    network = None if rpc or layers else in_network.Network(model, isa, device.process, threads, options)
+    network = None if rpc or layers else in_network.Network(model, isa, threads, options)
     try:
         with bar(trials, progress) as shown:
             tuner = Tuner(tasks, store, device, threads, deadline, shown.note, network)

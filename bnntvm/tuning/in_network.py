@@ -2,161 +2,230 @@
 
 A kernel that is timed alone finds its activations where the tuner left them, and the memory bus to itself. In the network that differs
 from kernel to kernel: what an earlier layer left in the caches, what neighbours evict, how its tensors lie to each other. So the network
-is built several times, once with default schedules, then with the best candidates of all kernels, then with the second best. The builds
-run in turns, and a probe times every call (:mod:`bnntvm.profiling`).
+runs with its kernels replaced: it is built once, with default schedules, and a probe (``bnntvm/profiling/probe.c``) calls a candidate's
+function where the network would call its own, with weights in that candidate's layout, and takes the time. First all candidates of a
+kernel take turns, then the fastest of them, for longer.
 """
 
 from __future__ import annotations
 
+import math
 import pathlib
 import statistics
-import tempfile
+import time
 from collections import defaultdict
+from dataclasses import dataclass
 
-from bnntvm.build import build
 from bnntvm.tuning import worker
 from bnntvm.tuning.records import task_id
 from bnntvm.tuning.workload import key_of, rows_of
 
-#: Builds beside the one with default schedules: so many candidates of a kernel are compared with its default.
-BUILDS = 2
-#: How often the builds take turns, and seconds of each.
-TURNS, SECONDS = 6, 0.4
-#: Seconds that all of that may take in the process that measures, for every build.
-LIMIT = 60.0
+#: Turns of every candidate in the first round, candidates of a kernel that stay for the second, turns of those.
+FIRST_TURNS, STAY, TURNS = 2, 3, 6
+#: Seconds of a turn, at least so many runs; runs before, which are not counted.
+SECONDS, LEAST_RUNS, WARM_RUNS = 0.3, 3, 2
+#: Seconds that all of that, and building the network, may take in the process that does it.
+LIMIT = 300.0
 
 
 class Chooser:
-    """Schedules for a build, and which kernel got which.
-
-    Parameters
-    ----------
-    schedules : dict
-        Task id to schedule; the default where a task is missing.
-    """
+    """Default schedules for a build, and which kernel belongs to which task."""
 
     trusted = True
 
-    def __init__(self, schedules):
-        self.schedules, self.kernels = schedules, {}
+    def __init__(self):
+        self.kernels = {}
 
     def __call__(self, family, spec, isa, shape):
-        task = task_id(key_of(family, spec, rows_of(shape)))
-        schedule = self.schedules.get(task) or family.default_schedule(spec, isa)
-        self.kernels.setdefault((spec, schedule), set()).add(task)
+        rows = rows_of(shape)
+        schedule = family.default_schedule(spec, isa)
+        self.kernels.setdefault((spec, schedule), {})[rows] = task_id(key_of(family, spec, rows))
         return schedule
 
     def tasks(self, kernel):
-        """Ids of the tasks that one of our kernels computes: its name ends with its number, in the order in which they were asked for."""
+        """Rows of the first operand to id of the task, for one of our kernels: its name ends with its number, in the order in which
+        they were asked for."""
         return list(self.kernels.values())[int(kernel.rpartition("_")[2])]
 
 
+@dataclass(frozen=True)
+class Built:
+    """A network with default schedules, in files: an artefact, and the library of the probe.
+
+    ``owners``: name of a kernel to :meth:`Chooser.tasks`.
+    """
+
+    artefact: str
+    probe: str
+    threads: int
+    owners: dict
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate as :func:`bnntvm.tuning.worker.build` left it. ``weights``: number of the operand that it packs; -1: none."""
+
+    library: str
+    weights: int
+
+
+@dataclass(frozen=True)
 class Network:
-    """A network whose kernels can be timed in it.
+    """What to build.
 
     Parameters
     ----------
     model : str, path, bytes or onnx.ModelProto
     isa : Isa
-    process : bnntvm.tuning.measure.Process
-        Where it runs.
     threads : int
     options : dict
         ``assume_nonzero`` and ``weight_tolerance`` as for :func:`bnntvm.build`.
     """
 
-    def __init__(self, model, isa, process, threads, options):
-        self.model, self.isa, self.process, self.threads, self.options = model, isa, process, threads, options
+    model: object
+    isa: object
+    threads: int
+    options: dict
 
-    def times(self, variants):
-        """Time kernels with several choices of schedules.
+    def build(self, folder):
+        """:class:`Built`; to be called in a process of its own."""
+        return worker.isolated(self._build, folder, limit=LIMIT)
 
-        Parameters
-        ----------
-        variants : list of dict
-            Task id to schedule.
+    def _build(self, folder):
+        import bnntvm
+        from bnntvm.profiling.profile import probe_library
 
-        Returns
-        -------
-        list of dict
-            For each variant: task id to seconds of one call, a list with one entry for each turn.
-
-        Raises
-        ------
-        Failure, BnnError
-        """
-        from bnntvm.profiling.profile import _probe
-
-        with tempfile.TemporaryDirectory(prefix="bnntvm-") as folder:
-            probe = pathlib.Path(folder, "probe.so")
-            probe.write_bytes(_probe(self.isa)[1])
-            choosers, paths = [], []
-            for number, schedules in enumerate(variants):
-                chooser, path = Chooser(schedules), pathlib.Path(folder, f"{number}.bnn")
-                module = build(self.model, self.isa, tuning=chooser, threads=self.threads, **self.options)
-                module.export(path)
-                choosers.append(chooser)
-                paths.append(str(path))
-            runs = self.process.call(_measure, paths, str(probe), self.threads, LIMIT * len(paths))
-        return [_by_task(chooser, turns) for chooser, turns in zip(choosers, runs)]
+        artefact, probe = pathlib.Path(folder, "network.bnn"), pathlib.Path(folder, "probe.so")
+        chooser = Chooser()
+        module = bnntvm.build(self.model, self.isa, tuning=chooser, threads=self.threads, **self.options)
+        module.export(artefact)
+        probe.write_bytes(probe_library(self.isa))
+        owners = {call["kernel"]: chooser.tasks(call["kernel"]) for call in module._manifest["calls"] if call["own"]}
+        return Built(str(artefact), str(probe), self.threads, owners)
 
 
-def compare(network, candidates, defaults):
-    """Time the fastest candidates of kernels beside their defaults.
+def compare(built, candidates):
+    """Time the fastest candidates of kernels beside their defaults; to be called in a process of its own.
 
     Parameters
     ----------
-    network : Network
+    built : Built
     candidates : dict
-        Task id to schedules other than the default, best first; the first BUILDS are compared.
-    defaults : dict
-        Task id to the default schedule.
+        Task id to Candidates, that of the default schedule first.
 
     Returns
     -------
     dict
-        Task id to schedule, the default among them, to seconds of one call in every turn; kernels that nothing calls are missing.
+        Task id to {number of a candidate: seconds of one call in every turn of the second round}, the default among them; kernels that
+        nothing calls are missing.
+
+    Raises
+    ------
+    Failure
     """
-    count = min(BUILDS, max(map(len, candidates.values()), default=0))
-    ranks = [{task: best[i] for task, best in candidates.items() if i < len(best)} for i in range(count)]
-    first, *tuned = network.times([{}, *ranks]) if ranks else [{}]
-    return {
-        task: {defaults[task]: first[task], **{s: one[task] for s, one in zip(best, tuned) if task in one}}
-        for task, best in candidates.items()
-        if task in first
-    }
+    return worker.isolated(_compare, built, candidates, limit=LIMIT)
 
 
-def _by_task(chooser, turns):
-    """Task id to seconds of one call in every turn, from a list of [(kernel, seconds)] of the calls of a run."""
-    found = defaultdict(list)
-    for calls in turns:
-        sums = defaultdict(list)
-        for kernel, seconds in calls:
-            for task in chooser.tasks(kernel):
-                sums[task].append(seconds)
-        for task, seconds in sums.items():
-            found[task].append(statistics.fmean(seconds))
-    return dict(found)
+def _compare(built, candidates):
+    stage = _Stage(built, candidates)
+    first = stage.rounds({task: range(len(own)) for task, own in candidates.items()}, FIRST_TURNS)
+    return stage.rounds({task: _fastest(times) for task, times in first.items()}, TURNS)
 
 
-def _measure(paths, probe, threads, limit):
-    return worker.isolated(_take_turns, paths, probe, threads, limit=limit)
+def _fastest(times):
+    """Numbers of the candidates that stay: the default, and some that were fastest."""
+    others = sorted(set(times) - {0}, key=lambda number: statistics.median(times[number]))
+    return [0, *others[:STAY]]
 
 
-def _take_turns(paths, probe, threads):
-    """For every artefact a list of turns, each the median seconds of every call of a kernel."""
+class _Stage:
+    """A loaded network whose kernels are replaced."""
+
+    def __init__(self, built, candidates):
+        from bnntvm import runtime
+        from bnntvm.module import Module
+        from bnntvm.profiling import measure
+
+        self.candidates, self.measure = candidates, measure
+        self.module = Module.load(built.artefact, built.threads)
+        self.load = runtime.ffi().get_global_func("ffi.Module.load_from_file.so")
+        self.probe, self.functions = self.load(built.probe, "so"), {}
+        arrays, self.single = self.module._match(self.module.random_feed())
+        self.machine = self.module._library.machine(self.probe["bnn_probe"])
+        self.staged = [self.module._stage(self.machine, i, array, False) for i, array in enumerate(arrays)]
+        self.calls = self._calls(built.owners)
+
+    def _calls(self, owners):
+        """[(number of a call in its run, task)] of the kernels that are compared."""
+        self.swap({})
+        self.run()
+        names = {name[:47].encode(): tasks for name, tasks in owners.items()}
+        found = [(number, names.get(record.name, {}).get(record.rows)) for number, record in enumerate(self.run())]
+        return [(number, task) for number, task in found if task in self.candidates]
+
+    def run(self):
+        """One run; its records."""
+        self.machine.run(self.staged, self.module.threads, self.single)
+        return self.measure.records(self.probe)
+
+    def function(self, library):
+        if library not in self.functions:
+            self.functions[library] = self.load(library, "so")["kernel"]
+        return self.functions[library]
+
+    def swap(self, chosen):
+        """Replace the kernels by those of ``chosen``, task id to Candidate; every call has weights of its own, as in a network."""
+        swap = self.probe["bnn_probe_swap"]
+        swap(-1, None, -1, None)
+        self.held = []
+        for number, task in self.calls if chosen else []:
+            candidate = chosen[task]
+            tensor = _weights(candidate.library) if candidate.weights >= 0 else None
+            self.held.append(tensor)
+            if not swap(number, self.function(candidate.library), candidate.weights, tensor):
+                raise worker.Failure("the network has too many calls to replace its kernels")
+
+    def turn(self, chosen):
+        """Task id to median seconds of one call."""
+        self.swap(chosen)
+        for _ in range(WARM_RUNS):
+            self.run()
+        found, end = defaultdict(list), time.perf_counter() + SECONDS
+        while len(found[None]) < LEAST_RUNS or time.perf_counter() < end:
+            records = self.run()
+            found[None].append(0)
+            for number, _ in self.calls:
+                found[number].append(records[number].end - records[number].begin)
+        by_task = defaultdict(list)
+        for number, task in self.calls:
+            by_task[task].append(statistics.median(found[number]) / 1e9)
+        return {task: math.fsum(times) / len(times) for task, times in by_task.items()}
+
+    def rounds(self, numbers, turns):
+        """Let candidates take turns: task id to {number: seconds in every turn}.
+
+        The first of every task run together, then the second, and so on; a task that has no more runs its default again.
+        """
+        tasks = {task for _, task in self.calls}
+        numbers = {task: list(own) for task, own in numbers.items() if task in tasks}
+        ranks = range(max(map(len, numbers.values()), default=0))
+        found = {task: {number: [] for number in own} for task, own in numbers.items()}
+        for turn in range(turns):
+            for rank in ranks if turn % 2 else reversed(ranks):
+                times = self.turn({t: self.candidates[t][own[rank] if rank < len(own) else 0] for t, own in numbers.items()})
+                for task, own in numbers.items():
+                    if rank < len(own):
+                        found[task][own[rank]].append(times[task])
+        return found
+
+
+def _weights(library):
+    """A fresh copy of a candidate's packed weights, as a tensor."""
+    import numpy as np
+
     from bnntvm import runtime
-    from bnntvm.module import Module
-    from bnntvm.profiling import measure
 
-    library = runtime.ffi().get_global_func("ffi.Module.load_from_file.so")(probe, "so")
-    modules = [Module.load(path, threads) for path in paths]
-    names = [{call["kernel"][:47]: call["kernel"] for call in module._manifest["calls"] if call["own"]} for module in modules]
-    found = [[] for _ in modules]
-    for turn in range(TURNS):
-        for at in range(len(modules)) if turn % 2 else reversed(range(len(modules))):
-            _, runs = measure._runs(modules[at], library, {"batch": 1, "seconds": SECONDS})
-            called, _, medians = measure._medians(runs)
-            found[at].append([(names[at][name], ns / 1e9) for name, ns in zip(called, medians) if name in names[at]])
-    return found
+    packed = np.load(library + ".npy")
+    own = runtime.aligned_empty(packed.shape, packed.dtype)
+    own[...] = packed
+    return runtime.ffi().from_dlpack(own)

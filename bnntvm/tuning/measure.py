@@ -1,11 +1,13 @@
 """Building and measuring candidates in two warm processes, one core each, for MetaSchedule.
 
 MetaSchedule builds a whole batch before it measures any of it. Here its builder only starts the builds, and each candidate is measured as
-soon as it is built, while the next is building: one core compiles, the other does nothing but measure.
+soon as it is built, while the next ones are building. Building takes several times as long as measuring, so the process that measures
+builds, too, whenever nothing waits to be measured.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import itertools
 import os
@@ -15,7 +17,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
@@ -30,7 +32,7 @@ BUILD_LIMIT, MEASURE_LIMIT, PREPARE_LIMIT = 30.0, 15.0, 300.0
 #: Seconds that a candidate is measured for.
 MEASURE_SECONDS = 0.1
 #: Libraries of a task that stay, beside that of its default schedule: its fastest ones are measured again in the end.
-KEPT = 3
+KEPT = 8
 
 
 class Stopped(Exception):
@@ -45,24 +47,63 @@ def choose_cores(threads):
     return allowed[:-threads], allowed[-threads:]
 
 
+class Backlog:
+    """Candidates to build, for whichever process has time first."""
+
+    def __init__(self):
+        self.changed, self.jobs = threading.Condition(), collections.deque()
+
+    def add(self, work):
+        """Future of ``work(process)``."""
+        return self.put(self.jobs, work)
+
+    def put(self, jobs, work):
+        """Append to a queue that threads of this backlog look at."""
+        future = Future()
+        with self.changed:
+            jobs.append((future, work))
+            self.changed.notify_all()
+        return future
+
+
 class Process:
-    """A warm process with a thread that feeds it.
+    """A warm process with a thread that feeds it: with its own jobs first, then with those of a backlog.
 
     Parameters
     ----------
     cores : list of int
     threads : int
         Threads of the kernels that run in it.
+    backlog : Backlog
     """
 
-    def __init__(self, cores, threads):
-        self.pool = ThreadPoolExecutor(1)
+    def __init__(self, cores, threads, backlog):
         self.worker = PopenWorker(worker.start, (cores, threads), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.backlog, self.jobs, self.closed = backlog, collections.deque(), False
+        threading.Thread(target=self._serve, daemon=True).start()
 
     def submit(self, function, *args):
-        return self.pool.submit(self.call, function, *args)
+        """Future of ``function(*args)`` in the process."""
+        return self.backlog.put(self.jobs, lambda process: process.call(function, *args))
+
+    def _serve(self):
+        while (job := self._next()) is not None:
+            future, work = job
+            try:
+                result = work(self)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+    def _next(self):
+        queues, changed = (self.jobs, self.backlog.jobs), self.backlog.changed
+        with changed:
+            changed.wait_for(lambda: self.closed or any(queues))
+            return None if self.closed else next(queue for queue in queues if queue).popleft()
 
     def call(self, function, *args):
+        """``function(*args)`` in the process; for its own thread."""
         try:
             self.worker.send(worker.answer, (function, *args))
             good, value = self.worker.recv()
@@ -73,12 +114,18 @@ class Process:
         return value
 
     def close(self):
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        """End the process, whatever it does."""
+        with self.backlog.changed:
+            self.closed = True
+            self.backlog.changed.notify_all()
         self.worker.kill()
 
 
 class Local:
-    """Measures on this machine.
+    """Builds and measures on this machine.
+
+    One process measures, and builds while nothing waits to be measured: what it measures runs alone on its cores. A second one builds
+    on the other cores, if there are any.
 
     Parameters
     ----------
@@ -86,8 +133,10 @@ class Local:
     """
 
     def __init__(self, threads):
+        self.backlog = Backlog()
         self.build_cores, cores = choose_cores(threads)
-        self.process = Process(cores, threads)
+        self.process = Process(cores, threads, self.backlog)
+        self.builder = None if set(self.build_cores) & set(cores) else Process(self.build_cores, 1, self.backlog)
 
     def measure(self, folder, library):
         """Future of the seconds of single runs."""
@@ -98,7 +147,8 @@ class Local:
         return self.process.submit(worker.compare, candidates, MEASURE_LIMIT * len(candidates), 2 * MEASURE_SECONDS)
 
     def close(self):
-        self.process.close()
+        for process in filter(None, (self.process, self.builder)):
+            process.close()
 
 
 class Pipeline:
@@ -115,7 +165,6 @@ class Pipeline:
 
     def __init__(self, store, device, stop):
         self.store, self.device, self.stop = store, device, stop
-        self.builder = Process(device.build_cores, 1)
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="bnntvm-tune-"))
         self.numbers, self.lock, self.observers = itertools.count(), threading.Lock(), []
         self.kept = {}  # task id -> {schedule: (seconds, folder, library)}
@@ -140,13 +189,13 @@ class Pipeline:
         folder = self.task_folder(space.task)
         library = os.path.join(folder, f"{next(self.numbers)}.so")
 
-        def work():
+        def work(process):
             if self.stop.is_set():
                 raise Stopped
-            self.builder.call(worker.build, folder, schedule, library, BUILD_LIMIT, PREPARE_LIMIT)
+            process.call(worker.build, folder, schedule, library, BUILD_LIMIT, PREPARE_LIMIT)
             return folder, library
 
-        return self.builder.pool.submit(work)
+        return self.device.backlog.add(work)
 
     def run(self, space, schedule):
         """Build, check, measure and record a candidate.
@@ -209,7 +258,6 @@ class Pipeline:
             observer(space, schedule, seconds)
 
     def close(self):
-        self.builder.close()
         self.device.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -25,7 +25,7 @@ from tvm.support.popen_pool import PopenPoolExecutor
 from bnntvm.errors import BnnError
 from bnntvm.remote.client import boards, parse_address
 from bnntvm.tuning import worker
-from bnntvm.tuning.measure import Stopped
+from bnntvm.tuning.measure import Backlog, Process, Stopped
 from bnntvm.tuning.worker import Failure
 
 #: Boards that may lose a candidate before it is taken for one that crashes them.
@@ -120,6 +120,8 @@ class Farm:
                 "the tracker has no board of this key", where=key, hint=f"on each board: bnntvm rpc-server --tracker {tracker} --key {key}"
             )
         self.lost = 0
+        self.backlog = Backlog()
+        self.builder = Process(self.build_cores, 1, self.backlog)
         # One process for each board: a board that falls silent is given up by ending the process that waits for it.
         self.pool = PopenPoolExecutor(count, timeout=ANSWER_LIMIT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -166,4 +168,5 @@ class Farm:
         self.pool.submit(function, self.address, self.key, *args).add_done_callback(done)
 
     def close(self):
+        self.builder.close()
         self.pool.shutdown(wait=False)

@@ -63,6 +63,11 @@ class Task:
         return families.of(self.spec)
 
     @property
+    def weights_at(self):
+        """Number of the operand that the family packs; -1 if there is none."""
+        return next((i for i, operand in enumerate(self.operands) if operand.weights), -1)
+
+    @property
     def name(self):
         """A short name, unique in a network."""
         return f"{self.family} {self.describe()} {self.id[:4]}"

@@ -1,12 +1,13 @@
 """What the tuner's processes do: prepare a task's case, build a candidate, measure it.
 
-Both processes stay warm (``tvm.support.popen_pool.PopenWorker``): importing TVM takes seconds, and MetaSchedule's own builder starts a new
+These processes stay warm (``tvm.support.popen_pool.PopenWorker``): importing TVM takes seconds, and MetaSchedule's own builder starts a new
 pool of processes for every batch, each of which imports all CUDA intrinsics besides (15 s). Every piece of work then runs in a fork of its
 process, so a candidate that crashes, hangs or writes where it should not takes nothing with it, and the next one starts at once.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pathlib
 import pickle
@@ -115,9 +116,11 @@ def start(cores, threads):
 
 
 def prepare(folder, limit):
-    """Compute the case of the task in ``folder``/task.pickle and write it there, once."""
-    if not pathlib.Path(folder, "case.pickle").exists():
-        isolated(_prepare, folder, limit=limit)
+    """Compute the case of the task in ``folder``/task.pickle and write it there, once: another process may be about to, too."""
+    with open(pathlib.Path(folder, "case.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not pathlib.Path(folder, "case.pickle").exists():
+            isolated(_prepare, folder, limit=limit)
 
 
 def _prepare(folder):
