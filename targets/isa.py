@@ -38,8 +38,8 @@ class Isa:
     bit_macs, int8_macs : int
         Multiply-accumulates per cycle and core of 1 by 1 bit and of 8 by 8 bits, in kernels that are not bound by memory.
     vendor : str
-        Maker of the processor where a user named one, such as ``AMD``: of the records in the package only those count that were measured on
-        one of theirs. Code does not depend on it otherwise. Empty for a level, which is for all that have it.
+        Maker of the processor where a user named one, such as ``AMD``: default schedules may go by it, and of the records in the package
+        only those count that were measured on one of theirs. Empty for a level, which is for all that have it.
     """
 
     name: str

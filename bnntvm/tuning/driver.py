@@ -21,7 +21,7 @@ from tvm.s_tir.meta_schedule.logging import get_logging_func
 from bnntvm.build import _resolve, tvm_target
 from bnntvm.errors import BnnError, UnsupportedError
 from bnntvm.linker import is_native
-from bnntvm.tuning import in_network, measure
+from bnntvm.tuning import in_network, measure, stage
 from bnntvm.tuning.features import Extractor
 from bnntvm.tuning.measure import Local, Pipeline
 from bnntvm.tuning.search import Budget, Progress, Search
@@ -303,7 +303,7 @@ class Tuner:
             with contextlib.suppress(measure.Failure):
                 _, library = self._wait(job)
                 schedules[task.id].append(schedule)
-                candidates[task.id].append(in_network.Candidate(library, task.weights_at))
+                candidates[task.id].append(stage.Candidate(library, task.weights_at))
         ready = {task: own for task, own in candidates.items() if schedules[task][0] == self.spaces[task].default}
         times = self._wait(self.device.process.submit(in_network.compare, self._wait(built), ready))
         return [(self.progress[task], {schedules[task][n]: seconds for n, seconds in own.items()}) for task, own in times.items()]

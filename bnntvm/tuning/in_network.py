@@ -3,28 +3,26 @@
 A kernel that is timed alone finds its activations where the tuner left them, and the memory bus to itself. In the network that differs
 from kernel to kernel: what an earlier layer left in the caches, what neighbours evict, how its tensors lie to each other. So the network
 runs with its kernels replaced: it is built once, with default schedules, and a probe (``bnntvm/profiling/probe.c``) calls a candidate's
-function where the network would call its own, with weights in that candidate's layout, and takes the time. First all candidates of a
-kernel take turns, then the fastest of them, for longer.
+function where the network would call its own, with weights in that candidate's layout, and takes the time (:mod:`.stage`). First all
+candidates of a kernel take turns, then the fastest of them, more often.
 """
 
 from __future__ import annotations
 
-import math
 import pathlib
+import pickle
 import statistics
-import time
-from collections import defaultdict
+import subprocess
+import sys
 from dataclasses import dataclass
 
-from bnntvm.tuning import worker
+from bnntvm.tuning import stage, worker
 from bnntvm.tuning.records import task_id
 from bnntvm.tuning.workload import key_of, rows_of
 
 #: Turns of every candidate in the first round, candidates of a kernel that stay for the second, turns of those.
-FIRST_TURNS, STAY, TURNS = 2, 3, 6
-#: Seconds of a turn, at least so many runs; runs before, which are not counted.
-SECONDS, LEAST_RUNS, WARM_RUNS = 0.3, 3, 2
-#: Seconds that all of that, and building the network, may take in the process that does it.
+FIRST_TURNS, STAY, TURNS = 2, 3, 8
+#: Seconds that building the network, and one turn of all candidates, may take.
 LIMIT = 300.0
 
 
@@ -49,27 +47,6 @@ class Chooser:
 
 
 @dataclass(frozen=True)
-class Built:
-    """A network with default schedules, in files: an artefact, and the library of the probe.
-
-    ``owners``: name of a kernel to :meth:`Chooser.tasks`.
-    """
-
-    artefact: str
-    probe: str
-    threads: int
-    owners: dict
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A candidate as :func:`bnntvm.tuning.worker.build` left it. ``weights``: number of the operand that it packs; -1: none."""
-
-    library: str
-    weights: int
-
-
-@dataclass(frozen=True)
 class Network:
     """What to build.
 
@@ -88,7 +65,7 @@ class Network:
     options: dict
 
     def build(self, folder):
-        """:class:`Built`; to be called in a process of its own."""
+        """:class:`.stage.Built`; to be called in a process of its own."""
         return worker.isolated(self._build, folder, limit=LIMIT)
 
     def _build(self, folder):
@@ -101,7 +78,7 @@ class Network:
         module.export(artefact)
         probe.write_bytes(probe_library(self.isa))
         owners = {call["kernel"]: chooser.tasks(call["kernel"]) for call in module._manifest["calls"] if call["own"]}
-        return Built(str(artefact), str(probe), self.threads, owners)
+        return stage.Built(str(artefact), str(probe), self.threads, owners)
 
 
 def compare(built, candidates):
@@ -109,7 +86,7 @@ def compare(built, candidates):
 
     Parameters
     ----------
-    built : Built
+    built : bnntvm.tuning.stage.Built
     candidates : dict
         Task id to Candidates, that of the default schedule first.
 
@@ -123,13 +100,10 @@ def compare(built, candidates):
     ------
     Failure
     """
-    return worker.isolated(_compare, built, candidates, limit=LIMIT)
-
-
-def _compare(built, candidates):
-    stage = _Stage(built, candidates)
-    first = stage.rounds({task: range(len(own)) for task, own in candidates.items()}, FIRST_TURNS)
-    return stage.rounds({task: _fastest(times) for task, times in first.items()}, TURNS)
+    if not candidates:
+        return {}
+    first = _rounds(built, candidates, {task: list(range(len(own))) for task, own in candidates.items()}, FIRST_TURNS)
+    return _rounds(built, candidates, {task: _fastest(times) for task, times in first.items()}, TURNS)
 
 
 def _fastest(times):
@@ -138,94 +112,26 @@ def _fastest(times):
     return [0, *others[:STAY]]
 
 
-class _Stage:
-    """A loaded network whose kernels are replaced."""
-
-    def __init__(self, built, candidates):
-        from bnntvm import runtime
-        from bnntvm.module import Module
-        from bnntvm.profiling import measure
-
-        self.candidates, self.measure = candidates, measure
-        self.module = Module.load(built.artefact, built.threads)
-        self.load = runtime.ffi().get_global_func("ffi.Module.load_from_file.so")
-        self.probe, self.functions = self.load(built.probe, "so"), {}
-        arrays, self.single = self.module._match(self.module.random_feed())
-        self.machine = self.module._library.machine(self.probe["bnn_probe"])
-        self.staged = [self.module._stage(self.machine, i, array, False) for i, array in enumerate(arrays)]
-        self.calls = self._calls(built.owners)
-
-    def _calls(self, owners):
-        """[(number of a call in its run, task)] of the kernels that are compared."""
-        self.swap({})
-        self.run()
-        names = {name[:47].encode(): tasks for name, tasks in owners.items()}
-        found = [(number, names.get(record.name, {}).get(record.rows)) for number, record in enumerate(self.run())]
-        return [(number, task) for number, task in found if task in self.candidates]
-
-    def run(self):
-        """One run; its records."""
-        self.machine.run(self.staged, self.module.threads, self.single)
-        return self.measure.records(self.probe)
-
-    def function(self, library):
-        if library not in self.functions:
-            self.functions[library] = self.load(library, "so")["kernel"]
-        return self.functions[library]
-
-    def swap(self, chosen):
-        """Replace the kernels by those of ``chosen``, task id to Candidate; every call has weights of its own, as in a network."""
-        swap = self.probe["bnn_probe_swap"]
-        swap(-1, None, -1, None)
-        self.held = []
-        for number, task in self.calls if chosen else []:
-            candidate = chosen[task]
-            tensor = _weights(candidate.library) if candidate.weights >= 0 else None
-            self.held.append(tensor)
-            if not swap(number, self.function(candidate.library), candidate.weights, tensor):
-                raise worker.Failure("the network has too many calls to replace its kernels")
-
-    def turn(self, chosen):
-        """Task id to median seconds of one call."""
-        self.swap(chosen)
-        for _ in range(WARM_RUNS):
-            self.run()
-        found, end = defaultdict(list), time.perf_counter() + SECONDS
-        while len(found[None]) < LEAST_RUNS or time.perf_counter() < end:
-            records = self.run()
-            found[None].append(0)
-            for number, _ in self.calls:
-                found[number].append(records[number].end - records[number].begin)
-        by_task = defaultdict(list)
-        for number, task in self.calls:
-            by_task[task].append(statistics.median(found[number]) / 1e9)
-        return {task: math.fsum(times) / len(times) for task, times in by_task.items()}
-
-    def rounds(self, numbers, turns):
-        """Let candidates take turns: task id to {number: seconds in every turn}.
-
-        The first of every task run together, then the second, and so on; a task that has no more runs its default again.
-        """
-        tasks = {task for _, task in self.calls}
-        numbers = {task: list(own) for task, own in numbers.items() if task in tasks}
-        ranks = range(max(map(len, numbers.values()), default=0))
-        found = {task: {number: [] for number in own} for task, own in numbers.items()}
-        for turn in range(turns):
-            for rank in ranks if turn % 2 else reversed(ranks):
-                times = self.turn({t: self.candidates[t][own[rank] if rank < len(own) else 0] for t, own in numbers.items()})
-                for task, own in numbers.items():
-                    if rank < len(own):
-                        found[task][own[rank]].append(times[task])
-        return found
+def _rounds(built, candidates, numbers, turns):
+    """Task to {number: seconds in every turn}."""
+    found = {}
+    for turn in range(turns):
+        for task, own in _turn(stage.Turn(built, candidates, numbers, bool(turn % 2))).items():
+            for number, seconds in own.items():
+                found.setdefault(task, {}).setdefault(number, []).append(seconds)
+    return found
 
 
-def _weights(library):
-    """A fresh copy of a candidate's packed weights, as a tensor."""
-    import numpy as np
-
-    from bnntvm import runtime
-
-    packed = np.load(library + ".npy")
-    own = runtime.aligned_empty(packed.shape, packed.dtype)
-    own[...] = packed
-    return runtime.ffi().from_dlpack(own)
+def _turn(turn):
+    """One turn, in a program of its own: where the system puts code and data decides how fast some kernels are, by up to a tenth, and
+    another program gets other places. It is short to start, as it imports no compiler."""
+    job = pathlib.Path(turn.built.artefact).with_name("turn.pickle")
+    job.write_bytes(pickle.dumps(turn))
+    try:
+        done = subprocess.run([sys.executable, "-m", stage.__name__, str(job)], capture_output=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired as error:
+        raise worker.Failure(f"time out after {LIMIT:g} s") from error
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise worker.Failure(lines[-1] if lines and done.returncode > 0 else f"ended with status {done.returncode}")
+    return pickle.loads(done.stdout)
