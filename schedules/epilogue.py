@@ -442,7 +442,7 @@ _COMPOSED = {
     "sign": lambda c, a: tir.select(a > c(0), c(1), tir.select(a < c(0), c(-1), c(0))),
     "rsqrt": lambda c, a: tirx.Div(c(1), tir.intrinsic("llvm.sqrt", a)),
     "relu": lambda c, a: tirx.Max(c(0), a),
-    "prelu": lambda c, a, slope: tir.select(a < c(0), _product(a, slope), a),
+    "prelu": lambda c, a, slope: tir.prelu(a, slope),
     "clip": lambda c, a, low, high: tirx.Min(high, tirx.Max(low, a)),
 }
 

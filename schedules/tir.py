@@ -175,6 +175,7 @@ def load(array, *indices):
 
 def store_vector(array, indices, value):
     """Store a vector along the last axis, from ``indices`` on. Returns a statement."""
+    _WIDEST[0] = max(_WIDEST[0], lanes_of(value) * _bits(element_of(dtype_of(value))) // 8)
     return tirx.BufferStore(array, value, _indices(indices, lanes_of(value)))
 
 
@@ -410,6 +411,20 @@ def fence(value):
     return tirx.call_llvm_pure_intrin(dtype_of(value), "llvm.arithmetic.fence", value)
 
 
+def prelu(value, slope):
+    """``value * slope`` where ``value < 0``, else ``value``.
+
+    The product needs no fence, as nothing adds to it: LLVM then makes one masked multiplication of it, where the processor has that.
+    """
+    lanes = lanes_of(value)
+    if element_of(dtype_of(value)) != "float32":
+        return select(value < splat(0, element_of(dtype_of(value)), lanes), value * slope, value)
+    name, kind, bit = f"bnn_prelu_{lanes}", _llvm_vector("float32", lanes), f"<{lanes} x i1>" if lanes > 1 else "i1"
+    text = (f"{kind} @{name}({kind} %v, {kind} %s) alwaysinline nounwind {{\n  %p = fmul {kind} %v, %s\n"
+            f"  %c = fcmp olt {kind} %v, zeroinitializer\n  %r = select {bit} %c, {kind} %p, {kind} %v\n  ret {kind} %r\n}}")  # fmt: skip
+    return extern(name, text, dtype_of(value), value, slope)
+
+
 def zero_if_finite(value):
     """``value - value``: 0 where a float is finite, NaN where it is not. (TVM would simplify the subtraction itself.)"""
     lanes = lanes_of(value)
@@ -546,7 +561,33 @@ def for_(name, extent, body, kind=tirx.ForKind.SERIAL):
 
 def parallel(name, extent, body):
     """A loop whose steps are shared out among the threads of TVM's pool."""
-    return for_(name, extent, body, tirx.ForKind.PARALLEL)
+    return for_(name, extent, _aligned(body), tirx.ForKind.PARALLEL)
+
+
+#: Bytes that every ABI aligns the stack to, of the lines that vectors in it should not cross, and of the widest vector that the kernel
+#: which is being made has stored so far.
+_STACK_ALIGNMENT, _STACK_LINE, _WIDEST = 16, 64, [0]
+
+
+def _aligned(body):
+    """The body of a loop that is a function of its own, or may be, with its stack aligned where it has wide vectors."""
+
+    def aligned(i):
+        statements = body(i)  # first: that shows the vectors
+        return [_align_stack() if _WIDEST[0] > _STACK_ALIGNMENT else [], statements]
+
+    return aligned
+
+
+def _align_stack():
+    """A statement that has LLVM align the stack of the function that it ends up in.
+
+    LLVM decides that before it knows what does not fit into registers, so vectors that are spilled lie across two lines of the cache in
+    every other process, as chance places its stack: a float convolution took 12 % longer there.
+    """
+    text = (f"void @bnn_align_stack() alwaysinline nounwind {{\n  %p = alloca [{_STACK_LINE} x i8], align {_STACK_LINE}\n"
+            '  call void asm sideeffect "", "r"(ptr %p)\n  ret void\n}')  # fmt: skip
+    return tirx.Evaluate(extern("bnn_align_stack", text, "void"))
 
 
 #: Bytes that a thread moves in the time in which a pool's threads are woken and waited for, with the caches that they then miss.
@@ -569,7 +610,7 @@ def parallel_if_large(name, per_image, images, bytes_per_image, body):
     shared = parallel(name, images * per_image, body)
     if bytes_per_image >= SERIAL_BYTES:
         return shared
-    return when(images * bytes_per_image < SERIAL_BYTES, for_(name, images * per_image, body), shared)
+    return when(images * bytes_per_image < SERIAL_BYTES, for_(name, images * per_image, _aligned(body)), shared)
 
 
 def unrolled(extent, body):
@@ -600,6 +641,7 @@ def function(name, params, body):
     """
     body = seq(body)
     _UNFOLDED.clear()
+    _WIDEST[0] = 0
     used = set()
 
     def visit(string, _visitor):

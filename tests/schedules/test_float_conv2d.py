@@ -1,5 +1,7 @@
 """The float convolution against its reference, at every instruction-set level that this machine has."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from bnntvm import spec as specs
 from bnntvm.schedules import float_conv2d, windows
 from tests.schedules.float_kernels import EPILOGUES, RUNNABLE, check, epilogue_names, geometries, sample, small_integers
+from tests.schedules.kernels import Kernel
 
 
 def run(isa, window, channels, groups, epilogue, images, seed, schedule=None, planar=False):
@@ -81,3 +84,11 @@ def test_tiles_cover_every_tap_of_every_pixel_once(window, most):
             assert tile == valid
             covered |= {start + p for p in range(pixels)}
     assert covered == set(range(window.out_width))
+
+
+@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
+def test_vectors_on_the_stack_are_aligned(isa):
+    """Wide tiles spill; where the stack is only aligned to 16 bytes, such a vector lies across two lines of the cache."""
+    spec = specs.FloatConv2d(specs.Window(32, 32, (11, 11), (4, 4), (0, 0, 0, 0)), 3, 96, 1, EPILOGUES["plain"], False)
+    assembly = Kernel(float_conv2d, spec, isa).assembly
+    assert re.search(r"andq\s+\$-64, %rsp", assembly[assembly.index("compute_") :])
