@@ -7,7 +7,7 @@
     python -m benchmarks.records --no-search                       # choose again from what was measured before
 
 1. search: the zoo's kernels are tuned as ``bnntvm tune`` does, all networks into one database (``--database``; a later run goes on).
-2. choose: every network is built with default schedules and with the fastest candidates of its kernels, and these builds take turns
+2. choose: every network runs with its default schedules and with the fastest candidates of its kernels in turns
    (:mod:`bnntvm.tuning.in_network`). A schedule is kept if it was faster by LEAST_GAIN in both halves of the turns, in every network.
 3. networks: every network is built with default schedules and with the kept records, and both run in turns. The records of a network that
    is not faster are dropped, and the networks that used them are measured again, until no network with records is slower.
@@ -31,14 +31,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import bnntvm
 from bnntvm.targets import x86
 from bnntvm.tuning import in_network, records, tasks, worker
-from bnntvm.tuning.measure import Process, choose_cores
+from bnntvm.tuning.measure import Local, Pipeline
 from bnntvm.tuning.space import Space
 from bnntvm.tuning.store import Store
 
@@ -47,7 +48,7 @@ from . import zoo
 #: A schedule is kept if it is faster than the default by this factor.
 LEAST_GAIN = 1.02
 #: Schedules of a kernel that are compared with its default.
-FINALISTS = in_network.BUILDS
+FINALISTS = in_network.STAY
 #: A network with records is not slower if it takes no more than this of the time without: what is beyond is drift of the clock.
 SLOWER = 1.002
 #: Seconds that one measuring process may take before another goes on, and of one comparison of networks.
@@ -112,7 +113,7 @@ class Maker:
     def search(self, trials):
         """Tune every network; kernels that an earlier one has, too, are not measured again."""
         for path in self.models.values():
-            bnntvm.tune(str(path), self.level.name, trials=trials, database=self.database)
+            bnntvm.tune(str(path), self.level, trials=trials, database=self.database)
 
     def choose(self):
         """The winners, by id of their kernel."""
@@ -131,20 +132,17 @@ class Maker:
 
     def within(self, name):
         """Task to schedule to seconds in every turn, of a network's kernels that may have faster schedules."""
-        kernels = {task: k for task, k in self.kernels.items() if name in k.uses and k.finalists}
-        builders, cores = choose_cores(1)
-        before, process = os.sched_getaffinity(0), Process(cores, 1)
-        os.sched_setaffinity(0, builders)
+        kernels = [k for k in self.kernels.values() if name in k.uses and k.finalists]
+        pipeline = Pipeline(None, Local(1), threading.Event())
         try:
-            network = in_network.Network(str(self.models[name]), self.level, process, 1, {})
-            defaults = {task: k.space.default for task, k in kernels.items()}
-            times = in_network.compare(network, {task: k.finalists for task, k in kernels.items()}, defaults)
+            network = pipeline.build_network(in_network.Network(str(self.models[name]), self.level, 1, {}))
+            chosen = [(k.space, [k.space.default, *k.finalists]) for k in kernels]
+            times = in_network.compare_schedules(network, pipeline, chosen)
         except (worker.Failure, bnntvm.BnnError) as error:
             print(f"{name}: {error}", flush=True)
             return {}
         finally:
-            process.close()
-            os.sched_setaffinity(0, before)
+            pipeline.close()
         print(f"{time.strftime('%H:%M:%S')} {name}: {len(kernels)} kernels may have faster schedules", flush=True)
         return times
 
@@ -191,7 +189,7 @@ class Maker:
 
     def _network(self, name, tuning, tag):
         path = self.folder / f"{name}.{tag}.bnn"
-        bnntvm.build(str(self.models[name]), self.level.name, threads=1, tuning=tuning).export(path)
+        bnntvm.build(str(self.models[name]), self.level, threads=1, tuning=tuning).export(path)
         return str(path)
 
     def write(self, winners, folder):
@@ -311,7 +309,8 @@ def main(arguments=None):
             models[name] = Path(folder, f"{name}.onnx")
             models[name].write_bytes(zoo.build(name).SerializeToString())
         prefix = shlex.split(options.measure_with)
-        maker = Maker(x86.resolve(options.level), models, options.database / options.level, Path(folder), prefix)
+        level = replace(x86.resolve(options.level), vendor=x86.resolve("x86").vendor)  # defaults may go by it, as those of users do
+        maker = Maker(level, models, options.database / options.level, Path(folder), prefix)
         if not options.no_search:
             maker.search(options.trials)
         winners = maker.choose()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import importlib.util
 import logging
@@ -21,7 +20,7 @@ from tvm.s_tir.meta_schedule.logging import get_logging_func
 from bnntvm.build import _resolve, tvm_target
 from bnntvm.errors import BnnError, UnsupportedError
 from bnntvm.linker import is_native
-from bnntvm.tuning import in_network, measure, stage
+from bnntvm.tuning import in_network, measure
 from bnntvm.tuning.features import Extractor
 from bnntvm.tuning.measure import Local, Pipeline
 from bnntvm.tuning.search import Budget, Progress, Search
@@ -276,8 +275,7 @@ class Tuner:
     def _build_network(self):
         """Future of the network with default schedules, which is built beside the candidates."""
         if self.built is None:
-            folder = str(self.pipeline.folder)
-            self.built = self.device.backlog.add(lambda process: process.call(self.network.build, folder))
+            self.built = self.pipeline.build_network(self.network)
         return self.built
 
     def _wait(self, future):
@@ -295,18 +293,9 @@ class Tuner:
         Failure, BnnError
             Where it cannot be built or run.
         """
-        built = self._build_network()
-        jobs = [(progress, s, self.pipeline.build(progress.space, s)) for progress, chosen in due for s in chosen]
-        schedules, candidates = collections.defaultdict(list), collections.defaultdict(list)
-        for progress, schedule, job in jobs:
-            task = progress.space.task
-            with contextlib.suppress(measure.Failure):
-                _, library = self._wait(job)
-                schedules[task.id].append(schedule)
-                candidates[task.id].append(stage.Candidate(library, task.weights_at))
-        ready = {task: own for task, own in candidates.items() if schedules[task][0] == self.spaces[task].default}
-        times = self._wait(self.device.process.submit(in_network.compare, self._wait(built), ready))
-        return [(self.progress[task], {schedules[task][n]: seconds for n, seconds in own.items()}) for task, own in times.items()]
+        chosen = [(progress.space, schedules) for progress, schedules in due]
+        times = in_network.compare_schedules(self._build_network(), self.pipeline, chosen, self._wait)
+        return [(self.progress[task], own) for task, own in times.items()]
 
     def _compared_alone(self, due):
         """(progress, schedule -> seconds of single runs) of tasks, taken in turns with the default."""

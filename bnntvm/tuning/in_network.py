@@ -9,11 +9,14 @@ candidates of a kernel take turns, then the fastest of them, more often.
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import pathlib
 import pickle
 import statistics
 import subprocess
 import sys
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from bnntvm.tuning import stage, worker
@@ -79,6 +82,41 @@ class Network:
         probe.write_bytes(probe_library(self.isa))
         owners = {call["kernel"]: chooser.tasks(call["kernel"]) for call in module._manifest["calls"] if call["own"]}
         return stage.Built(str(artefact), str(probe), self.threads, owners)
+
+
+def compare_schedules(network, pipeline, chosen, wait=Future.result):
+    """Build the fastest schedules of kernels, and time them in their network.
+
+    Parameters
+    ----------
+    network : Future
+        Of the :class:`.stage.Built` network.
+    pipeline : bnntvm.tuning.measure.Pipeline
+    chosen : list of (Space, list of Schedule)
+        The default schedule first.
+    wait : function
+        From a future to its result.
+
+    Returns
+    -------
+    dict
+        Task id to schedule, the default among them, to seconds of one call in every turn; kernels that nothing calls are missing.
+
+    Raises
+    ------
+    Failure, BnnError
+        Where the network cannot be built or run.
+    """
+    jobs = [(space, schedule, pipeline.build(space, schedule)) for space, schedules in chosen for schedule in schedules]
+    schedules, candidates = collections.defaultdict(list), collections.defaultdict(list)
+    for space, schedule, job in jobs:
+        with contextlib.suppress(worker.Failure):
+            _, library = wait(job)
+            schedules[space.task.id].append(schedule)
+            candidates[space.task.id].append(stage.Candidate(library, space.task.weights_at))
+    whole = {space.task.id: candidates[space.task.id] for space, own in chosen if schedules[space.task.id][:1] == own[:1]}
+    times = wait(pipeline.device.process.submit(compare, wait(network), whole))
+    return {task: {schedules[task][number]: seconds for number, seconds in own.items()} for task, own in times.items()}
 
 
 def compare(built, candidates):

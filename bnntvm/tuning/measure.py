@@ -197,6 +197,10 @@ class Pipeline:
 
         return self.device.backlog.add(work)
 
+    def build_network(self, network):
+        """Future of a :class:`bnntvm.tuning.in_network.Network` that is built."""
+        return self.device.backlog.add(lambda process: process.call(network.build, str(self.folder)))
+
     def run(self, space, schedule):
         """Build, check, measure and record a candidate.
 

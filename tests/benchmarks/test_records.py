@@ -60,19 +60,17 @@ def test_only_what_wins_in_every_network_is_kept(maker, monkeypatch):
         ("a", ids[1]): [(10,) * 4, (9, 10.5) * 2, (9.95,) * 4],  # wins in one half, too little
         ("a", ids[2]): [(10,) * 4, (11,) * 4, (12,) * 4],
     }  # fmt: skip
-    monkeypatch.setattr(maker_module, "Process", lambda cores, threads: SimpleNamespace(close=lambda: None))
 
-    class Network:
-        def __init__(self, model, *_):
-            self.name = model
+    def compare(network, _pipeline, chosen):
+        mine = {task: rows for (name, task), rows in times.items() if name == network.model}
+        schedules = {space.task.id: own for space, own in chosen}
+        assert schedules[ids[0]][:3] == [one.space.schedules[n] for n in (0, 2, 1)]
+        return {task: {s: list(seconds) for s, seconds in zip(schedules[task], rows)} for task, rows in mine.items()}
 
-        def times(self, variants):
-            mine = {task: rows for (name, task), rows in times.items() if name == self.name}
-            default, *ranks = variants
-            assert default == {} and [r[ids[0]] for r in ranks] == [one.space.schedules[2], one.space.schedules[1]]
-            return [{task: list(rows[i]) for task, rows in mine.items()} for i in range(len(variants))]
-
-    monkeypatch.setattr(maker_module.in_network, "Network", Network)
+    pipeline = SimpleNamespace(build_network=lambda network: network, close=lambda: None)
+    monkeypatch.setattr(maker_module, "Local", lambda _threads: None)
+    monkeypatch.setattr(maker_module, "Pipeline", lambda *_: pipeline)
+    monkeypatch.setattr(maker_module.in_network, "compare_schedules", compare)
     maker.models = {"a": "a", "b": "b"}
     found = maker.choose()
     assert list(found) == [one.space.task.id]

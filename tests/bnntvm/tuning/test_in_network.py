@@ -1,17 +1,19 @@
 """Candidates within their network: every call belongs to its task, and only such times decide where there are some."""
 
-import os
+import pickle
+import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
 import bnntvm
 from benchmarks.layers import Layer
 from bnntvm.targets import x86
-from bnntvm.tuning import records
-from bnntvm.tuning.in_network import BUILDS, TURNS, Chooser, Network
-from bnntvm.tuning.measure import Failure, Process
+from bnntvm.tuning import in_network, records, stage, worker
+from bnntvm.tuning.in_network import Chooser, Network
+from bnntvm.tuning.measure import Failure, Local, Pipeline
 from bnntvm.tuning.space import Space
 from bnntvm.tuning.store import Store
 from bnntvm.tuning.tasks import extract
@@ -30,24 +32,17 @@ def tasks(model):
     return {task.id: task for task in extract(model, ISA)}
 
 
-def changed(tasks):
-    """Another schedule for every task that has one."""
-    spaces = {name: Space(task, 1) for name, task in tasks.items()}
-    return {name: space.schedules[-1] for name, space in spaces.items() if len(space.schedules) > 1}
-
-
 def test_every_kernel_belongs_to_its_task(model, tasks):
-    for schedules in ({}, changed(tasks)):
-        chooser = Chooser(schedules)
-        module = bnntvm.build(model, tuning=chooser, threads=1)
-        calls = [call["kernel"] for call in module._manifest["calls"] if call["own"]]
-        found = [task for kernel in calls for task in chooser.tasks(kernel)]
-        assert sorted(found) == sorted(name for name, task in tasks.items() for _ in task.layers)
-        for kernel in calls:
-            (task,) = chooser.tasks(kernel)
-            assert kernel.startswith(tasks[task].family)
-        for (_, schedule), (task,) in ((kernel, own) for kernel, own in chooser.kernels.items() if own <= tasks.keys()):
-            assert schedule == (schedules.get(task) or Space(tasks[task], 1).default)
+    chooser = Chooser()
+    module = bnntvm.build(model, tuning=chooser, threads=1)
+    calls = [call["kernel"] for call in module._manifest["calls"] if call["own"]]
+    found = [task for kernel in calls for task in chooser.tasks(kernel).values()]
+    assert sorted(found) == sorted(name for name, task in tasks.items() for _ in task.layers)
+    for kernel in calls:
+        (task,) = chooser.tasks(kernel).values()
+        assert kernel.startswith(tasks[task].family)
+    for (_, schedule), own in chooser.kernels.items():
+        assert all(schedule == Space(tasks[task], 1).default for task in own.values() if task in tasks)
 
 
 def test_kernels_of_tvms_have_no_task():
@@ -56,25 +51,76 @@ def test_kernels_of_tvms_have_no_task():
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 32, 6, 6])
     graph = helper.make_graph([helper.make_node("Sin", ["x"], ["s"]), helper.make_node("Sigmoid", ["s"], ["y"])], "g", [data], [out])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    chooser = Chooser({})
+    chooser = Chooser()
     calls = bnntvm.build(model, tuning=chooser, threads=1)._manifest["calls"]
     own = [call["kernel"] for call in calls if call["own"]]
     assert 0 < len(own) < len(calls) and all(chooser.tasks(kernel) for kernel in own)
 
 
-def test_times_of_every_task(model, tasks):
-    process = Process(sorted(os.sched_getaffinity(0))[-1:], 1)
-    try:
-        network = Network(model, ISA, process, 1, dict(assume_nonzero=False, weight_tolerance=0.0))
-        both = network.times([{}, changed(tasks)])
-        for times in both:
-            assert times.keys() == tasks.keys()
-            assert all(len(turns) == TURNS and 0 < min(turns) and max(turns) < 1 for turns in times.values())
-        broken = {name: replace(Space(task, 1).default, task_rows=0) for name, task in tasks.items() if task.family == "binary_conv2d"}
-        with pytest.raises((bnntvm.BnnError, Failure)):
-            network.times([broken])
-    finally:
-        process.close()
+@pytest.fixture
+def pipeline():
+    made = Pipeline(None, Local(1), threading.Event())
+    yield made
+    made.close()
+
+
+def test_times_of_every_task(model, tasks, pipeline):
+    """Whatever its rank, a schedule runs in its network, the default beside it; one that does not build is left out."""
+    spaces = [Space(task, 1) for task in tasks.values()]
+    chosen = [(space, space.schedules[: 1 + n % 3]) for n, space in enumerate(spaces)]
+    broken = next(n for n, (space, _) in enumerate(chosen) if space.task.family == "binary_conv2d")
+    chosen[broken][1].append(replace(spaces[broken].default, task_rows=0))
+    network = pipeline.build_network(Network(model, ISA, 1, {}))
+    found = in_network.compare_schedules(network, pipeline, chosen)
+    assert found.keys() == tasks.keys()
+    for n, (space, schedules) in enumerate(chosen):
+        own = found[space.task.id]
+        assert list(own)[0] == space.default and set(own) == set(schedules[:-1] if n == broken else schedules)
+        assert all(len(turns) == in_network.TURNS and 0 < min(turns) and max(turns) < 1 for turns in own.values())
+
+
+def test_the_network_calls_what_stands_for_its_kernels(model, tasks, tmp_path):
+    """Another kernel's function in the place of one is called with the same arguments, except for the weights."""
+    built = Network(model, ISA, 1, {}).build(str(tmp_path))
+    task = next(task for task in tasks.values() if task.family == "binary_conv2d")
+    space = Space(task, 1)
+    worker.prepare(_folder(tmp_path, task), 60)
+    libraries = [str(tmp_path / f"{n}.so") for n in range(2)]
+    for library, schedule in zip(libraries, (space.default, space.schedules[-1])):
+        worker.build(_folder(tmp_path, task), schedule, library, 60, 60)
+    one = stage.Stage(built, {task.id: [stage.Candidate(library, task.weights_at) for library in libraries]})
+    assert len(one.calls) == len(task.layers)
+
+    def result():
+        one.probe["bnn_probe_reset"]()
+        return one.machine.run(one.staged, 1, one.single)[0].copy()
+
+    one.swap({})
+    expected = result()
+    for candidate in one.candidates[task.id]:  # all layers of this task have the same weights
+        one.swap({task.id: candidate})
+        assert (result() == expected).all()
+        packed = np.load(candidate.library + ".npy")
+        np.save(candidate.library + ".npy", packed[..., ::-1])
+        one.swap({task.id: candidate})
+        assert (result() != expected).any()
+    one.swap({})
+    assert (result() == expected).all()
+
+
+def _folder(tmp_path, task):
+    folder = tmp_path / task.id
+    if not folder.exists():
+        folder.mkdir()
+        (folder / "task.pickle").write_bytes(pickle.dumps(task))
+    return str(folder)
+
+
+def test_a_turn_that_crashes_is_a_failure(model, tasks, tmp_path):
+    built = Network(model, ISA, 1, {}).build(str(tmp_path))
+    name = next(iter(tasks))
+    with pytest.raises(Failure, match="none.so"):
+        in_network.compare(built, {name: [stage.Candidate(str(tmp_path / "none.so"), -1)]})
 
 
 def test_a_session_ends_with_a_comparison_in_the_network(model, tasks, tmp_path):
@@ -82,7 +128,7 @@ def test_a_session_ends_with_a_comparison_in_the_network(model, tasks, tmp_path)
     found = records.by_task(records.read(tmp_path)[0])
     compared = {task: [r for own in schedules.values() for r in own if r.in_network] for (task, *_), schedules in found.items()}
     compared = {task: own for task, own in compared.items() if own}
-    assert compared and all(2 <= len(own) <= 1 + BUILDS for own in compared.values())
+    assert compared and all(2 <= len(own) <= 1 + in_network.STAY for own in compared.values())
     for row in result.rows:
         if row.task in compared:
             assert row.best_us == pytest.approx(1e6 * min(r.time for r in compared[row.task]))
