@@ -241,6 +241,11 @@ def tune():
 def tune_model(model, time_limit, layers, **options):
     """Measure schedules for the kernels of MODEL. Ctrl-C ends the session; what was measured is kept."""
     result = bnntvm.tune(str(model), time_limit=_seconds(time_limit), layers=list(layers) or None, **options)
+    if result.damaged:
+        click.echo(f"{result.damaged} damaged lines of the database were moved to *.damaged files; everything else counts")
+    if not result.rows:
+        click.echo("this network has no kernel that has schedules")
+        return
     rate = (result.measured + result.failed) / max(result.seconds, 1e-9)
     click.echo(
         f"{result.measured} candidates measured and {result.failed} failed in {result.seconds:.0f} s, {rate:.1f} a second; "
@@ -258,6 +263,10 @@ def tune_model(model, time_limit, layers, **options):
 )
 def tune_show(database, picture):
     """Show the best schedule of every task in DATABASE, and its gain."""
+    from bnntvm.tuning import records
+
+    if not (database / records.RECORDS).exists():
+        raise BnnError("no tuning records here", where=str(database), hint="give a folder that `bnntvm tune` wrote")
     _show(database, picture)
 
 
@@ -313,6 +322,7 @@ def package(model, output, batch, runtime, **options):
     if artefact.is_artefact(model):
         bundles.package(model, output, batch, runtime)
     elif isa is not None and not bundles.has_runtime(isa):
+        bundles.refuse_gpus(isa)
         if options["verify"]:
             raise click.UsageError(f"--verify looks at compiled kernels, and a bundle for {isa.name} is standalone C: leave it out")
         with _progress(f"writing {model} as C for {isa.name}"):

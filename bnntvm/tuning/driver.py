@@ -50,6 +50,8 @@ class Result:
     seconds : float
     interrupted : str
         Why it ended before its trials did; else empty.
+    damaged : int
+        Lines of the database that could not be read.
     remark : str
         Why the fastest candidates were not compared within the network, where they should have been.
     """
@@ -60,6 +62,7 @@ class Result:
     seconds: float = 0.0
     interrupted: str = ""
     remark: str = ""
+    damaged: int = 0
 
     @property
     def gain(self):
@@ -180,7 +183,8 @@ class Tuner:
                 self.finals()
         if self.pipeline.error:
             raise self.pipeline.error
-        return Result(self.rows(), self.counts[0], self.counts[1], time.monotonic() - start, self.interrupted, self.remark)
+        seconds = time.monotonic() - start
+        return Result(self.rows(), *self.counts, seconds, self.interrupted, self.remark, self.store.damaged)
 
     def defaults(self):
         """Measure the default schedule of every task that has none yet: this is the network's profile, too."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import fcntl
 import itertools
 import os
 import pathlib
@@ -31,6 +32,8 @@ from bnntvm.tuning.worker import Failure
 BUILD_LIMIT, MEASURE_LIMIT, PREPARE_LIMIT = 30.0, 15.0, 300.0
 #: Seconds that a candidate is measured for.
 MEASURE_SECONDS = 0.1
+#: Beginning of the name of a session's folder, and the file in it that is locked while it lives.
+_PREFIX, _LOCK = "bnntvm-tune-", "lock"
 #: Libraries of a task that stay, beside that of its default schedule: its fastest ones are measured again in the end.
 KEPT = 8
 
@@ -165,7 +168,10 @@ class Pipeline:
 
     def __init__(self, store, device, stop):
         self.store, self.device, self.stop = store, device, stop
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="bnntvm-tune-"))
+        _remove_abandoned()
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self.held = open(self.folder / _LOCK, "w")
+        fcntl.flock(self.held, fcntl.LOCK_EX)
         self.numbers, self.lock, self.observers = itertools.count(), threading.Lock(), []
         self.kept = {}  # task id -> {schedule: (seconds, folder, library)}
         self.error = None  # of the store, with which the session ends
@@ -264,6 +270,15 @@ class Pipeline:
     def close(self):
         self.device.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.held.close()
+
+
+def _remove_abandoned():
+    """Delete the folders of sessions that were killed: nobody holds their locks."""
+    for folder in pathlib.Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError), open(folder / _LOCK) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove(library):

@@ -297,27 +297,30 @@ def only_writer(folder):
 
 
 def _merge(sources, target):
-    bad, seen = 0, {}
-    entries, index = [], {}
+    bad, seen, described = 0, {}, {}
     for folder in [*([target] if (target / RECORDS).exists() else []), *sources]:
         folder = pathlib.Path(folder)
         if not (folder / RECORDS).exists():
             raise BnnError("no tuning records here", where=str(folder), hint=f"a folder with a file {RECORDS} is expected")
         found, unreadable = read(folder)
         bad += len(unreadable)
-        lines = _lines(folder / WORKLOADS)
+        lines, known = _lines(folder / WORKLOADS), workloads(folder)
         for record in found:
-            line = lines[record.line[0]] if record.line[0] < len(lines) and _is_workload(lines[record.line[0]]) else None
-            if line is None:
-                bad += record.task not in index
-                continue
-            if record.task not in index:
-                index[record.task] = len(entries)
-                entries.append(line)
-            seen[record] = json.dumps([index[record.task], record.line[1]], separators=(",", ":"))
-    _replace(target / WORKLOADS, entries)
-    _replace(target / RECORDS, list(seen.values()))
+            at = record.line[0]
+            if at < len(lines) and _is_workload(lines[at]) and (known[at] is not None or record.task not in described):
+                described[record.task] = lines[at]
+            seen[record] = record.line[1]
+    numbers = {task: number for number, task in enumerate(dict.fromkeys(record.task for record in seen))}
+    _replace(target / WORKLOADS, [described.get(task) or _placeholder(task) for task in numbers])
+    _replace(target / RECORDS, [json.dumps([numbers[r.task], own], separators=(",", ":")) for r, own in seen.items()])
     return len(seen), bad
+
+
+def _placeholder(task):
+    """A line of the workload file for a task whose own line is lost: its records are as good as before."""
+    from bnntvm.tuning.store import placeholder
+
+    return placeholder(task)
 
 
 def by_task(found):

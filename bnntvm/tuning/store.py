@@ -41,7 +41,7 @@ class Store:
             self._held.enter_context(records.only_writer(self.folder))
         except OSError as error:
             raise BnnError("the tuning database cannot be written", where=str(folder), why=error.strerror) from error
-        self.damaged = records.mend(self.folder, _placeholder, whole=_whole)
+        self.damaged = records.mend(self.folder, placeholder, whole=_whole)
         self.database = ms.database.JSONDatabase(work_dir=str(self.folder))
         self.known = records.by_task(records.read(self.folder)[0])
         self.workloads = {}
@@ -107,7 +107,8 @@ class Store:
             self._held.close()
 
 
-def _placeholder(task):
+def placeholder(task):
+    """A line of the workload file that stands for the task of an id."""
     return json.dumps(ms.database.Workload(workload_module(task)).as_json())
 
 

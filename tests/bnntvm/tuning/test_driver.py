@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,8 @@ import bnntvm
 from benchmarks.layers import Layer
 from bnntvm.targets import x86
 from bnntvm.tuning import records
+from bnntvm.tuning.driver import Tuner
+from bnntvm.tuning.measure import Pipeline
 from bnntvm.tuning.space import Space, fields
 from bnntvm.tuning.tasks import extract
 
@@ -58,7 +62,8 @@ def test_sessions(model, tmp_path):
     process.wait()
     found, bad = records.read(tmp_path)
     assert not bad and len(found) >= len(tasks) + 3
-    assert [r.schedule for r in found[: len(tasks)]] == [fields(s.default) for s in tasks.values()], "defaults come first"
+    first = {r.task: r.schedule for r in found[: len(tasks)]}
+    assert first == {name: fields(space.default) for name, space in tasks.items()}, "defaults come first"
 
     def interrupt():
         wait_for(tmp_path, len(found) + 2)
@@ -79,6 +84,36 @@ def test_sessions(model, tmp_path):
     feed = plain.random_feed()
     for name, array in plain.run(feed).items():
         np.testing.assert_array_equal(tuned.run(feed)[name], array)
+
+
+def test_ctrl_c_ends_the_last_comparison(model, tmp_path, monkeypatch):
+    """It takes some seconds, for which nobody who has pressed Ctrl-C wants to wait; what was measured before is kept."""
+    asked = []
+
+    def press(self, future):
+        asked.append(future)
+        os.kill(os.getpid(), signal.SIGINT)
+        return wait_as_before(self, future)
+
+    wait_as_before = Tuner._wait
+    monkeypatch.setattr(Tuner, "_wait", press)
+    result = bnntvm.tune(str(model), trials=12, database=tmp_path, progress=False)
+    assert len(asked) == 1 and result.interrupted == "interrupted" and result.measured == 12
+    assert not any("bnn.place" in line for line in lines(tmp_path))
+
+
+def test_folders_of_killed_sessions_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    alive = Pipeline(None, SimpleNamespace(close=lambda: None), threading.Event())
+    for name in ("bnntvm-tune-dead", "bnntvm-tune-starting", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "bnntvm-tune-dead" / "lock").touch()
+    other = Pipeline(None, SimpleNamespace(close=lambda: None), threading.Event())
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {alive.folder.name, other.folder.name, "bnntvm-tune-starting", "other"}
+    alive.close()
+    other.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"bnntvm-tune-starting", "other"}
 
 
 def test_bad_arguments(model, tmp_path):

@@ -215,6 +215,20 @@ def test_damaged_workloads_are_restored_for_lookups(tmp_path):
     assert chosen(tmp_path / "b", CONV) == wanted
 
 
+def test_records_whose_workload_is_lost_are_merged(tmp_path):
+    """A record needs no workload to be found; a folder that still describes its task gives the description."""
+    a, b = fill(tmp_path / "a", (CONV, TURN)), fill(tmp_path / "b", (CONV,), seed=2)
+    wanted = chosen(a, TURN)
+    (a / records.WORKLOADS).write_text("damaged\n")
+    count = len(set(records.read(a)[0]) | set(records.read(b)[0]))
+    assert records.merge([a, b], tmp_path / "c") == (count, 0)
+    assert chosen(tmp_path / "c", TURN) == wanted != Space(TURN, 1).default
+    assert list(records.keys(tmp_path / "c")) == [CONV.id]
+    store = Store(tmp_path / "c")
+    assert store.damaged == 0 and store.measured(Space(TURN, 1))
+    store.close()
+
+
 def test_commands(tmp_path):
     """`bnntvm tune show` and `merge`, and what is said where there are no records."""
     a, b = fill(tmp_path / "a", (CONV,), seed=1), fill(tmp_path / "b", (TURN,), seed=2)
@@ -223,8 +237,9 @@ def test_commands(tmp_path):
     assert (merged.exit_code, merged.output) == (0, f"{tmp_path / 'c'}: {len(records.read(a)[0]) + len(records.read(b)[0])} records\n")
     shown = runner.invoke(cli.main, ["tune", "show", str(tmp_path / "c")])
     assert shown.exit_code == 0 and "binary_conv2d 3x3 8x8 64-64" in shown.output and "2.00x" in shown.output
-    nothing = runner.invoke(cli.main, ["tune", "merge", str(tmp_path)])
-    assert nothing.exit_code == 1 and "no tuning records here" in nothing.output
+    for command in ("merge", "show"):
+        nothing = runner.invoke(cli.main, ["tune", command, str(tmp_path)])
+        assert nothing.exit_code == 1 and "no tuning records here" in nothing.output
     with pytest.raises(bnntvm.BnnError, match="no tuning records here"):
         chooser(str(tmp_path / "missing"), 1)
 
