@@ -378,10 +378,21 @@ class Lower(Rewriter):
         spec = sp.BinaryMatmul(rows, columns, int(attrs["features"]), words, str(attrs["left"]), str(attrs["right"]), shared)
         if len(attrs["scale"]):
             spec = replace(spec, scale=float(attrs["scale"][0]))
-        out = self.call(spec, list(call.args), [ty], None, str(attrs["layer"]))
+        spec, operands = self.turned_right(spec, list(call.args))
+        out = self.call(spec, operands, [ty], None, str(attrs["layer"]))
         kernel = next(reversed(self.lowered.kernels))
         self.lowered.layers.setdefault(str(attrs["layer"]), (kernel, 0))
         return out
+
+    def turned_right(self, spec, operands):
+        """A product that reads its right operand as it was before its words were turned, where the family wants that."""
+        takes_turned = getattr(families.of(spec, self.isa), "takes_turned", None)
+        count = len(operands) - (2 if spec.right == "ternary" else 1)
+        made = [self.builder.lookup_binding(one) for one in operands[count:] if isinstance(one, relax.Var)]
+        if takes_turned is None or not takes_turned(spec, self.isa) or len(made) < len(operands) - count:
+            return spec, operands
+        turned = [op_name(one) == "relax.permute_dims" and [int(a) for a in one.attrs["axes"]] == [0, 2, 1] for one in made]
+        return (replace(spec, turned=True), operands[:count] + [one.args[0] for one in made]) if all(turned) else (spec, operands)
 
     def pool_bits(self, call, ty):
         attrs = call.attrs

@@ -118,13 +118,17 @@ class FragmentKernel(TileKernel):
         word = tirx.min(word, last) if self.layer.outputs % self.shape.columns else word
         return named("constants", simt.wide(self.tables.row(product, place)) + simt.wide(word * WORD_BITS + self._bit()))
 
+    def constant_at(self, index):
+        """What the products of a channel do not count, int32; ``index`` from :meth:`_constants`."""
+        return self.tables.at(index)
+
     def _anchor(self, begin, counted, value, scope, offset):
         """The dot product from an accumulator; ``begin`` of :meth:`_constants`, ``scope`` keeps constants of all pixels."""
         if self.layer.class_count > 1:
-            constant = self.tables.at(begin + offset)
+            constant = self.constant_at(begin + offset)
         else:
             if offset not in scope:
-                scope[offset], bind = simt.bind("constant", self.tables.at(begin + offset))
+                scope[offset], bind = simt.bind("constant", self.constant_at(begin + offset))
                 scope["named"].append(bind)
             constant = scope[offset]
         return value + constant if counted is None else value + (constant + counted)

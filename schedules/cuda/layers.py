@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bnntvm.schedules.cuda import cores, mma, simt, tiles, wgmma
+from bnntvm.schedules.cuda import cores, mma, products, simt, tiles, wgmma
 from bnntvm.schedules.cuda.layer import Layer
 
 CORES, MMA, WGMMA = "cores", "mma", "wgmma"
@@ -66,6 +66,8 @@ def _on_tensor_cores(layer, isa):
     """Whether there are any for the layer's sums, and the layer is not too small for them."""
     if not isa.mma or not tiles.fits(layer) or (isa.operation == "xor" and not layer.by_xor):
         return False
+    if layer.at_run_time:  # a tile of both operands is small beside its result: half a step along K is enough
+        return layer.spec.turned and min(layer.spec.rows, layer.outputs) >= 16 and layer.bits >= 64
     return layer.outputs >= 16 and layer.taps * layer.bits >= 128
 
 
@@ -86,7 +88,7 @@ def _mma_schedules(layer, isa):
     """Valid schedules, the default first."""
     found = []
     for rows, columns, warp_rows, warp_columns, slices in _TILES:
-        for slab in (128, 64):
+        for slab in (128, 64, 32) if layer.at_run_time else (128, 64):
             if slab // mma.INSTRUCTIONS[isa.operation].step % slices:
                 continue
             for stages in (4, 3, 2):
@@ -99,7 +101,7 @@ def _mma_schedules(layer, isa):
 
 def _wgmma_schedules(layer, isa):
     """Valid schedules, the default first: all columns of the layer, if they are 256 at most, and 128 rows."""
-    if not isa.wgmma or layer.scaled or layer.outputs < 32 or layer.taps * layer.group_words * 4 < 64:
+    if not isa.wgmma or layer.scaled or layer.at_run_time or layer.outputs < 32 or layer.taps * layer.group_words * 4 < 64:
         return []
     most = 256 if len(tiles.passes(layer, False)) == 1 else 128
     columns = [c for c in (256, 192, 128, 96, 64, 32) if c <= most]
@@ -133,10 +135,13 @@ def _wgmma_fits(kernel, isa):
 def _wanted(layer):
     """What orders schedules: columns that are all used, a large tile where there are many pixels, a slab that K fills."""
     kernel_bytes = layer.taps * layer.group_words * 4
-    pixels = 1 if layer.is_dense else layer.out_pixels
     columns = next(c for c in (32, 64, 128) if c >= min(layer.outputs, 128))
-    rows = 128 if layer.is_dense or pixels >= 784 else 64
+    rows = 128 if layer.is_dense or layer.out_pixels >= 784 else 64
     slab = 128 if kernel_bytes >= 256 else 64
+    if layer.at_run_time:  # each product of the batch has tiles of its own: small ones fit better
+        most = 128 if min(layer.spec.rows, layer.outputs) >= 784 else 64
+        rows, columns = next(r for r in (32, 64, 128) if r >= min(layer.spec.rows, most)), min(columns, most)
+        slab = slab if kernel_bytes > 32 else 32
 
     def key(s):
         return abs(s.columns - columns), abs(s.rows - rows), s.slices, abs(s.slab - slab), abs(s.stages - 3), -s.warp_rows * s.warp_columns
@@ -157,6 +162,8 @@ def _shape(layer, schedule, packed=0):
 
 def _kernel(layer, schedule, isa, name, packed=0):
     shape = _shape(layer, schedule, packed)
+    if layer.at_run_time:
+        return products.ProductKernel(shape, schedule.warp_rows, schedule.warp_columns, schedule.slices, isa, name)
     if schedule.engine == WGMMA:
         return wgmma.WgmmaKernel(shape, isa, name, schedule.cluster)
     return mma.MmaKernel(shape, schedule.warp_rows, schedule.warp_columns, schedule.slices, isa, name)

@@ -68,6 +68,11 @@ class MmaKernel(FragmentKernel):
         """Words of shared memory: the ring, and a sum for each row."""
         return self.ring_words + (self.shape.rows if self.counts_rows else 0)
 
+    @property
+    def counts(self):
+        """Whether anything is counted beside the products."""
+        return self.counts_rows
+
     def function(self):
         return simt.kernel(self.name, self.params, self.row_tiles() * self.column_tiles, self.threads, self._body)
 
@@ -82,30 +87,40 @@ class MmaKernel(FragmentKernel):
         self.slice, warp = named("slice", simt.div(warp, self.warps)), named("place", simt.mod(warp, self.warps))
         self.warp, self.warp_row = warp, named("warp_row", simt.div(warp, self.grid[1]) * self.warp_rows)
         self.warp_column = named("warp_column", simt.mod(warp, self.grid[1]) * self.warp_columns)
-        self.offset, self.first_weight = named("offset", self.group_offset(column_tile)), named("weights", self.weight_base(column_tile))
         self.sums_begin = self.ring_words
         self.tile_results(named, row_tile, column_tile)
-        self.rows = self.rows_of_threads(named, thread, self.threads)
-        body += self.rows.allocate + self.rows.begin(row_tile)
+        self._operands(named, row_tile, column_tile)
         body += self.allocate_sums()
         several = len(self.passes) > 1
         self._addresses(named)
         self._fragments(body)
         for number in range(len(self.layer.products)):
             own = [one for one in self.passes if one.product == number]
-            body += self.rows.clear()
+            body += [s for loader in self.loaders for s in loader.clear()]
             for index, one in enumerate(own):
                 body += self._walk(named, one)
                 body += self.fold(one, index == 0)
             body += self._reduce_slices(self.totals if several else self.sums)
-            body += self.rows.publish(self.memory, self.ring_words)
-            body.append(simt.sync() if self.counts_rows else [])
+            body += self._publish()
+            body.append(simt.sync() if self.counts else [])
             if self.layer.scaled:
                 body += self.scale(number)
                 body.append(simt.sync())  # the sums of rows are written again
         emitted = tir.seq(self.emit())
         body.append(emitted if self.slices == 1 else tirx.IfThenElse(tirx.EQ(self.slice, simt.i32(0)), emitted, None))
         return body
+
+    def _operands(self, named, row_tile, column_tile):
+        """Where the tile's operands begin: the loader of the data, and the weights in memory."""
+        self.offset, self.first_weight = named("offset", self.group_offset(column_tile)), named("weights", self.weight_base(column_tile))
+        self.rows = self.rows_of_threads(named, self.thread, self.threads)
+        self.loaders = [self.rows]
+        for statement in self.rows.allocate + self.rows.begin(row_tile):
+            named.append(statement)
+
+    def _publish(self):
+        """What the threads have counted of the data, to shared memory."""
+        return self.rows.publish(self.memory, self.ring_words)
 
     # Walking along K
 
@@ -125,8 +140,8 @@ class MmaKernel(FragmentKernel):
             stage = here("stage", simt.mod(slab, shape.stages))
             if self.asynchronous:
                 inner.append(simt.do(f"bnn_copy_wait{ahead - 1}"))
-            if one.row_factor:
-                inner += self.rows.count_bits(self.memory, stage, one.row_factor)
+            for loader, factor in zip(self.loaders, (one.row_factor, one.column_factor)):
+                inner += loader.count_bits(self.memory, stage, factor) if factor else []
             inner.append(simt.sync())
             coming = slab + ahead
             load = self._load(one, coming, simt.mod(coming, shape.stages))
@@ -147,10 +162,15 @@ class MmaKernel(FragmentKernel):
 
     def _load(self, one, slab, stage):
         """Copies of one slab."""
-        body, shape = [], self.shape
-        named = simt.namer(body)
+        body = []
         function = "bnn_copy_async" if self.asynchronous else "bnn_copy"
-        self.rows.copy(named, self.memory, self._planes[one.data], self.offset, slab, stage, function)
+        self.rows.copy(simt.namer(body), self.memory, self._planes[one.data], self.offset, slab, stage, function)
+        self._load_weights(body, one, slab, stage, function)
+        return body
+
+    def _load_weights(self, body, one, slab, stage, function):
+        """Copies of the weights of one slab."""
+        shape, named = self.shape, simt.namer(body)
         count = shape.columns * shape.row_words // 4  # 16-byte chunks of the weights, already in order
         source = named("source", self.first_weight + simt.wide(slab + one.weights * shape.slabs) * (shape.columns * shape.row_words))
         target = stage * shape.stage_words + shape.rows * shape.row_words
@@ -160,7 +180,6 @@ class MmaKernel(FragmentKernel):
                            simt.pointer(self.weights, source + simt.wide(chunk * 4)), tir.constant(True, "bool"))  # fmt: skip
             whole = (i + 1) * self.threads <= count
             body.append(copy if whole else tirx.IfThenElse(chunk < simt.i32(count), copy, None))
-        return body
 
     # Products
 

@@ -95,8 +95,17 @@ def test_small_kernels(family, spec):
 
 def test_products_of_run_time_bits():
     spec = BinaryMatmul(64, 64, 64, 2, "bipolar", "ternary", scale=0.125)
-    _, log = compile_default(spec, LEVELS["sm_80"])
-    assert usage(log)[1] == 0
+    ptx, log = compile_default(spec, LEVELS["sm_80"])
+    assert usage(log)[1] == 0 and "mma" not in ptx
+
+
+@pytest.mark.parametrize("arch", EXPECTED)
+def test_products_of_run_time_bits_on_tensor_cores(arch):
+    """Scores of attention; signs times {0, 1} have sums of columns, and with xor of rows."""
+    for right, scale in (("bipolar", 0.125), ("unipolar", None)):
+        spec = BinaryMatmul(197, 197, 64, 2, "bipolar", right, scale=scale, turned=True)
+        ptx, log = compile_default(spec, LEVELS[arch])
+        assert re.search(EXPECTED[arch if arch != "sm_90a" else "sm_90"], ptx) and usage(log)[1] == 0
 
 
 def test_no_product_is_contracted():
