@@ -5,6 +5,8 @@ Equal specifications share one kernel; weights and per-channel constants are arg
 
 from __future__ import annotations
 
+import functools
+import operator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -311,6 +313,8 @@ class Lower(Rewriter):
             return self.permute(self.substitute(value), var.ty)
         if name == "relax.topk" and int(value.attrs["axis"]) in (-1, len(dims(value.args[0])) - 1):
             return self.top_k(self.substitute(value))
+        if name == "bnn.cum_sum":
+            return self.cum_sum(self.substitute(value))
         if name in ("relax.max", "relax.min") and _reduces_rows(value):
             return self.row_extreme(self.substitute(value), name.removeprefix("relax."))
         return super().rewrite(var, value)
@@ -332,6 +336,16 @@ class Lower(Rewriter):
         both = self.call(spec, [data], types, None)
         parts = [self.emit(relax.TupleGetItem(both, i)) for i in range(2)]
         return self.emit(relax.Tuple([p if len(lead) == 1 else self.emit(relax.op.reshape(p, [*lead, count])) for p in parts]))
+
+    def cum_sum(self, call):
+        """Running sums along an axis."""
+        (data,), attrs = call.args, call.attrs
+        shape, axis = dims(data), int(attrs["axis"])
+        before, behind = (functools.reduce(operator.mul, some, 1) for some in (shape[:axis], shape[axis + 1 :]))
+        static = [d if isinstance(d, int) else None for d in (shape[axis], behind)]
+        spec, three = sp.CumSum(*static, dtype(data), bool(attrs["exclusive"]), bool(attrs["reverse"])), [before, shape[axis], behind]
+        out = self.call(spec, [self.emit(relax.op.reshape(data, three))], [relax.TensorType(three, spec.dtype)], None)
+        return self.emit(relax.op.reshape(out, list(shape)))
 
     def permute(self, call, ty):
         axes, shape = tuple(int(a) for a in call.attrs["axes"]), dims(call.args[0])[1:]

@@ -462,3 +462,17 @@ class TopK:
     count: int
     largest: bool
     dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class CumSum:
+    """Running sums along the second axis of ``dtype[M, size, inner]``, added one by one.
+
+    ``exclusive``: of the elements before; ``backward``: from the end on. ``size``, ``inner``: None where they are dynamic.
+    """
+
+    size: int | None
+    inner: int | None
+    dtype: str = "float32"
+    exclusive: bool = False
+    backward: bool = False
