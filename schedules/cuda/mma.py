@@ -150,7 +150,7 @@ class MmaKernel(FragmentKernel):
         """Copies of the block's slab ``slab``, if it has one."""
         load = self._load(one, slab + self.first_slab, stage)
         if isinstance(slab, tirx.IntImm) and isinstance(self.slab_count, int):
-            return load
+            return load if int(slab) < self.slab_count else []
         return [tirx.IfThenElse(slab < simt.i32(self.slab_count), tir.seq(load), None)]
 
     def _walk(self, named, one):
