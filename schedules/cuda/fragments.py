@@ -156,8 +156,17 @@ class FragmentKernel(TileKernel):
                             value = self._anchor(begin, counted, value * factor, constants, offset)
                         values.append(Value(value, self._bit(), offset))
                 inner += self.emitter.emit(values, place.pixel, word, Quad(self.lane), scope, exists)
-            body.append(tir.seq(inner))
+            body.append(simt.apart(inner) if rows is None and self._words_apart else tir.seq(inner))
         return body
+
+    @property
+    def _words_apart(self):
+        """Whether the compiler is kept from preparing all words at once, while sums fill most registers.
+
+        Bits need all channels of a word together; of images it would have to find the pixels again.
+        """
+        bits = any(output.kind == "bits" for output in self.emitter.epilogue.outputs)
+        return bits and self.layer.is_dense and self.column_pieces > 4
 
     def scale(self, product):
         """Add a product of planes, scaled, to the float results."""

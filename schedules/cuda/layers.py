@@ -181,7 +181,9 @@ def _fits(layer, schedule, isa):
     """Whether shared memory and registers suffice."""
     kernel = _kernel(layer, schedule, isa, "")
     several = 1 + (len(kernel.passes) > 1) + layer.scaled
-    return 4 * kernel.shared_words <= isa.block_shared_bytes and kernel.sums_of_thread * several <= 160 and kernel.threads <= 512
+    copied = -(-schedule.rows // (kernel.threads // kernel.shape.chunks))  # rows that a thread copies, and counts
+    registers = kernel.sums_of_thread * several + copied
+    return 4 * kernel.shared_words <= isa.block_shared_bytes and registers < 160 and kernel.threads <= 512
 
 
 def _shape(layer, schedule, packed=0):

@@ -184,7 +184,8 @@ class MmaKernel(FragmentKernel):
         if whole:
             body.append(simt.loop("slab", whole, lambda slab: step(slab, shape.slab // size), rolled=True))
         if rest:  # K does not fill the last slab
-            body += step(simt.i32(whole), -(-rest // size))
+            last = step(simt.i32(whole), -(-rest // size))
+            body += last if len(self.passes) == 1 else [simt.apart(last)]  # addresses of all passes at once would need too many registers
         return body
 
     def _commit(self):
