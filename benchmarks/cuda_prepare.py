@@ -68,22 +68,9 @@ def main(arguments):
 
 def compile_kernels(functions, path, isa):
     """A library of PrimFuncs for a device; what their kernels use."""
-    import tvm
+    from bnntvm.cuda.backend import Cuda
 
-    from bnntvm.cuda import packing, toolchain
-    from bnntvm.cuda.backend import device_target, host_isa
-    from bnntvm.linker import link
-    from bnntvm.schedules.cuda import pipeline
-
-    made = []
-
-    def compile_one(source):
-        made.append(toolchain.compile_source(source, isa.mcpu))
-        return made[-1].cubin
-
-    with packing.source_kept():
-        executable = tvm.compile(tvm.IRModule(functions), target=device_target(isa), tir_pipeline=pipeline.NAME)
-    link(executable, path, host_isa(), fpack_imports=packing.packer(compile_one))
+    made = Cuda().link_kernels(functions, path, isa)
     return {name: vars(one) for compiled in made for name, one in compiled.usage.items()}
 
 

@@ -106,7 +106,12 @@ def encode(name, values):
 def decode(key, number):
     """Name and value of a schedule's field from its annotation."""
     name, _, values = key.removeprefix("bnn.field.").partition(":")
-    return name, json.loads(values.split("|")[number]) if values else number
+    return name, _frozen(json.loads(values.split("|")[number])) if values else number
+
+
+def _frozen(value):
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def parse(line):
