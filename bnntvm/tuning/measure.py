@@ -26,7 +26,7 @@ from tvm.support.popen_pool import PopenWorker
 
 from bnntvm.errors import BnnError
 from bnntvm.tuning import worker
-from bnntvm.tuning.worker import Failure
+from bnntvm.tuning.worker import Failure, Stopped
 
 #: Seconds that one candidate may take to build, to run, and a task to be prepared (its reference computed) for.
 BUILD_LIMIT, MEASURE_LIMIT, PREPARE_LIMIT = 30.0, 15.0, 300.0
@@ -36,10 +36,6 @@ MEASURE_SECONDS = 0.1
 _PREFIX, _LOCK = "bnntvm-tune-", "lock"
 #: Libraries of a task that stay, beside that of its default schedule: its fastest ones are measured again in the end.
 KEPT = 8
-
-
-class Stopped(Exception):
-    """The candidate was not measured, as tuning has ended."""
 
 
 def choose_cores(threads):

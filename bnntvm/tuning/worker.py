@@ -25,6 +25,10 @@ class Failure(Exception):
     """A candidate did not build, crashed, hung, or computed something wrong. The message says which."""
 
 
+class Stopped(Exception):
+    """The candidate was not measured, as tuning has ended."""
+
+
 def isolated(function, *args, limit):
     """Result of ``function(*args)``, computed in a forked process.
 
