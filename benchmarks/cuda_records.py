@@ -41,7 +41,7 @@ BATCHES, SECONDS = (1, 64), 3.0
 class GpuMaker(Maker):
     """Makes records of this machine's GPU."""
 
-    program, place = "benchmarks.cuda_records", ""
+    program, place = "benchmarks.cuda_records", "device"
 
     def choose(self):
         """The winners, by id of their kernel: compared once more, alone and in turns with the default."""
@@ -93,10 +93,10 @@ def take(prepared, measured, database):
         task = pickle.loads((prepared / "candidates" / name / "task.pickle").read_bytes())
         spaces[name] = Space(task, 1, head["machine"])
         schedules[name] = pickle.loads((prepared / "candidates" / name / "schedules.pickle").read_bytes())
-    store = Store(database)
+    store, place = Store(database), f"device {time.time_ns():016x}"
     for line in lines:
         name, schedule = line["task"], schedules[line["task"]][line["number"]]
-        store.commit(spaces[name], schedule, line["seconds"], line.get("failed"))
+        store.commit(spaces[name], schedule, line["seconds"], line.get("failed"), place if line.get("compared") else "")
         if line.get("compared"):
             last.setdefault(name, {})[schedule] = line["seconds"]
     store.close()

@@ -261,7 +261,8 @@ class Tuner:
                 within = self._compared_in_network(due)
         except (measure.Failure, BnnError) as error:
             self.remark = f"compared alone, not within the network: {str(error).splitlines()[0]}"
-        place = "" if within is None else f"network {time.time_ns():016x}"
+        place = self.device.place if within is None else "network"
+        place = place and f"{place} {time.time_ns():016x}"
         for progress, times in self._compared_alone(due) if within is None else within:
             yield place, progress, times
 
@@ -271,7 +272,7 @@ class Tuner:
         for progress in self.progress.values():
             default, known = progress.space.default, progress.measured
             best = sorted((s for s, t in known.items() if t < float("inf") and s != default), key=known.get)[:FINALISTS]
-            due = progress.fresh or self.network and not progress.last
+            due = progress.fresh or (self.network or self.device.place) and not progress.last
             if known.get(default, float("inf")) < float("inf") and best and due:
                 found.append((progress, [default, *best]))
         return found

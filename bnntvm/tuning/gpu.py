@@ -38,7 +38,7 @@ class Gpu(Measures):
         Where this machine has no GPU that runs code for ``isa``, or no compiler for it.
     """
 
-    images = 2  # different ones; larger batches repeat them
+    images, place = 2, "device"  # different images: larger batches repeat them
 
     def __init__(self, isa):
         toolchain.required_compiler()

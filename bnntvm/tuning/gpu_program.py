@@ -205,8 +205,9 @@ def read(exactly):
     EOFError
     """
     head = exactly(_LENGTH.size)
-    data = exactly(_LENGTH.unpack(head)[0]) if len(head) == _LENGTH.size else b""
-    if not data:
+    size = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else 0
+    data = exactly(size)
+    if not size or len(data) < size:
         raise EOFError
     return pickle.loads(data)
 

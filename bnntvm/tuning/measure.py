@@ -134,9 +134,11 @@ class Measures:
         Images of a case, where the batch is dynamic.
     runs_networks : bool
         Whether candidates can be compared within their network.
+    place : str
+        What records of ``compare`` have as their place; empty where its times are such as those of ``measure``.
     """
 
-    machine, images, runs_networks = None, 1, False
+    machine, images, runs_networks, place = None, 1, False, ""
 
     @property
     def build_limit(self):

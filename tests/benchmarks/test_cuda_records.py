@@ -63,7 +63,7 @@ def test_prepared_candidates_become_records(tmp_path, device, monkeypatch):
         shipped.setdefault(record.task, set()).add(record.schedule)
     assert shipped == expected and expected
     report = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
-    assert {one["name"] for one in report} == set(spaces) and all(one["gain"] >= 1 for one in report)
+    assert {one["name"]: one["gain"] > cuda_records.LEAST_GAIN for one in report} == {name: name in expected for name in spaces}
 
 
 def test_without_prepared_candidates_nothing_is_started(tmp_path, monkeypatch):
@@ -88,4 +88,4 @@ def test_finalists_are_compared_with_the_default(tmp_path, device):
         pipeline.close()
     assert set(times) == {space.default, *kernel.finalists}
     for schedule, seconds in times.items():
-        assert seconds == pytest.approx([milliseconds(schedule) / 1e3] * len(seconds), rel=1e-3)
+        assert seconds == pytest.approx([milliseconds(schedule, 4) / 1e3] * len(seconds), rel=1e-3)

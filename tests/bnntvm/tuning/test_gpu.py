@@ -2,7 +2,11 @@
 
 import collections
 import json
+import pathlib
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -94,6 +98,7 @@ def test_sessions(tmp_path, device, monkeypatch):
     assert {(r.task, r.schedule) for r in after if r.failed} == {(most.task.id, fields(bad))}
     assert programs(device) >= 3, "one a session, and one behind the crash"
 
+    assert {r.place.split()[0] for r in after if r.compared} == {"device"}
     choose = chooser(database, 4)
     for space in spaces.values():
         sound = [s for s in space.schedules if (space, s) != (most, bad)]
@@ -132,6 +137,32 @@ def test_batches(tmp_path, device, monkeypatch):
         schedule = spaces[record.task].schedule_from(dict(record.schedule))
         expected = np.sqrt(tuning_program.milliseconds(schedule, 1) * tuning_program.milliseconds(schedule, 3)) / 1e3
         np.testing.assert_allclose(record.seconds, expected, rtol=1e-4)
+
+
+@needs_cc
+def test_the_program_ends_with_its_tuner(device):
+    """However that ends."""
+    code = (
+        "import sys, time; from bnntvm.tuning import gpu_process as g; g.COMMAND = (sys.executable, '-m', 'tests.cuda.tuning_program');"
+        "p = g.Program([], 'x'); p.start(); print(p.process.pid, flush=True); time.sleep(600)"
+    )
+    tuner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    number = int(tuner.stdout.readline())
+    assert running(number)
+    tuner.kill()
+    tuner.wait()
+    deadline = time.monotonic() + 30
+    while running(number) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running(number)
+
+
+def running(number):
+    """Whether a process is there and has not ended."""
+    try:
+        return pathlib.Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_without_a_device(tmp_path, monkeypatch):
