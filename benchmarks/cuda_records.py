@@ -102,7 +102,7 @@ def take(prepared, measured, database):
     store.close()
     winners = {}
     for name, times in last.items():
-        default = times.pop(spaces[name].default)
+        default = times.pop(spaces[name].default)  # whose line comes first
         winners[name] = best_of(Kernel(spaces[name]), {schedule: [(default, seconds)] for schedule, seconds in times.items()})
     return {name: winner for name, winner in winners.items() if winner}
 

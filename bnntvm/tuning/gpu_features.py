@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from bnntvm.schedules.cuda import layers, patches, rows
+from bnntvm.schedules.cuda import cores, layers, patches, rows
 from bnntvm.tuning.features import log, number, sizes
 from bnntvm.tuning.gpu_program import BATCHES
 from bnntvm.tuning.space import fields
@@ -68,8 +68,10 @@ def _others(task, schedule):
         pixels, channels = patches.WARP_PIXELS * schedule.warps[0], patches.WORD * schedule.warps[1]
     elif isinstance(schedule, rows.Schedule):
         pixels, threads = schedule.rows, 32 * schedule.warps
+    elif isinstance(schedule, layers.Schedule):
+        pixels, threads = schedule.rows * cores.WARPS, 32 * cores.WARPS
     else:
-        each = next((own[name] for name in ("rows", "cells", "count") if isinstance(own.get(name), int)), 1)
+        each = next((own[name] for name in ("cells", "words", "unroll") if isinstance(own.get(name), int)), 1)
         threads = own["threads"] if isinstance(own.get("threads"), int) else threads
         pixels = each * threads // 32
     for images in BATCHES:
