@@ -296,12 +296,12 @@ def _timed(folder, write, names):
 
 def step_matrices(folder, write):
     """Products of matrices of bits, and packing."""
-    _timed(folder, write, ("gemm_", "pack_half"))
+    _timed(folder, write, ("gemm_", "pack_half", "product_"))
 
 
 def step_convolutions(folder, write):
     """3x3 convolutions of bits, and float ones."""
-    _timed(folder, write, ("conv_", "stem", "pointwise"))
+    _timed(folder, write, ("conv_", "few_", "stem", "pointwise"))
 
 
 def step_networks(folder, write):

@@ -50,18 +50,24 @@ def cases(isa):
     rng = np.random.default_rng(20)
     for number, (spec, data, weights, channels, dims, tolerance) in enumerate(_problems(rng)):
         family = families.of(spec, isa)
-        for chosen, schedule in enumerate(_some(family.space(spec, isa), isa)):
+        for chosen, schedule in enumerate(some(family.space(spec, isa))):
             yield _case(
                 f"{type(spec).__name__}_{number}_{chosen}", family, spec, schedule, isa, data, weights, channels, dims, tolerance, rng
             )
 
 
-def _some(space, isa):
-    """The default schedule, and one of every other engine."""
-    found = {getattr(space[0], "engine", type(space[0]).__name__): space[0]}
+def some(space):
+    """The default schedule, and one for every other way through the code: engines, resident weights, clusters, kernels for few rows."""
+    found = {way(space[0]): space[0]}
     for schedule in space:
-        found.setdefault(getattr(schedule, "engine", type(schedule).__name__), schedule)
+        found.setdefault(way(schedule), schedule)
     return list(found.values())
+
+
+def way(schedule):
+    """What decides which code a schedule runs; the other fields are sizes."""
+    kind, few = getattr(schedule, "engine", type(schedule).__name__), getattr(schedule, "few", 0) > 0
+    return kind, getattr(schedule, "resident", False), getattr(schedule, "cluster", 1), few, getattr(schedule, "split", 1)
 
 
 def _case(name, family, spec, schedule, isa, data, weights, channels, dims, tolerance, rng):
@@ -118,7 +124,7 @@ def _binary(rng):
     half = sp.Window(13, 12, (3, 3), (2, 2), (1, 1, 1, 1))
     for window, channels, outputs, epilogue in (
         (same, 64, 64, NORM), (same, 40, 70, THRESHOLD), (half, 128, 128, NORM),
-        (sp.Window(7, 7, (3, 3), (1, 1), (1, 1, 1, 1)), 256, 256, INT),
+        (sp.Window(7, 7, (3, 3), (1, 1), (1, 1, 1, 1)), 256, 256, INT), (sp.Window(3, 4, (3, 3), (1, 1), (1, 1, 1, 1)), 512, 192, NORM),
         (sp.Window(8, 8, (1, 1)), 96, 160, THRESHOLD), (sp.Window(10, 10, (3, 3), (1, 1), (2, 2, 2, 2), (2, 2)), 32, 33, INT),
     ):  # fmt: skip
         spec = sp.BinaryConv2d(window, channels, outputs, epilogue=epilogue)
@@ -131,12 +137,31 @@ def _binary(rng):
     zeros = rng.random(signs.shape) < 0.2
     masked = sp.BinaryConv2d(same, 64, 64, zeros=True, epilogue=INT)
     yield masked, [tail.pack(signs & ~zeros), None, tail.pack(zeros)], _bits(rng, (64, 3, 3, 64)), 64, _conv(same, 2), 0
-    for rows, features, outputs, epilogue in ((1, 1000, 70, INT), (130, 512, 256, THRESHOLD), (300, 1024, 384, INT)):
+    # K in parts for few rows, on both sides of the limit; several tiles for blocks that stay.
+    for rows, features, outputs, epilogue in ((1, 1000, 70, INT), (130, 512, 256, THRESHOLD), (300, 1024, 384, INT), (3, 8200, 200, INT),
+                                              (700, 4096, 300, THRESHOLD), (20000, 700, 130, THRESHOLD)):  # fmt: skip
         spec = sp.BinaryDense(features, outputs, epilogue=epilogue)
         yield spec, [_bits(rng, (rows, features))], _bits(rng, (outputs, features)), outputs, (rows,), 0
-    product = sp.BinaryMatmul(33, 40, 70, 3)
-    left = _bits(rng, (2, 33, 70))
-    yield product, [left, np.ascontiguousarray(_bits(rng, (2, 40, 70)).transpose(0, 2, 1))], None, 40, (2, 33), 0
+    yield from _products(rng)
+
+
+def _products(rng):
+    """Products of two activations: both engines, all kinds of operands, one right operand for all."""
+    kinds = ("bipolar", "unipolar", "ternary")
+    shapes = (33, 40, 70, False), (197, 197, 64, False), (100, 70, 600, True)
+    for number, (rows, columns, features, shared) in enumerate(shapes):
+        for left, right in ((kinds[i], kinds[(i + number) % 3]) for i in range(3)):
+            for turned in (False, True)[number > 0 :]:
+                spec = sp.BinaryMatmul(rows, columns, features, -(-features // 32), left, right, shared, (None, 0.125)[number % 2], turned)
+                others = _operand(rng, right, (1 if shared else 2, columns, features))
+                others = others if turned else [np.ascontiguousarray(one.transpose(0, 2, 1)) for one in others]
+                yield spec, [*_operand(rng, left, (2, rows, features)), *others], None, columns, (2, rows), 0
+
+
+def _operand(rng, kind, shape):
+    """Words of one, of ternary numbers signs and zeros."""
+    ones, zeros = rng.random(shape) < 0.5, rng.random(shape) < 0.3
+    return [tail.pack(ones & ~zeros), tail.pack(zeros)] if kind == "ternary" else [tail.pack(ones)]
 
 
 def _planes(rng):
@@ -172,6 +197,8 @@ def _moves(rng):
     yield sp.Concat(4, (5, 3), (33, 7, 64), BIAS), [_small(rng, (2, 5, 3, c)) for c in (33, 7, 64)], None, 104, (2, 5, 3), 0
     yield sp.Transpose(70, 45, ((70, 45), (45, 70))), [_small(rng, (3, 70, 45))], None, 70, (3, 45), 0
     yield sp.RowExtreme("max", 77), [rng.normal(size=(9, 77)).astype(np.float32)], None, 1, (9,), 0
+    for kind, exclusive, backward in (("float32", False, True), ("int64", True, False)):
+        yield sp.CumSum(21, 70, kind, exclusive, backward), [_small(rng, (3, 21, 70)).astype(kind)], None, 70, (3, 21), 0
     yield sp.TopK(50, 5, True), [rng.normal(size=(40, 50)).astype(np.float32)], None, 5, (40,), 0
 
 

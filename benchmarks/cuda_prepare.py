@@ -14,10 +14,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 
 from benchmarks.cuda_device import ROOT
+from bnntvm import spec as sp
 
 #: Networks whose results have to be equal bit by bit, and those that are timed.
 EXACT = ("tests/cuda/data/exact_mlp.onnx", "tests/cuda/data/exact_resnet.onnx")
@@ -33,6 +35,14 @@ CONVOLUTIONS = (
     (7, 7, 512, 512, 64),
     (14, 14, 512, 512, 64),
 )
+#: Scores of attention, (tokens, features) of a head, for so many heads of a batch.
+ATTENTION, HEADS = ((197, 64), (512, 64), (512, 512)), 96
+#: Layers of few tiles for one image, and their operations.
+FEW_ROWS = (
+    ("7x7x512x512", sp.BinaryConv2d(sp.Window(7, 7, (3, 3), (1, 1), (1, 1, 1, 1)), 512, 512, epilogue=sp.store("int32", "int32")),
+     2 * 49 * 9 * 512**2),
+    *((f"{n}x{m}", sp.BinaryDense(n, m, epilogue=sp.store("int32", "int32")), 2 * n * m) for n, m in ((4096, 1000), (25088, 512))),
+)  # fmt: skip
 
 
 def main(arguments):
@@ -104,7 +114,6 @@ def _cases(options, isa):
 def timed(isa):
     """Kernels to time: ``(name, spec, shapes and types of parameters, operations)``; the first dimension of the data is the batch."""
     from benchmarks.cuda_cases import THRESHOLD
-    from bnntvm import spec as sp
     from bnntvm.schedules import epilogue as tail
     from bnntvm.schedules import families
 
@@ -113,7 +122,8 @@ def timed(isa):
         schedule = schedule or family.default_schedule(spec, isa)
         function = family.build(spec, schedule, isa).with_attr("global_symbol", name)
         params = [([batch if not hasattr(d, "value") else int(d) for d in b.shape], str(b.dtype)) for b in _buffers(function)]
-        return dict(name=name, params=params, operations=operations, schedule=str(schedule), outputs=len(spec.epilogue.outputs)), function
+        outputs = len(spec.epilogue.outputs) if hasattr(spec, "epilogue") else 1
+        return dict(name=name, params=params, operations=operations, schedule=str(schedule), outputs=outputs), function
 
     for size in MATRICES:
         for kind, epilogue in (("int32", sp.store("int32", "int32")), ("bits", THRESHOLD)):
@@ -131,6 +141,17 @@ def timed(isa):
         operations = 2 * batch * height * width * channels * outputs * 9
         spec = sp.BinaryConv2d(window, channels, outputs, epilogue=THRESHOLD)
         yield entry(f"conv_{height}x{width}x{channels}x{outputs}_b{batch}", spec, batch, None, outputs, operations)
+    for tokens, features in ATTENTION:
+        for engine in ("mma", "cores"):
+            spec = sp.BinaryMatmul(tokens, tokens, features, features // 32, scale=0.125, turned=True)
+            found = [s for s in families.of(spec, isa).space(spec, isa) if s.engine == engine]
+            name, operations = f"product_{tokens}x{tokens}x{features}_b{HEADS}_{engine}", 2 * HEADS * tokens**2 * features
+            yield from (entry(name, spec, HEADS, None, tokens, operations, schedule=one) for one in found[:1])
+    for name, spec, operations in FEW_ROWS:  # one image: with K in parts, and whole
+        chosen = families.of(spec, isa).default_schedule(spec, isa)
+        for schedule in dict.fromkeys((chosen, replace(chosen, split=1))):
+            channels = getattr(spec, "out_channels", None) or spec.out_features
+            yield entry(f"few_{name}_split{schedule.split}", spec, 1, None, channels, operations, schedule=schedule)
     stem = sp.FloatConv2d(sp.Window(224, 224, (7, 7), (2, 2), (3, 3, 3, 3)), 3, 64, 1, sp.store(), True)
     yield entry("stem_b256", stem, 256, None, 64, 2 * 256 * 112 * 112 * 147 * 64)
     point = sp.FloatConv2d(sp.Window(28, 28, (1, 1)), 128, 256, 1, sp.store())
@@ -153,8 +174,11 @@ def _timed_kernels(options, isa):
 
 
 def _exact_networks(options, isa):
+    from benchmarks.attention import Attention
+
     for number, path in enumerate((*EXACT, *CLOSE)):
         _network(options, pathlib.Path(path).stem, ROOT / path, number < len(EXACT), batches=(1, 4))
+    _network(options, "exact_attention", Attention(12, 197, 64).model(), True, batches=(1,))
 
 
 def _timed_networks(options, isa):

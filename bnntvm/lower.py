@@ -5,6 +5,8 @@ Equal specifications share one kernel; weights and per-channel constants are arg
 
 from __future__ import annotations
 
+import functools
+import operator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -311,6 +313,8 @@ class Lower(Rewriter):
             return self.permute(self.substitute(value), var.ty)
         if name == "relax.topk" and int(value.attrs["axis"]) in (-1, len(dims(value.args[0])) - 1):
             return self.top_k(self.substitute(value))
+        if name == "bnn.cum_sum":
+            return self.cum_sum(self.substitute(value))
         if name in ("relax.max", "relax.min") and _reduces_rows(value):
             return self.row_extreme(self.substitute(value), name.removeprefix("relax."))
         return super().rewrite(var, value)
@@ -332,6 +336,16 @@ class Lower(Rewriter):
         both = self.call(spec, [data], types, None)
         parts = [self.emit(relax.TupleGetItem(both, i)) for i in range(2)]
         return self.emit(relax.Tuple([p if len(lead) == 1 else self.emit(relax.op.reshape(p, [*lead, count])) for p in parts]))
+
+    def cum_sum(self, call):
+        """Running sums along an axis."""
+        (data,), attrs = call.args, call.attrs
+        shape, axis = dims(data), int(attrs["axis"])
+        before, behind = (functools.reduce(operator.mul, some, 1) for some in (shape[:axis], shape[axis + 1 :]))
+        static = [d if isinstance(d, int) else None for d in (shape[axis], behind)]
+        spec, three = sp.CumSum(*static, dtype(data), bool(attrs["exclusive"]), bool(attrs["reverse"])), [before, shape[axis], behind]
+        out = self.call(spec, [self.emit(relax.op.reshape(data, three))], [relax.TensorType(three, spec.dtype)], None)
+        return self.emit(relax.op.reshape(out, list(shape)))
 
     def permute(self, call, ty):
         axes, shape = tuple(int(a) for a in call.attrs["axes"]), dims(call.args[0])[1:]
@@ -378,10 +392,21 @@ class Lower(Rewriter):
         spec = sp.BinaryMatmul(rows, columns, int(attrs["features"]), words, str(attrs["left"]), str(attrs["right"]), shared)
         if len(attrs["scale"]):
             spec = replace(spec, scale=float(attrs["scale"][0]))
-        out = self.call(spec, list(call.args), [ty], None, str(attrs["layer"]))
+        spec, operands = self.turned_right(spec, list(call.args))
+        out = self.call(spec, operands, [ty], None, str(attrs["layer"]))
         kernel = next(reversed(self.lowered.kernels))
         self.lowered.layers.setdefault(str(attrs["layer"]), (kernel, 0))
         return out
+
+    def turned_right(self, spec, operands):
+        """A product that reads its right operand as it was before its words were turned, where the family wants that."""
+        takes_turned = getattr(families.of(spec, self.isa), "takes_turned", None)
+        count = len(operands) - (2 if spec.right == "ternary" else 1)
+        made = [self.builder.lookup_binding(one) for one in operands[count:] if isinstance(one, relax.Var)]
+        if takes_turned is None or not takes_turned(spec, self.isa) or len(made) < len(operands) - count:
+            return spec, operands
+        turned = [op_name(one) == "relax.permute_dims" and [int(a) for a in one.attrs["axes"]] == [0, 2, 1] for one in made]
+        return (replace(spec, turned=True), operands[:count] + [one.args[0] for one in made]) if all(turned) else (spec, operands)
 
     def pool_bits(self, call, ty):
         attrs = call.attrs

@@ -2,7 +2,7 @@
 
 High-level operators (what the importer emits)
     ``bnn.conv``, ``bnn.conv_transpose``, ``bnn.matmul``: the layers the report speaks of. Each carries ``layer``, the name of the first
-    output of its ONNX node, so that a layer can be followed through every pass.
+    output of its ONNX node, so that a layer can be followed through every pass. ``bnn.cum_sum``, which TVM has no kernels for.
 
 Packed operators (what the passes make of them)
     ``bnn.encode``: "the packed plane of this float tensor"; ``bnn.pack``, ``bnn.conv2d_bits``, ``bnn.dense_bits``, ``bnn.pool_bits``;
@@ -106,6 +106,8 @@ def _is_one(dim):
 CONV = define("bnn.conv", _infer_conv)
 #: ONNX ConvTranspose without bias; weight [C, O/groups, *kernel]. Attributes as CONV (layout "NCHW" only) and output_padding[spatial].
 CONV_TRANSPOSE = define("bnn.conv_transpose", _infer_conv_transpose)
+#: ONNX CumSum. Attributes: axis, exclusive, reverse.
+CUM_SUM = define("bnn.cum_sum", lambda call_: call_.args[0].ty)
 #: numpy.matmul. Attributes: layer.
 MATMUL = define("bnn.matmul", lambda call_: _matmul_type(call_.args[0].ty, call_.args[1].ty))
 

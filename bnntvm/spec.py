@@ -220,7 +220,7 @@ class BinaryMatmul:
     ``left``, ``right``: what an operand's words mean, "bipolar" (signs), "unipolar" ({0, 1}) or "ternary" (signs, then a mask of zeros,
     where the sign bit is 0). Operands: the left one's planes ``uint32[B, rows, words]``, the right one's ``uint32[B, words, columns]``, or
     with ``shared`` ``uint32[1, words, columns]``, the same for every B. The ``features`` bits that count lie anywhere in the words, in both
-    operands at the same places; the others are 0.
+    operands at the same places; the others are 0. ``turned``: the right operand's words lie ``[B or 1, columns, words]``.
     """
 
     rows: int
@@ -231,6 +231,7 @@ class BinaryMatmul:
     right: str = "bipolar"
     shared: bool = False
     scale: float | None = None
+    turned: bool = False
 
 
 @dataclass(frozen=True)
@@ -461,3 +462,17 @@ class TopK:
     count: int
     largest: bool
     dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class CumSum:
+    """Running sums along the second axis of ``dtype[M, size, inner]``, added one by one.
+
+    ``exclusive``: of the elements before; ``backward``: from the end on. ``size``, ``inner``: None where they are dynamic.
+    """
+
+    size: int | None
+    inner: int | None
+    dtype: str = "float32"
+    exclusive: bool = False
+    backward: bool = False

@@ -50,7 +50,7 @@ def reference(spec, operands, epilogue_inputs=()):
     """[B, M, N] in numpy; operands as in the specification."""
     count = planes(spec.left)
     left = values(operands[:count], spec.left)
-    right = values([np.swapaxes(w, 1, 2) for w in operands[count:]], spec.right)
+    right = values([w if spec.turned else np.swapaxes(w, 1, 2) for w in operands[count:]], spec.right)
     unused = 0 if "unipolar" in (spec.left, spec.right) else left.shape[-1] - spec.features  # bits that are 0 on both sides: +1 times +1
     product = (np.matmul(left, np.swapaxes(right, 1, 2)) - unused).astype(np.int32)
     return [product if spec.scale is None else product.astype(np.float32) * np.float32(spec.scale)]

@@ -27,6 +27,7 @@ FAMILIES = {
     sp.Concat: "concat",
     sp.RowExtreme: "row_extreme",
     sp.TopK: "top_k",
+    sp.CumSum: "cum_sum",
 }
 #: The same for convolutions of one input channel per group.
 DEPTHWISE = {sp.FloatConv2d: "depthwise_conv2d", sp.WeightConv2d: "weight_depthwise"}

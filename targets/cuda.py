@@ -7,6 +7,7 @@ Facts, by the document that they come from:
 * PTX ISA, "mma" and "wgmma.mma_async", target notes: ``mma.m8n8k128`` on one bit with ``.xor.popc`` from sm_75, ``m16n8k128`` and
   ``m16n8k256`` with ``.xor.popc`` or ``.and.popc`` from sm_80, ``wgmma.m64nNk256`` with ``.and.popc`` on sm_90a; ``cp.async`` from sm_80,
   ``cp.async.bulk.tensor`` from sm_90.
+* CUDA C++ Programming Guide, "Thread Block Clusters": eight blocks are portable, from compute capability 9.0 on.
 * CUDA C++ Programming Guide, "Sub-byte Operations": the tensor cores have no xor from compute capability 9.0 on.
 
 What is newer than the last row has no row of its own: it is taken to have no tensor cores for bits until that was measured.
@@ -49,6 +50,8 @@ class CudaIsa(Isa):
         Threads that a multiprocessor holds.
     multiprocessors : int
         Of the usual device with it; blocks that stay are as many.
+    cluster : int
+        Most blocks of a cluster, which reach each other's shared memory, on every device; 1: there are no clusters.
     popcounts : int
         32-bit population counts of a multiprocessor per cycle.
     """
@@ -62,6 +65,7 @@ class CudaIsa(Isa):
     shared_bytes: int = 64 << 10
     threads: int = 1024
     multiprocessors: int = 108
+    cluster: int = 1
     popcounts: int = 16
 
 
@@ -74,8 +78,8 @@ def _level(arch, block_shared, shared, threads, mma=(), operation="", **more):
 
 #: Best first.
 LEVELS = (
-    _level("sm_90a", 227, 228, 2048, (16, 8, 256), "and", wgmma=True, tensor_copy=True, multiprocessors=132),
-    _level("sm_90", 227, 228, 2048, (16, 8, 256), "and", tensor_copy=True, multiprocessors=132),
+    _level("sm_90a", 227, 228, 2048, (16, 8, 256), "and", wgmma=True, tensor_copy=True, multiprocessors=132, cluster=8),
+    _level("sm_90", 227, 228, 2048, (16, 8, 256), "and", tensor_copy=True, multiprocessors=132, cluster=8),
     _level("sm_89", 99, 100, 1536, (16, 8, 256), "and"),
     _level("sm_87", 163, 164, 1536, (16, 8, 256), "and"),
     _level("sm_86", 99, 100, 1536, (16, 8, 256), "and"),

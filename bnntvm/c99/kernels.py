@@ -707,6 +707,21 @@ def top_k(out, name, spec, types):
                 out("values[at] = row[best < 0 ? 0 : best];", "indices[at] = best;")
 
 
+def cum_sum(out, name, spec, types):
+    """Running sums."""
+    if spec.size is None or spec.inner is None:
+        raise NotImplementedError("running sums along or before a dynamic axis")
+    out(f"/* Running sums of {spec.size}{', from the end' * spec.backward}{', without the element itself' * spec.exclusive}. */")
+    with out.function(f"static void {name}(int32_t n, {_pointers(types, ['x', 'y'], 1)})"):
+        with out.loop("i", "n"), out.loop("j", spec.inner):
+            out(f"{types[0]} sum = 0;")
+            with out.loop("k", spec.size):
+                row = f"i * {spec.size} + " + (f"{spec.size - 1} - k" if spec.backward else "k")
+                out(f"const int32_t at = ({row}) * {spec.inner} + j;")
+                add = "sum += x[at];" if spec.exclusive else "sum = k == 0 ? x[at] : sum + x[at];"
+                out(*(["y[at] = sum;", add] if spec.exclusive else [add, "y[at] = sum;"]))
+
+
 def binary_matmul(out, name, spec, types):
     """Product of two packed run-time tensors."""
     left, right = ["a", "az"][: 1 + (spec.left == "ternary")], ["b", "bz"][: 1 + (spec.right == "ternary")]
@@ -775,4 +790,5 @@ anchor_of.register(sp.BitPad, lambda spec: bit_pad)
 anchor_of.register(sp.Transpose, lambda spec: transpose)
 anchor_of.register(sp.RowExtreme, lambda spec: row_extreme)
 anchor_of.register(sp.TopK, lambda spec: top_k)
+anchor_of.register(sp.CumSum, lambda spec: cum_sum)
 anchor_of.register(sp.BinaryMatmul, lambda spec: binary_matmul)

@@ -362,10 +362,14 @@ def log_softmax(attrs, x):
     return shifted - np.log(np.exp(shifted).sum(attrs["axis"], keepdims=True))
 
 
-@implements("relax.cumsum")
-def cumsum(attrs, x):
-    result = np.cumsum(x, attrs["axis"], dtype=x.dtype)
-    return result - x if attrs["exclusive"] else result
+@implements("bnn.cum_sum")
+def cum_sum(attrs, x):
+    rows = np.moveaxis(x, attrs["axis"], 0)
+    rows = rows[::-1] if attrs["reverse"] else rows
+    sums = np.cumsum(rows, 0, dtype=x.dtype)
+    if attrs["exclusive"]:
+        sums = np.concatenate([np.zeros_like(sums[:1]), sums[:-1]])[: len(sums)]
+    return np.moveaxis(sums[::-1] if attrs["reverse"] else sums, 0, attrs["axis"])
 
 
 @implements("relax.topk")

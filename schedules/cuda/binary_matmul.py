@@ -1,43 +1,47 @@
-"""Product of two packed run-time tensors (:class:`bnntvm.spec.BinaryMatmul`) on a GPU: CUDA cores.
+"""Product of two packed run-time tensors (:class:`bnntvm.spec.BinaryMatmul`) on a GPU: tensor cores (:mod:`.products`) or CUDA cores.
 
-A warp computes some rows of 32 columns: the words of the right operand of neighbouring columns lie side by side, those of the left one are
-the same in all lanes.
+Tensor cores take the right operand column by column (``turned``). On CUDA cores a warp computes some rows of 32 columns: where the words of
+the right operand of neighbouring columns lie side by side they are read together, those of the left one are the same in all lanes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 from tvm import tirx
 
 from bnntvm.schedules import tir
 from bnntvm.schedules.binary_matmul import _counts, _masks, planes, reference
-from bnntvm.schedules.cuda import simt
+from bnntvm.schedules.cuda import layers, simt
+from bnntvm.schedules.cuda.layers import CORES, Schedule
 
-__all__ = ["Schedule", "build", "default_schedule", "reference", "space"]
+__all__ = ["Schedule", "build", "default_schedule", "reference", "space", "takes_turned"]
 
 WARPS = 4
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """``rows``: rows of the left operand that a warp computes together."""
-
-    rows: int
+def takes_turned(spec, isa):
+    """Whether the right operand is wanted column by column: by tensor cores."""
+    return layers.default_schedule(replace(spec, turned=True), isa).engine != CORES
 
 
 def default_schedule(spec, isa):
-    """As many rows as there are, up to four."""
-    return Schedule(min(spec.rows, 4))
+    """Tensor cores where they take it; else as many rows of a warp as there are, up to four."""
+    found = layers.default_schedule(spec, isa)
+    return found if found.engine != CORES else Schedule(CORES, min(spec.rows, 4))
 
 
 def space(spec, isa):
-    """Tiles of one to eight rows."""
-    return [default_schedule(spec, isa), *(Schedule(rows) for rows in (1, 2, 8) if rows <= spec.rows)]
+    """Tiles of tensor cores; on CUDA cores one to eight rows."""
+    on_cores = [Schedule(CORES, min(spec.rows, 4)), *(Schedule(CORES, rows) for rows in (1, 2, 8) if rows <= spec.rows)]
+    on_tensor_cores = [s for s in layers.space(spec, isa) if s.engine != CORES]
+    return list(dict.fromkeys([*on_tensor_cores, *on_cores]))
 
 
 def build(spec, schedule, isa):
     """The kernel: parameters as of its namesake for processors."""
+    if schedule.engine != CORES:
+        return layers.build(spec, schedule, isa, "binary_matmul")
     return _Kernel(spec, schedule).function()
 
 
@@ -46,7 +50,8 @@ class _Kernel:
         self.spec, self.rows, self.batch = spec, schedule.rows, tirx.Var("b", "int64")
         self.left = [tir.buffer(f"x{i}", (self.batch, spec.rows, spec.words), "uint32") for i in range(planes(spec.left))]
         shared = 1 if spec.shared else self.batch
-        self.right = [tir.buffer(f"w{i}", (shared, spec.words, spec.columns), "uint32") for i in range(planes(spec.right))]
+        shape = (shared, spec.columns, spec.words) if spec.turned else (shared, spec.words, spec.columns)
+        self.right = [tir.buffer(f"w{i}", shape, "uint32") for i in range(planes(spec.right))]
         self.out = tir.buffer("y", (self.batch, spec.rows, spec.columns), "int32" if spec.scale is None else "float32")
         self.column_blocks, self.row_blocks = -(-spec.columns // 32), -(-spec.rows // (schedule.rows * WARPS))
 
@@ -78,10 +83,11 @@ class _Kernel:
         exist = [named("exists", tirx.And(there, first + i < simt.i32(spec.rows))) for i in range(self.rows)]
 
         def step(k):
-            at = simt.wide(k) if spec.shared else simt.wide(image) * spec.words + simt.wide(k)
+            row, place, width = (column, k, spec.words) if spec.turned else (k, column, spec.columns)
+            row = simt.wide(row) if spec.shared else simt.wide(image) * (spec.words * spec.columns // width) + simt.wide(row)
             inner, from_right = [], []
             for array in right:
-                word = tirx.if_then_else(there, simt.at(array, at * spec.columns + simt.wide(column)), simt.u32(0))
+                word = tirx.if_then_else(there, simt.at(array, row * width + simt.wide(place)), simt.u32(0))
                 word, statement = simt.bind("w", word)
                 from_right.append(word)
                 inner.append(statement)

@@ -154,7 +154,7 @@ class Kernel:
                     found = data ^ weights[j] if self.xor else data & weights[j]
                     count = tirx.Cast("int32", tirx.popcount(found)) * simt.i32(-factor // 2 if self.xor else factor)
                     body.append(simt.put(self.sums, p, simt.at(self.sums, p) + count))
-                factor = dict(product.row_factors).get(i, 0)
+                factor = dict(product.row_factors()).get(i, 0)
                 if factor and not self.xor:
                     count = tirx.Cast("int32", tirx.popcount(data)) * simt.i32(factor)
                     body.append(simt.put(self.sums, p, simt.at(self.sums, p) + count))

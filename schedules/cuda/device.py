@@ -433,7 +433,7 @@ def _bulk_copy(threads, dst, src, size, bar):
         threads.barriers[key].pending.append(threads.bulk(dst.memory, src.memory, k, to, begin, size))
 
 
-# Clusters of two blocks, sm_90 ----------------------------------------------------------------------------------------------------------
+# Clusters of blocks, sm_90 --------------------------------------------------------------------------------------------------------------
 
 
 @define("bnn_cluster_sync", "", """
@@ -441,8 +441,23 @@ void bnn_cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }""", needs=90)
 def _cluster_sync(threads):
-    """All threads of both blocks wait for each other."""
-    threads.barrier("bnn_cluster_sync")
+    """All threads of all blocks of the cluster wait for each other."""
+    yield from threads.cluster_barrier()
+
+
+_cluster_sync.waits = True
+
+
+@define("bnn_load_other", "uint32", """
+unsigned bnn_load_other(const unsigned* src, int rank) {
+  unsigned s = (unsigned)__cvta_generic_to_shared(src), v;
+  asm volatile("{\\n.reg .b32 r;\\nmapa.shared::cluster.u32 r, %1, %2;\\nld.shared::cluster.u32 %0, [r];\\n}"
+               : "=r"(v) : "r"(s), "r"(rank) : "memory");
+  return v;
+}""", needs=90)
+def _load_other(threads, src, rank):
+    """A word of the shared memory of block ``rank`` of the cluster, at the place where ``src`` is here."""
+    return threads.load_other(src.memory, src.index, rank)
 
 
 @define("bnn_barrier_arrive_other", "", """

@@ -10,7 +10,8 @@ fragment layouts, barriers and the order of asynchronous copies are those of the
 * barriers and warp functions are reached by all threads that they are for (synccheck);
 * asynchronous copies and products take effect as late as they may: data that are used before they were waited for are wrong.
 
-Branches of a :func:`role` (warps with different jobs) run in turns, each up to its next wait.
+Branches of a :func:`role` (warps with different jobs) run in turns, each up to its next wait. So do the blocks of a cluster in a random
+``order``; otherwise they run in step.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ class Barrier:
 class Threads:
     """The threads that run together: their numbers, who is active, and how they reach memory."""
 
-    def __init__(self, blocks, per_block, races):
+    def __init__(self, blocks, per_block, races, cluster=1):
+        self.cluster, self.arrived = cluster, np.zeros(len(blocks), np.int64)  # how often each block has come to wait for its cluster
         self.block = np.repeat(np.asarray(blocks, np.int64), per_block)
         self.thread = np.tile(np.arange(per_block, dtype=np.int64), len(blocks))
         self.row = np.repeat(np.arange(len(blocks)), per_block)  # of the block among those that run
@@ -177,14 +179,43 @@ class Threads:
 
     def barrier(self, name="barrier"):
         """All threads of every block that has an active one wait."""
-        if self.active is not None:
-            blocks = self.active.reshape(-1, self.per_block)
-            if (blocks.any(1) != blocks.all(1)).any():
-                raise Fault(f"{name}: some threads of a block are elsewhere")
-            rows = np.flatnonzero(blocks.all(1))
-        else:
-            rows = slice(None)
-        self.clocks.block_barrier(rows)
+        self.clocks.block_barrier(slice(None) if self.active is None else np.flatnonzero(self._all_or_none(name)))
+
+    # Clusters
+
+    def cluster_barrier(self):
+        """Yields until all blocks of the active threads' clusters are there."""
+        active = self.active
+        rows = np.arange(len(self.arrived)) if active is None else np.flatnonzero(self._all_or_none("bnn_cluster_sync"))
+        self.arrived[rows] += 1
+        mates = np.unique(rows // self.cluster)[:, None] * self.cluster + np.arange(self.cluster)
+        wanted = self.arrived[rows[0]]
+        if (self.arrived[mates] == wanted).all():  # the last ones
+            self.clocks.cluster_barrier(mates.reshape(-1))
+        while (self.arrived[mates] < wanted).any():
+            yield False
+            self.active = active
+        yield True
+        self.active = active
+
+    def _all_or_none(self, name):
+        """bool[blocks]: those whose threads are active, all of them."""
+        blocks = self.active.reshape(-1, self.per_block)
+        if (blocks.any(1) != blocks.all(1)).any():
+            raise Fault(f"{name}: some threads of a block are elsewhere")
+        return blocks.all(1)
+
+    def load_other(self, memory, index, rank):
+        """The elements of the memory of block ``rank`` of the cluster; 0 in threads that are not active."""
+        who, own, index = self._where(memory, index, "load")
+        rows = own // self.cluster * self.cluster + self.spread(rank)[who]
+        if not memory.written[rows, index].all():
+            raise Fault(f"{memory.name} of another block is read before it is written")
+        if memory.trace is not None and self.races:
+            self._race(memory, self.clocks.reads_elsewhere(memory.trace, rows, index), who, index, "of another block reads")
+        result = np.zeros(self.count, memory.data.dtype)
+        result[who] = memory.data[rows, index]
+        return result
 
     # Barriers, bulk copies and products of warpgroups
 
@@ -207,10 +238,10 @@ class Threads:
             self.barriers[key].arrive(self.clocks.release(key[0], threads), len(threads), size)
 
     def arrive_other(self, pointer, rank):
-        """Active threads arrive at the barrier of a block of their cluster of two; what they did is not known there."""
+        """Active threads arrive at the barrier of a block of their cluster; what they did is not known there."""
         for (row, word), threads in self.barriers_of(pointer).items():
             for thread in threads:
-                other = row // 2 * 2 + int(rank[self._number(row, thread)])
+                other = row // self.cluster * self.cluster + int(rank[self._number(row, thread)])
                 known = self.clocks.release(row, threads[:1]) if other == row else np.zeros(self.per_block, np.int32)
                 self.barriers[other, word].arrive(known, 1, 0)
 
@@ -300,7 +331,7 @@ class Threads:
         del groups[:done]
 
 
-def run(function, arrays, blocks_at_once=16, races=True, only_blocks=None):
+def run(function, arrays, blocks_at_once=16, races=True, only_blocks=None, order=None):
     """Run a kernel.
 
     Parameters
@@ -315,12 +346,14 @@ def run(function, arrays, blocks_at_once=16, races=True, only_blocks=None):
         Look for races in shared memory.
     only_blocks : list of int, optional
         Blocks to run, instead of all.
+    order : int, optional
+        Seed of a random order of the clusters, and of the blocks of each, which then run in turns; not where threads have roles.
 
     Raises
     ------
     Fault
     """
-    _Program(function, arrays, races).run(blocks_at_once, only_blocks)
+    _Program(function, arrays, races).run(blocks_at_once, only_blocks, order)
 
 
 class _Program:
@@ -363,18 +396,48 @@ class _Program:
             body = body.body
         self.block_name, self.grid = names["blockIdx.x"]
         self.thread_name, self.per_block = names["threadIdx.x"]
-        self.clustered = "clusterCtaIdx.x" in names
+        self.cluster = names["clusterCtaIdx.x"][1] if "clusterCtaIdx.x" in names else 1
         return self._stmt(body)
 
-    def run(self, blocks_at_once, only_blocks):
+    def run(self, blocks_at_once, only_blocks, order):
         blocks = list(range(self.grid)) if only_blocks is None else list(only_blocks)
+        if order is not None:
+            clusters = [blocks[i : i + self.cluster] for i in range(0, len(blocks), self.cluster)]
+            random.Random(order).shuffle(clusters)
+            blocks, blocks_at_once = [block for one in clusters for block in one], self.cluster
         for first in range(0, len(blocks), blocks_at_once):
-            threads = Threads(blocks[first : first + blocks_at_once], self.per_block, self.races)
+            threads = Threads(blocks[first : first + blocks_at_once], self.per_block, self.races, self.cluster)
             self.env[self.block_name], self.env[self.thread_name] = (n.astype(np.int32) for n in (threads.block, threads.thread))
             self.threads = threads
             with np.errstate(all="ignore"):
-                for _ in self.body(threads) or ():
-                    pass
+                if order is None or self.cluster == 1:
+                    self._finish(self.body(threads) or ())
+                else:
+                    self._in_turns(threads, random.Random(order))
+            self._no_reader_left(threads)
+
+    @staticmethod
+    def _finish(waits):
+        """All blocks in step: whoever waits, waits for nobody else."""
+        stuck = 0
+        for progress in waits:
+            stuck = 0 if progress else stuck + 1
+            if stuck > 1:
+                raise Fault("deadlock: blocks wait for their cluster")
+
+    def _in_turns(self, t, order):
+        """The blocks of a cluster, one up to its next wait and then another one."""
+        masks = [t.row == row for row in range(self.cluster)]
+        tasks = [[mask, (row,), self._started(t, self.body), dict(self.env)] for row, mask in enumerate(masks)]
+        self._take_turns(t, tasks, lambda: order.sample(tasks, len(tasks)))
+
+    def _no_reader_left(self, threads):
+        """Blocks stay until nobody reads their shared memory any more."""
+        for memory in self.memories.values():
+            if memory.trace is not None and getattr(memory, "threads", None) is threads:
+                left = threads.clocks.left_open(memory.trace)
+                if len(left) and self.cluster > 1:
+                    raise Fault(f"{memory.name} of block {threads.block[left[0] * self.per_block]} may be read after its end")
 
     # Statements: a closure returns None, or an iterator that yields where it has to wait
 
@@ -418,30 +481,35 @@ class _Program:
             masks = [chosen if outer is None else chosen & outer, ~chosen if outer is None else ~chosen & outer]
             tasks = []
             for number, (mask, body) in enumerate(zip(masks, (then, otherwise))):
-                jobs = t.thread // size + t.row * t.per_block * self.clustered  # blocks of a cluster are at different places
+                jobs = t.thread // size + t.row * t.per_block * (self.cluster > 1)  # blocks of a cluster are at different places
                 for group in np.unique(jobs[mask]):
                     own = mask & (jobs == group)
                     tasks.append([own, (*role, number, int(group)), self._started(t, body), dict(self.env)])
-            stuck, order = 0, random.Random(len(tasks))
-            while tasks:
-                # Some run ahead of others, as far as barriers let them.
-                turns = [task for task in tasks for _ in range(order.choice((0, 1, 1, 4)) if self.clustered else 1)]
-                for task in turns or tasks:
-                    if not any(task is one for one in tasks):
-                        continue
-                    t.active, t.role, self.env = task[0], task[1], task[3]
-                    try:
-                        progress = next(task[2])
-                        stuck = 0 if progress else stuck + 1
-                    except StopIteration:
-                        tasks = [other for other in tasks if other is not task]
-                        stuck = 0
-                    task[3] = self.env
-                if stuck > 20 * len(tasks) + 20:
-                    raise Fault(f"deadlock: every role waits; barriers (block, word): {self._waiting(t)}")
+            order, often = random.Random(len(tasks)), (0, 1, 1, 4) if self.cluster > 1 else (1,)
+            # Some run ahead of others, as far as barriers let them.
+            self._take_turns(t, tasks, lambda: [task for task in tasks for _ in range(order.choice(often))])
             t.active, t.role = outer, role
 
         return go
+
+    def _take_turns(self, t, tasks, turns):
+        """Run ``[threads, role, generator, names]`` until all are done; ``turns()``: whose turn it is next, in order."""
+        stuck = 0
+        while tasks:
+            for task in turns() or list(tasks):
+                if not any(task is one for one in tasks):
+                    continue
+                t.active, t.role, self.env = task[0], task[1], task[3]
+                try:
+                    progress = next(task[2])
+                    stuck = 0 if progress else stuck + 1
+                except StopIteration:
+                    tasks[:] = [other for other in tasks if other is not task]
+                    stuck = 0
+                task[3] = self.env
+            if stuck > 20 * len(tasks) + 20:
+                raise Fault(f"deadlock: all wait; barriers (block, word): {self._waiting(t)}")
+        t.active, t.role = None, ()
 
     @staticmethod
     def _waiting(t):

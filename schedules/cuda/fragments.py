@@ -118,13 +118,17 @@ class FragmentKernel(TileKernel):
         word = tirx.min(word, last) if self.layer.outputs % self.shape.columns else word
         return named("constants", simt.wide(self.tables.row(product, place)) + simt.wide(word * WORD_BITS + self._bit()))
 
+    def constant_at(self, index):
+        """What the products of a channel do not count, int32; ``index`` from :meth:`_constants`."""
+        return self.tables.at(index)
+
     def _anchor(self, begin, counted, value, scope, offset):
         """The dot product from an accumulator; ``begin`` of :meth:`_constants`, ``scope`` keeps constants of all pixels."""
         if self.layer.class_count > 1:
-            constant = self.tables.at(begin + offset)
+            constant = self.constant_at(begin + offset)
         else:
             if offset not in scope:
-                scope[offset], bind = simt.bind("constant", self.tables.at(begin + offset))
+                scope[offset], bind = simt.bind("constant", self.constant_at(begin + offset))
                 scope["named"].append(bind)
             constant = scope[offset]
         return value + constant if counted is None else value + (constant + counted)
@@ -152,8 +156,17 @@ class FragmentKernel(TileKernel):
                             value = self._anchor(begin, counted, value * factor, constants, offset)
                         values.append(Value(value, self._bit(), offset))
                 inner += self.emitter.emit(values, place.pixel, word, Quad(self.lane), scope, exists)
-            body.append(tir.seq(inner))
+            body.append(simt.apart(inner) if rows is None and self._words_apart else tir.seq(inner))
         return body
+
+    @property
+    def _words_apart(self):
+        """Whether the compiler is kept from preparing all words at once, while sums fill most registers.
+
+        Bits need all channels of a word together; of images it would have to find the pixels again.
+        """
+        bits = any(output.kind == "bits" for output in self.emitter.epilogue.outputs)
+        return bits and self.layer.is_dense and self.column_pieces > 4
 
     def scale(self, product):
         """Add a product of planes, scaled, to the float results."""

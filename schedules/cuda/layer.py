@@ -37,16 +37,25 @@ class Product:
         """``(data plane, weight plane, factor)`` of every popcount."""
         return [(i, j, d * w) for i, d in self.data for j, w in self.weights]
 
-    @property
-    def row_factors(self):
-        """Pairs of a data plane and what its own popcount counts (with and)."""
-        return [(i, d * self.weight_constant) for i, d in self.data if d * self.weight_constant]
+    def row_factors(self, xor=False):
+        """Pairs of a data plane and what its own popcount counts beside the pairs of planes."""
+        return _alone(self.data, self.weight_constant, self.weights, xor)
+
+    def column_factors(self, xor=False):
+        """The same of the weight planes."""
+        return _alone(self.weights, self.data_constant, self.data, xor)
 
     @property
-    def by_xor(self):
-        """Whether differing bits can be counted, with nothing left to count of the data alone."""
-        even = all(factor % 2 == 0 for _, _, factor in self.pairs)
-        return even and 2 * self.weight_constant + sum(w for _, w in self.weights) == 0
+    def even(self):
+        """Whether differing bits can be counted: half of every factor is a whole number."""
+        return all(factor % 2 == 0 for _, _, factor in self.pairs)
+
+
+def _alone(planes, other_constant, others, xor):
+    """``2 popc(a & b) = popc(a) + popc(b) - popc(a ^ b)``: with xor half of each pair's factor goes to the planes themselves."""
+    halves = sum(c for _, c in others) if xor else 0
+    found = [(i, c * (2 * other_constant + halves) // 2) for i, c in planes]
+    return [(i, factor) for i, factor in found if factor]
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,8 @@ class Layer:
 
     @staticmethod
     def of(spec):
+        if isinstance(spec, specs.BinaryMatmul):
+            return _of_matmul(spec)
         if isinstance(spec, (specs.BinaryConv2d, specs.PlanesConv2d)):
             shape = (spec.window, spec.in_channels // spec.groups, spec.out_channels // spec.groups, spec.groups, spec.dense_groups)
         else:
@@ -100,7 +111,12 @@ class Layer:
     @property
     def is_dense(self):
         """Whether operands are rows, not images."""
-        return isinstance(self.spec, (specs.BinaryDense, specs.PlanesDense))
+        return isinstance(self.spec, (specs.BinaryDense, specs.PlanesDense, specs.BinaryMatmul))
+
+    @property
+    def at_run_time(self):
+        """Whether the weights are an activation too: what they count is not known before."""
+        return isinstance(self.spec, specs.BinaryMatmul)
 
     @property
     def channels(self):
@@ -135,8 +151,8 @@ class Layer:
 
     @property
     def by_xor(self):
-        """Whether every product can be counted by xor."""
-        return all(product.by_xor for product in self.products)
+        """Whether every product can be counted by xor, with nothing left to count of the data alone, unless the weights are counted too."""
+        return all(product.even and (self.at_run_time or not product.row_factors(True)) for product in self.products)
 
     # Classes of pixels
 
@@ -194,6 +210,14 @@ class Layer:
         """Elements of :meth:`tail`."""
         constants = len(self.products) * self.class_count * words(self.channels) * WORD_BITS
         return constants + self.window.out_height + self.window.out_width
+
+
+def _of_matmul(spec):
+    """The right operand in the place of the weights: its columns are output channels. ``bits`` are those of all words."""
+    values = {"bipolar": (((0, -2),), 1), "unipolar": (((0, 1),), 0), "ternary": (((0, -2), (1, -1)), 1)}
+    product = Product(*values[spec.left], *values[spec.right])
+    planes = len(product.data), False, len(product.weights)
+    return Layer(spec, Window(1, 1, (1, 1)), spec.words * WORD_BITS, spec.columns, 1, False, *planes, (product,), False, False)
 
 
 def _products(planes, zeros):

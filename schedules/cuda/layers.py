@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bnntvm.schedules.cuda import cores, mma, simt, tiles, wgmma
+from bnntvm.schedules.cuda import cores, mma, products, simt, tiles, wgmma
 from bnntvm.schedules.cuda.layer import Layer
 
 CORES, MMA, WGMMA = "cores", "mma", "wgmma"
@@ -34,6 +34,8 @@ class Schedule:
         Blocks that share the weights that they bring (``wgmma``).
     few : int
         Columns of the tile where there are too few rows to give half of the multiprocessors a tile; 0: the same (``wgmma``).
+    split : int
+        Blocks of a cluster that share K where there are so few rows that all of them find a multiprocessor: on small tiles of single warps.
     """
 
     engine: str
@@ -47,6 +49,7 @@ class Schedule:
     resident: bool = False
     cluster: int = 1
     few: int = 0
+    split: int = 1
 
 
 def default_schedule(spec, isa):
@@ -66,6 +69,8 @@ def _on_tensor_cores(layer, isa):
     """Whether there are any for the layer's sums, and the layer is not too small for them."""
     if not isa.mma or not tiles.fits(layer) or (isa.operation == "xor" and not layer.by_xor):
         return False
+    if layer.at_run_time:  # a tile of both operands is small beside its result: half a step along K is enough
+        return layer.spec.turned and min(layer.spec.rows, layer.outputs) >= 16 and layer.bits >= 64
     return layer.outputs >= 16 and layer.taps * layer.bits >= 128
 
 
@@ -86,29 +91,29 @@ def _mma_schedules(layer, isa):
     """Valid schedules, the default first."""
     found = []
     for rows, columns, warp_rows, warp_columns, slices in _TILES:
-        for slab in (128, 64):
+        for slab in (128, 64, 32) if layer.at_run_time else (128, 64):
             if slab // mma.INSTRUCTIONS[isa.operation].step % slices:
                 continue
             for stages in (4, 3, 2):
                 one = Schedule(MMA, rows, columns, warp_rows, warp_columns, slab, stages, slices)
                 if _fits(layer, one, isa):
-                    found.append(one)
+                    found += [replace(one, split=split) for split in _splits(layer, slab, isa)]
     wanted = _wanted(layer)
     return sorted(found, key=lambda s: wanted(s))
 
 
 def _wgmma_schedules(layer, isa):
     """Valid schedules, the default first: all columns of the layer, if they are 256 at most, and 128 rows."""
-    if not isa.wgmma or layer.scaled or layer.outputs < 32 or layer.taps * layer.group_words * 4 < 64:
+    if not isa.wgmma or layer.scaled or layer.at_run_time or layer.outputs < 32 or layer.taps * layer.group_words * 4 < 64:
         return []
     most = 256 if len(tiles.passes(layer, False)) == 1 else 128
     columns = [c for c in (256, 192, 128, 96, 64, 32) if c <= most]
     wanted = next((c for c in reversed(columns) if c >= layer.outputs), most)
     columns.sort(key=lambda c: (c != wanted, -c))
     ways = ((True, 64, 1), (False, 128, 1), (False, 128, 2), (False, 64, 1))
-    found = [Schedule(WGMMA, rows, c, 64, c, 128, stages, 1, resident, cluster, few)
+    found = [Schedule(WGMMA, rows, c, 64, c, 128, stages, 1, resident, cluster, few, split)
              for c in columns for resident, rows, cluster in ways for stages in (6, 5, 4, 3)
-             for few in dict.fromkeys((_narrow(c), 0))]  # fmt: skip
+             for few in dict.fromkeys((_narrow(c), 0)) for split in _splits(layer, 128, isa)]  # fmt: skip
     return [s for s in found if _wgmma_fits(_kernel(layer, s, isa, ""), isa)]
 
 
@@ -121,7 +126,32 @@ def _few_rows(layer, schedule, isa):
     """Most rows that are too few, and a schedule for them."""
     tiles_of_row = _shape(layer, schedule).column_tiles * layer.groups
     limit = isa.multiprocessors // 2 // tiles_of_row * schedule.rows
-    return limit, replace(schedule, rows=64, columns=schedule.few, warp_columns=schedule.few, few=0, resident=False, cluster=1)
+    return limit, replace(schedule, rows=64, columns=schedule.few, warp_columns=schedule.few, few=0, resident=False, cluster=1, split=1)
+
+
+#: Rows and columns of a tile whose K blocks share.
+_SPLIT_TILE = 32, 32
+
+
+def _splits(layer, slab, isa):
+    """In how many parts to cut K, the best first.
+
+    The tiles of one image (of one row) must leave multiprocessors idle, and a block keeps two slabs: less is over before the sums of other
+    blocks are there.
+    """
+    if layer.at_run_time:
+        return [1]
+    shape = tiles.Shape(layer, *_SPLIT_TILE, slab, 2)
+    count = -(-layer.out_pixels // shape.rows) * shape.column_tiles * layer.groups
+    most = min(isa.cluster, shape.slabs // 2, isa.multiprocessors // count)
+    return [*(split for split in (8, 4, 2) if split <= most)][:1] + [1]
+
+
+def _split_rows(layer, schedule, isa):
+    """Most rows whose tiles all have their ``split`` blocks on multiprocessors of their own, and a schedule for them."""
+    tile, slices = _SPLIT_TILE * 2, schedule.slab // mma.INSTRUCTIONS[isa.operation].step
+    own = Schedule(MMA, *tile, schedule.slab, 4, slices, split=schedule.split)
+    return isa.multiprocessors // schedule.split // (_shape(layer, own).column_tiles * layer.groups) * own.rows, own
 
 
 def _wgmma_fits(kernel, isa):
@@ -133,10 +163,13 @@ def _wgmma_fits(kernel, isa):
 def _wanted(layer):
     """What orders schedules: columns that are all used, a large tile where there are many pixels, a slab that K fills."""
     kernel_bytes = layer.taps * layer.group_words * 4
-    pixels = 1 if layer.is_dense else layer.out_pixels
     columns = next(c for c in (32, 64, 128) if c >= min(layer.outputs, 128))
-    rows = 128 if layer.is_dense or pixels >= 784 else 64
+    rows = 128 if layer.is_dense or layer.out_pixels >= 784 else 64
     slab = 128 if kernel_bytes >= 256 else 64
+    if layer.at_run_time:  # each product of the batch has tiles of its own: small ones fit better
+        most = 128 if min(layer.spec.rows, layer.outputs) >= 784 else 64
+        rows, columns = next(r for r in (32, 64, 128) if r >= min(layer.spec.rows, most)), min(columns, most)
+        slab = slab if kernel_bytes > 32 else 32
 
     def key(s):
         return abs(s.columns - columns), abs(s.rows - rows), s.slices, abs(s.slab - slab), abs(s.stages - 3), -s.warp_rows * s.warp_columns
@@ -148,18 +181,22 @@ def _fits(layer, schedule, isa):
     """Whether shared memory and registers suffice."""
     kernel = _kernel(layer, schedule, isa, "")
     several = 1 + (len(kernel.passes) > 1) + layer.scaled
-    return 4 * kernel.shared_words <= isa.block_shared_bytes and kernel.sums_of_thread * several <= 160 and kernel.threads <= 512
+    copied = -(-schedule.rows // (kernel.threads // kernel.shape.chunks))  # rows that a thread copies, and counts
+    registers = kernel.sums_of_thread * several + copied
+    return 4 * kernel.shared_words <= isa.block_shared_bytes and registers < 160 and kernel.threads <= 512
 
 
 def _shape(layer, schedule, packed=0):
     return tiles.Shape(layer, schedule.rows, schedule.columns, schedule.slab, schedule.stages, schedule.resident, packed)
 
 
-def _kernel(layer, schedule, isa, name, packed=0):
+def _kernel(layer, schedule, isa, name, packed=0, split=1):
     shape = _shape(layer, schedule, packed)
+    if layer.at_run_time:
+        return products.ProductKernel(shape, schedule.warp_rows, schedule.warp_columns, schedule.slices, isa, name)
     if schedule.engine == WGMMA:
         return wgmma.WgmmaKernel(shape, isa, name, schedule.cluster)
-    return mma.MmaKernel(shape, schedule.warp_rows, schedule.warp_columns, schedule.slices, isa, name)
+    return mma.MmaKernel(shape, schedule.warp_rows, schedule.warp_columns, schedule.slices, isa, name, split)
 
 
 def space(spec, isa):
@@ -185,11 +222,12 @@ def build(spec, schedule, isa, name):
     if schedule.engine == CORES:
         return cores.Kernel(layer, schedule.rows, name).function()
     kernel = _kernel(layer, schedule, isa, name)
-    if not schedule.few:
-        return kernel.function()
-    limit, narrow = _few_rows(layer, schedule, isa)
-    small = _kernel(layer, narrow, isa, name, schedule.columns)
-    small.share(kernel)
-    rows = simt.i32(kernel.batch) * layer.out_pixels
-    return simt.either(rows <= simt.i32(limit), small.function(), kernel.function())
+    function, rows = kernel.function(), simt.i32(kernel.batch) * layer.out_pixels
+    for wanted, of in ((schedule.few, _few_rows), (schedule.split > 1, _split_rows)):
+        if wanted:
+            limit, own = of(layer, schedule, isa)
+            small = _kernel(layer, own, isa, name, schedule.columns, own.split)
+            small.share(kernel)
+            function = simt.either(rows <= simt.i32(limit), small.function(), function)
+    return function
 

@@ -18,6 +18,7 @@ class Trace:
         slots = -(-per_block // _SLOT)
         self.writer, self.written = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
         self.reader, self.read = np.full((*shape, slots), -1, np.int32), np.zeros((*shape, slots), np.int32)
+        self.elsewhere = np.full(shape, -1, np.int32)  # meeting of the cluster behind which a thread of another block has read it last
 
 
 class Clocks:
@@ -26,11 +27,30 @@ class Clocks:
     def __init__(self, blocks, per_block):
         self.now = np.ones((blocks, per_block), np.int32)
         self.seen = np.zeros((blocks, per_block, per_block), np.int32)
+        self.meetings = np.zeros(blocks, np.int32)  # of all threads of the cluster
+        self.met = np.zeros((blocks, per_block), np.int32)  # each thread's time at the last one
 
     def block_barrier(self, rows):
         """All threads of blocks have waited for each other."""
         self.seen[rows] = self.now[rows][:, None, :]
         self.now[rows] += 1
+
+    def cluster_barrier(self, rows):
+        """All threads of all blocks of clusters have waited for each other."""
+        self.met[rows] = self.now[rows]
+        self.meetings[rows] += 1
+        self.block_barrier(rows)
+
+    def reads_elsewhere(self, trace, rows, index):
+        """Note reads of the memory of other blocks, ``rows``; the thread there that each races with, -1 for none."""
+        writer = trace.writer[rows, index]
+        bad = (writer >= 0) & (trace.written[rows, index] > self.met[rows, np.maximum(writer, 0)])
+        trace.elsewhere[rows, index] = self.meetings[rows]
+        return np.where(bad, writer, -1)
+
+    def left_open(self, trace):
+        """Rows of blocks whose memory others have read since the last time that the cluster met: they must not end."""
+        return np.flatnonzero((trace.elsewhere == self.meetings[:, None]).any(1))
 
     def release(self, row, threads):
         """What a barrier learns from threads that arrive: [threads of the block]."""
@@ -57,7 +77,7 @@ class Clocks:
 
     def writes(self, trace, rows, threads, index):
         """Note writes; as :meth:`reads`."""
-        found = np.full(len(index), -1)
+        found = np.where(trace.elsewhere[rows, index] == self.meetings[rows], threads, -1)
         readers = [(trace.reader[..., s], trace.read[..., s]) for s in range(trace.reader.shape[-1])]
         for other, when in [(trace.writer, trace.written), *readers]:
             other = other[rows, index]

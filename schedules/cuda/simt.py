@@ -116,6 +116,12 @@ def loop(name, extent, body, rolled=False):
     return tirx.For(variable, i32(0), i32(extent), tirx.ForKind.SERIAL, tir.seq(body(variable)))
 
 
+def apart(body):
+    """Statements that the compiler does not mix with those around: a loop of one step, as far as it knows of any number."""
+    variable = tirx.Var(f"once_{next(tir._fresh)}", "int32")
+    return tirx.For(variable, i32(0), call("bnn_unknown", i32(1)), tirx.ForKind.SERIAL, tir.seq(body))
+
+
 def bind(name, value):
     """``(variable, statement)``: a name for a value.
 

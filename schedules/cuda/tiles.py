@@ -159,7 +159,7 @@ def pack_weights(shape, weights, xor):
 class Pass:
     """One walk along K: data plane ``data`` times weight plane ``weights``.
 
-    ``row_factor``: what the data's own popcounts count in this pass.
+    ``row_factor``, ``column_factor``: what the popcounts of the data, and of weights that are made at run time, count in this pass.
     """
 
     product: int
@@ -167,15 +167,16 @@ class Pass:
     weights: int
     factor: int
     row_factor: int
+    column_factor: int = 0
 
 
 def passes(layer, xor):
     """The passes of all products, in order."""
     found = []
     for number, product in enumerate(layer.products):
-        counted = {} if xor else dict(product.row_factors)
+        rows, columns = dict(product.row_factors(xor)), dict(product.column_factors(xor)) if layer.at_run_time else {}
         for i, j, factor in product.pairs:
-            found.append(Pass(number, i, j, -factor // 2 if xor else factor, counted.pop(i, 0)))
+            found.append(Pass(number, i, j, -factor // 2 if xor else factor, rows.pop(i, 0), columns.pop(j, 0)))
     return found
 
 
@@ -193,16 +194,20 @@ class TileKernel:
 
     def __init__(self, shape, threads, isa, name):
         self.shape, self.layer, self.threads, self.isa, self.name = shape, shape.layer, threads, isa, name
-        layer, window = self.layer, self.layer.window
-        self.xor, self.passes = isa.operation == "xor", passes(layer, isa.operation == "xor")
+        self.xor, self.passes = isa.operation == "xor", passes(self.layer, isa.operation == "xor")
         self.batch = tirx.Var("n", "int64")
+        self.counts_rows = any(one.row_factor for one in self.passes)
+        self.declare()
+
+    def declare(self):
+        """Make the parameters."""
+        layer, window, shape = self.layer, self.layer.window, self.shape
         dims = (self.batch,) if layer.is_dense else (self.batch, window.out_height, window.out_width)
         image = (self.batch,) if layer.is_dense else (self.batch, window.in_height, window.in_width)
         self.planes = [tir.buffer(f"x{i}", (*image, layer.pixel_words), "uint32") for i in range(layer.data_planes + layer.zeros)]
         self.weights = tir.buffer("w", (shape.weight_words + layer.tail_size,), "uint32")
         self.scales = [tir.buffer("scales", (len(layer.products), words(layer.channels) * WORD_BITS), "float32")] * layer.scaled
         self.emitter = Emitter(layer.spec.epilogue, layer.channels, dims, "float32" if layer.scaled else "int32")
-        self.counts_rows = any(one.row_factor for one in self.passes)
         self.tables = Tables(layer, self.weights, shape.weight_words)
 
     @property
@@ -250,7 +255,7 @@ class TileKernel:
 
     def rows_of_threads(self, named, thread, threads):
         """What a thread copies of the data: the same chunk of some rows."""
-        return _Rows(self, named, thread, threads)
+        return Rows(self, named, thread, threads, self.shape.rows, self.total_rows, counted=self.counts_rows)
 
 
 _NOWHERE = -(1 << 15)
@@ -262,40 +267,58 @@ def _linear(layer):
     return window.kernel == (1, 1) and window.strides == (1, 1) and not any(window.pads)
 
 
-class _Rows:
+class Rows:
     """The rows that one thread copies, and what it counts of them.
+
+    Parameters
+    ----------
+    kernel : TileKernel
+    named, thread, threads
+    rows : int
+        Of the tile.
+    total : int32 expression
+        Where the rows end of which the tile has some.
+    place : int
+        Where they lie in a stage, in words.
+    counted : bool
+        Whether their bits are counted.
+    name : str
+        In front of the names of registers.
 
     Of a convolution a thread would have to know, for each of its rows, where the window begins in memory and in the image. The threads that
     copy other chunks of the same rows are its neighbours: thread ``j`` of them knows this of row ``j``, and tells the others.
     """
 
-    def __init__(self, kernel, named, thread, threads):
+    def __init__(self, kernel, named, thread, threads, rows, total, place=0, counted=False, name=""):
         shape = kernel.shape
         self.kernel, self.shape, self.layer, self.threads = kernel, shape, shape.layer, threads
+        self.rows, self.total, self.place, self.counted = rows, total, place, counted
         self.chunk = named("chunk", simt.mod(thread, shape.chunks))
         self.first = named("first", simt.div(thread, shape.chunks))
         self.holder = named("holder", simt.mod(thread, 32) - self.chunk)
         self.step = threads // shape.chunks
-        self.count = -(-shape.rows // self.step)
-        self.partial = shape.rows % self.step != 0  # the last rows of some threads are past the tile
-        if self.count > shape.chunks:
+        self.count = -(-rows // self.step)
+        self.partial = rows % self.step != 0  # the last rows of some threads are past the tile
+        if self.count > shape.chunks and not _linear(self.layer):
             raise ValueError("a tile has more rows than threads copy")
-        arrays = [simt.registers("where", 1, "int64"), simt.registers("corner", 1, "int32")]
+        arrays = [simt.registers(f"{name}where", 1, "int64"), simt.registers(f"{name}corner", 1, "int32")]
         self.where, self.corner = (array for array, _ in arrays)
-        self.counts, allocate = simt.registers("row_counts", self.count, "int32")
-        self.allocate = [*(statement for _, statement in arrays), *([allocate] if kernel.counts_rows else [])]
+        self.counts, allocate = simt.registers(f"{name}row_counts", self.count, "int32")
+        self.allocate = [*(statement for _, statement in arrays), *([allocate] if counted else [])]
 
-    def begin(self, row_tile):
-        """Statements for a new tile: where the thread's rows begin.
+    def begin(self, row_tile, base=None):
+        """Statements for a new tile: where the thread's rows begin; ``base``: the first word of row 0, where rows follow one another.
 
         ``where``: first word of the window of one row (of the first one, where rows follow one another). ``corner``: 16 bits each of y and
         x of that window, far above the image if there is no such row; where rows follow one another the first one's number.
         """
         body = []
         named = simt.namer(body)
-        first_row = named("first_row", row_tile * self.shape.rows + self.first)
+        first_row = named("first_row", row_tile * self.rows + self.first)
         if _linear(self.layer):
-            return [*body, simt.put(self.where, 0, simt.wide(first_row) * self.layer.pixel_words), simt.put(self.corner, 0, first_row)]
+            where = simt.wide(first_row) * self.layer.pixel_words
+            where = where if base is None else base + where
+            return [*body, simt.put(self.where, 0, where), simt.put(self.corner, 0, first_row)]
         own = first_row + tirx.min(self.chunk, simt.i32(self.count - 1)) * self.step
         place = Place(self.layer, named, own, self.kernel.total_rows)
         top = tirx.shift_left(tirx.Select(place.exists, place.top, simt.i32(_NOWHERE)), simt.i32(16))
@@ -318,7 +341,7 @@ class _Rows:
     def _guarded(self, i, statement):
         if not self.partial or i < self.count - 1:
             return statement
-        return tirx.IfThenElse(self._row(i) < simt.i32(self.shape.rows), tir.seq(statement), None)
+        return tirx.IfThenElse(self._row(i) < simt.i32(self.rows), tir.seq(statement), None)
 
     def _place_in_stage(self, i, stage):
         """Index of the thread's chunk of its row ``i`` in shared memory."""
@@ -326,7 +349,7 @@ class _Rows:
         byte = self.chunk * (4 * shape.chunk_words)
         sixteen, rest = simt.div(byte, 16), simt.div(simt.mod(byte, 16), 4)
         place = tirx.bitwise_xor(sixteen, swizzle(row, shape.slab))
-        return stage * shape.stage_words + row * shape.row_words + place * 4 + rest
+        return stage * shape.stage_words + self.place + row * shape.row_words + place * 4 + rest
 
     def copy(self, named, memory, plane, offset, slab, stage, function):
         """Copy the chunks of one slab; ``offset``: first word of the group in a pixel."""
@@ -340,7 +363,7 @@ class _Rows:
         step = named("step", simt.wide(step + part * shape.chunk_words + offset))
         for i in range(self.count):
             if _linear(layer):
-                valid = simt.at(self.corner, 0) + i * self.step < self.kernel.total_rows
+                valid = simt.at(self.corner, 0) + i * self.step < self.total
                 base = simt.at(self.where, 0) + i * self.step * layer.pixel_words
             else:
                 valid, base = self._window(named, i, r, s)
@@ -354,7 +377,7 @@ class _Rows:
 
     def clear(self):
         """Before the first pass of a product."""
-        return [simt.put(self.counts, i, simt.i32(0)) for i in range(self.count)] if self.kernel.counts_rows else []
+        return [simt.put(self.counts, i, simt.i32(0)) for i in range(self.count)] if self.counted else []
 
     def count_bits(self, memory, stage, factor):
         """Count what the thread has copied into a stage, times ``factor``."""
@@ -366,7 +389,7 @@ class _Rows:
 
     def publish(self, memory, begin):
         """Statements that add up the counts of the threads of a row and store them at ``begin + row`` of shared memory."""
-        if not self.kernel.counts_rows:
+        if not self.counted:
             return []
         body = []
         for i in range(self.count):

@@ -299,6 +299,8 @@ def test_everything_else(tmp_path):
         batch.add(sp.RowExtreme(op, 21), [rows], [], [((3, 1), "float32")])
     for dtype, largest in (("float32", True), ("int64", False)):
         batch.add(sp.TopK(21, 7, largest, dtype), [rows.astype(dtype)], [], [((3, 7), dtype), ((3, 7), "int64")])
+    for dtype, exclusive, backward in (("float32", False, True), ("float32", True, False), ("int64", True, True), ("int32", False, False)):
+        batch.add(sp.CumSum(5, 4, dtype, exclusive, backward), [_whole(rng, 3, 5, 4).astype(dtype)], [], [((3, 5, 4), dtype)])
     for left in matmul_tests.KINDS:
         for right in matmul_tests.KINDS:
             for shared in (False, True):

@@ -21,6 +21,7 @@ from bnntvm.schedules import (
     bitserial_dense,
     by_bytes,
     concat,
+    cum_sum,
     depthwise_conv2d,
     epilogue,
     float_conv2d,
@@ -46,6 +47,7 @@ from bnntvm.spec import (
     BitPad,
     BitPool,
     Concat,
+    CumSum,
     Digits,
     Epilogue,
     EpilogueInput,
@@ -130,6 +132,7 @@ def cases(rng):
     yield reduce, GlobalPool("avg", (9, 7), 12, plain), [image], None, [], [((1, 1, 1, 12), "float32")]
     yield reduce, Softmax(30), [whole(rng, 3, 30)], None, [], [((3, 30), "float32")]
     yield row_extreme, RowExtreme("max", 30), [whole(rng, 3, 30)], None, [], [((3, 1), "float32")]
+    yield cum_sum, CumSum(9, 7, exclusive=True), [whole(rng, 3, 9, 7)], None, [], [((3, 9, 7), "float32")]
     yield top_k, TopK(30, 4, True), [whole(rng, 3, 30)], None, [], [((3, 4), "float32"), ((3, 4), "int64")]
     operands_ = [bits(rng, 2, 5, 96), rng.integers(0, 2**32, (2, 3, 11), dtype=np.uint32)]
     yield binary_matmul, BinaryMatmul(5, 11, 96, 3), operands_, None, [], [((2, 5, 11), "int32")]

@@ -3,6 +3,7 @@
 import numpy as np
 from tvm import relax
 
+from ... import ops
 from ...errors import ModelError
 from ..registry import converts
 from ..values import is_constant, shape_of
@@ -89,13 +90,9 @@ def top_k(ctx, node, x, k=None):
 
 @converts("CumSum")
 def cumulative_sum(ctx, node, x, axis):
-    shape = shape_of(x)
-    axis = ctx.ints(axis, "the axis")[0] % len(shape)
-    backward = node.attrs.get("reverse", 0)
-    if backward:
-        x = part(ctx, x, axis, shape[axis] - 1, -1, -1)
-    x = ctx.emit(relax.op.cumsum(ctx.tensor(x), axis, exclusive=bool(node.attrs.get("exclusive", 0))))
-    return part(ctx, x, axis, shape[axis] - 1, -1, -1) if backward else x
+    axis = ctx.ints(axis, "the axis")[0] % len(shape_of(x))
+    attrs = {name: bool(node.attrs.get(name, 0)) for name in ("exclusive", "reverse")}
+    return ctx.emit(ops.call(ops.CUM_SUM, [ctx.tensor(x)], axis=axis, **attrs))
 
 
 @converts("Einsum")

@@ -7,7 +7,20 @@ import pytest
 from bnntvm.schedules import families
 from bnntvm.schedules.cuda import bit_pad, bit_pool, pack, planar_pack
 from bnntvm.schedules.cuda.layers import Schedule
-from bnntvm.spec import BinaryConv2d, BinaryDense, BinaryMatmul, BitPad, BitPool, Map, PlanarPack, PlanesConv2d, PlaneSum, Window
+from bnntvm.spec import (
+    BinaryConv2d,
+    BinaryDense,
+    BinaryMatmul,
+    BitPad,
+    BitPool,
+    Map,
+    PlanarPack,
+    PlanesConv2d,
+    PlanesDense,
+    PlaneSum,
+    Window,
+    store,
+)
 from tests.schedules.cuda.compiler import compiled, needs_nvcc, source, usage
 from tests.schedules.cuda.layers import LEVELS, NEWER
 from tests.schedules.test_binary_conv2d import DOTS, SCALED, threshold
@@ -20,6 +33,9 @@ DENSE = BinaryDense(4096, 4096, epilogue=DOTS)
 PLANES = PlanesConv2d(
     Window(14, 14, (3, 3), (1, 1), (1, 1, 1, 1)), 256, 256, PlaneSum((1, 2), (1,), "unipolar", "bipolar"), epilogue=threshold("less")
 )
+BITS = BinaryDense(4096, 4096, epilogue=threshold("less"))
+#: K fills less than a slab, of six pairs of planes.
+SIX_PASSES = PlanesDense(300, 70, PlaneSum((1, 2, 4), (1, 2), "unipolar", "unipolar"), epilogue=store("int32", "int32"))
 #: What an architecture's kernels are made of by default.
 EXPECTED = {
     "sm_75": r"mma\.sync\.aligned\.m8n8k128\.row\.col\.s32\.b1\.b1\.s32\.xor\.popc",
@@ -30,7 +46,7 @@ EXPECTED = {
     "sm_90a": r"wgmma\.mma_async\.sync\.aligned\.m64n\d+k256\.s32\.b1\.b1\.and\.popc",
 }
 #: Bytes of spills that are no matter: a few values that live through the loop along K.
-FEW = 128
+FEW = 160
 
 
 def compile_default(spec, isa):
@@ -49,7 +65,7 @@ def test_tensor_cores_of_every_architecture(arch):
     assert registers <= 255 and spilled <= FEW
 
 
-@pytest.mark.parametrize("spec", [CONVOLUTION, DENSE, PLANES], ids=["conv", "dense", "planes"])
+@pytest.mark.parametrize("spec", [CONVOLUTION, DENSE, BITS, PLANES, SIX_PASSES], ids=["conv", "dense", "bits", "planes", "six_passes"])
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 def test_hot_kernels_keep_their_registers(arch, spec):
     _, log = compile_default(spec, LEVELS[arch])
@@ -95,8 +111,17 @@ def test_small_kernels(family, spec):
 
 def test_products_of_run_time_bits():
     spec = BinaryMatmul(64, 64, 64, 2, "bipolar", "ternary", scale=0.125)
-    _, log = compile_default(spec, LEVELS["sm_80"])
-    assert usage(log)[1] == 0
+    ptx, log = compile_default(spec, LEVELS["sm_80"])
+    assert usage(log)[1] == 0 and "mma" not in ptx
+
+
+@pytest.mark.parametrize("arch", EXPECTED)
+def test_products_of_run_time_bits_on_tensor_cores(arch):
+    """Scores of attention; signs times {0, 1} have sums of columns, and with xor of rows."""
+    for right, scale in (("bipolar", 0.125), ("unipolar", None)):
+        spec = BinaryMatmul(197, 197, 64, 2, "bipolar", right, scale=scale, turned=True)
+        ptx, log = compile_default(spec, LEVELS[arch])
+        assert re.search(EXPECTED[arch if arch != "sm_90a" else "sm_90"], ptx) and usage(log)[1] == 0
 
 
 def test_no_product_is_contracted():

@@ -166,6 +166,70 @@ def test_a_role_that_does_not_wait_races():
         run(body)
 
 
+ANY_ORDER = pytest.mark.parametrize("order", [None, 0, 1, 2, 3])
+
+
+def _neighbours(thread, memory, out, index, meet=True, stay=True, spoil=False):
+    """Every thread reads what its counterpart in the other block of its cluster has written."""
+    rank = simt.mod(simt.div(index, THREADS), 2)
+    other = simt.call("bnn_load_other", simt.pointer(memory, simt.i32(THREADS - 1) - thread), simt.i32(1) - rank)
+    return [
+        simt.put(memory, thread, simt.u32(index)),
+        simt.do("bnn_cluster_sync") if meet else simt.sync(),
+        simt.put(out, index, other),
+        *([simt.put(memory, thread, simt.u32(0))] if spoil else []),
+        *([simt.do("bnn_cluster_sync")] if stay else []),
+    ]
+
+
+def run_clusters(order, **options):
+    """Two clusters of two blocks."""
+    out, result = tir.buffer("y", (4 * THREADS,), "uint32"), np.zeros(4 * THREADS, np.uint32)
+
+    def whole(block, thread):
+        memory, allocate = simt.shared(THREADS)
+        return [allocate, *_neighbours(thread, memory, out, block * THREADS + thread, **options)]
+
+    emulate.run(simt.kernel("k", [out], 4, THREADS, whole, cluster=2), [result], order=order)
+    return result.reshape(4, THREADS)
+
+
+@ANY_ORDER
+def test_blocks_of_a_cluster_exchange_values(order):
+    wanted = np.arange(4 * THREADS).reshape(2, 2, THREADS)[:, ::-1, ::-1]
+    np.testing.assert_array_equal(run_clusters(order), wanted.reshape(4, THREADS))
+
+
+@ANY_ORDER
+def test_a_read_before_the_cluster_has_met_is_found(order):
+    with pytest.raises(emulate.Fault, match="race|before it is written"):
+        run_clusters(order, meet=False)
+
+
+@ANY_ORDER
+def test_memory_that_another_block_reads_is_not_written(order):
+    with pytest.raises(emulate.Fault, match="race"):
+        run_clusters(order, spoil=True)
+
+
+@ANY_ORDER
+def test_a_block_stays_while_others_read_its_memory(order):
+    with pytest.raises(emulate.Fault, match="after its end"):
+        run_clusters(order, stay=False)
+
+
+@ANY_ORDER
+def test_a_cluster_of_which_not_all_come(order):
+    out, result = tir.buffer("y", (4 * THREADS,), "uint32"), np.zeros(4 * THREADS, np.uint32)
+
+    def whole(block, thread):
+        meet = tirx.IfThenElse(tirx.EQ(simt.mod(block, 2), simt.i32(0)), simt.do("bnn_cluster_sync"), None)
+        return [simt.put(out, block * THREADS + thread, simt.u32(1)), meet]
+
+    with pytest.raises(emulate.Fault, match="deadlock"):
+        emulate.run(simt.kernel("k", [out], 4, THREADS, whole, cluster=2), [result], order=order)
+
+
 def test_wrong_arrays_are_refused():
     function = kernel(_exchange)
     with pytest.raises(emulate.Fault, match="uint32, not int32"):

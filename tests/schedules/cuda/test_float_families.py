@@ -12,6 +12,7 @@ from bnntvm.schedules.cuda import (
     cells,
     concat,
     copy,
+    cum_sum,
     depthwise_conv2d,
     emulate,
     finite,
@@ -180,6 +181,17 @@ def test_top_k(rows, size, largest, dtype):
     got = execute(top_k.build(spec, top_k.Schedule(), ISA), [data], [((rows, count), dtype), ((rows, count), "int64")])
     for actual, expected in zip(got, top_k.reference(spec, [data], []), strict=True):
         np.testing.assert_array_equal(actual, expected)
+
+
+@MANY
+@given(data=st.data(), dtype=st.sampled_from(["float32", "int32", "int64"]), exclusive=st.booleans(), backward=st.booleans())
+def test_running_sums(data, dtype, exclusive, backward):
+    shape = tuple(data.draw(st.integers(low, most)) for low, most in ((1, 3), (0, 20), (1, 40)))
+    values = np.random.default_rng(shape[1]).normal(0, 9, shape).astype(dtype)
+    sizes = [d if data.draw(st.booleans()) else None for d in shape[1:]]
+    spec = specs.CumSum(*sizes, dtype, exclusive, backward)
+    (got,) = execute(cum_sum.build(spec, cum_sum.Schedule(), ISA), [values], [(shape, dtype)])
+    np.testing.assert_array_equal(got, cum_sum.reference(spec, [values])[0])
 
 
 @MANY

@@ -1,4 +1,4 @@
-"""Kernels that move or make words of bits, and products of run-time bits, emulated, against numpy."""
+"""Kernels that move or make words of bits, emulated, against numpy."""
 
 import numpy as np
 import pytest
@@ -7,21 +7,20 @@ from hypothesis import strategies as st
 
 from bnntvm import spec as specs
 from bnntvm.schedules import epilogue as tail
-from bnntvm.schedules.cuda import binary_matmul, bit_pad, bit_pool, emulate, pack, planar_pack
+from bnntvm.schedules.cuda import bit_pad, bit_pool, emulate, pack, planar_pack
 from tests.schedules.cuda.layers import NEWER
 from tests.schedules.kernels import epilogue_inputs
-from tests.schedules.test_binary_matmul import KINDS, operand
 from tests.schedules.test_bit_pool import windows
 from tests.schedules.test_planar_pack import SIGN, TWO_PLANES
 
 GARBAGE = 0xDEADBEEF
 
 
-def compare(family, spec, arrays, expected, schedule=None, operands=None):
+def compare(family, spec, arrays, expected, schedule=None, isa=NEWER):
     """The emulated kernel leaves what is expected."""
-    schedule = schedule or family.default_schedule(spec, NEWER)
+    schedule = schedule or family.default_schedule(spec, isa)
     outputs = [np.full(e.shape, 77, e.dtype) for e in expected]
-    emulate.run(family.build(spec, schedule, NEWER), [*arrays, *outputs])
+    emulate.run(family.build(spec, schedule, isa), [*arrays, *outputs])
     for got, want in zip(outputs, expected, strict=True):
         np.testing.assert_array_equal(got, want, err_msg=str(spec))
 
@@ -78,17 +77,3 @@ def test_pack(spatial, channels, epilogue, dtype, number):
     assert pack.claims(spec)
     space = pack.space(spec, NEWER)
     compare(pack, spec, [data, *inputs], pack.reference(spec, [data], inputs), space[number % len(space)])
-
-
-@settings(max_examples=30, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_matmul(data):
-    left, right = (data.draw(st.sampled_from(KINDS)) for _ in range(2))
-    rows, columns, features = (data.draw(st.integers(1, most)) for most in (9, 37, 100))
-    shared, scale = data.draw(st.booleans()), data.draw(st.sampled_from([None, 1.0, 0.3]))
-    spec = specs.BinaryMatmul(rows, columns, features, -(-features // 32), left, right, shared, scale)
-    schedule, rng = data.draw(st.sampled_from(binary_matmul.space(spec, NEWER))), np.random.default_rng(0)
-    words, _ = operand(rng, left, (2, rows, features))
-    others, _ = operand(rng, right, (1 if shared else 2, columns, features))
-    arrays = [*words, *[np.ascontiguousarray(np.swapaxes(w, 1, 2)) for w in others]]
-    compare(binary_matmul, spec, arrays, binary_matmul.reference(spec, arrays), schedule)
