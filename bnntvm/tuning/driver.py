@@ -293,10 +293,10 @@ class Tuner:
 
     def _wait(self, future):
         """A future's result; Stopped if the user gives up before."""
-        while not wait([future], timeout=0.2).done:  # in short steps, so that Python sees signals
-            if self.given_up:
-                raise measure.Stopped
-        return future.result()
+        while not self.given_up:
+            if wait([future], timeout=0.2).done:  # in short steps, so that Python sees signals
+                return future.result()
+        raise measure.Stopped
 
     def _compared_in_network(self, due):
         """(progress, schedule -> seconds of one call) of tasks, measured in their network.
