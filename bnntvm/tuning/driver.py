@@ -117,7 +117,7 @@ class Tuner:
     def __init__(self, tasks, store, device, threads, deadline, report, network=None):
         self.tasks, self.store, self.device, self.threads, self.deadline = tasks, store, device, threads, deadline
         self.network, self.built, self.remark = network, None, ""
-        self.stop, self.interrupted, self.given_up, self.timer = threading.Event(), "", False, None
+        self.stop, self.interrupted, self.pressed, self.timer = threading.Event(), "", 0, None
         self.spaces = {task.id: Space(task, threads, device.machine) for task in tasks}
         self.progress = {name: Progress(space, store.measured(space), store.compared(space)) for name, space in self.spaces.items()}
         self.pipeline = Pipeline(store, device, self.stop)
@@ -159,6 +159,10 @@ class Tuner:
         before = {number: signal.signal(number, self._give_up) for number in (signal.SIGINT, signal.SIGTERM)} if here else {}
         try:
             yield
+        except RuntimeError:
+            if self.pressed > 1:  # TVM has made this of a KeyboardInterrupt that went through its code
+                raise KeyboardInterrupt from None
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -166,10 +170,15 @@ class Tuner:
                 self.timer.cancel()
 
     def _give_up(self, _number, _frame):
-        if self.given_up:
+        self.pressed += 1
+        if self.pressed > 1:
             raise KeyboardInterrupt
-        self.given_up = True
         self.end("interrupted")
+
+    @property
+    def given_up(self):
+        """Whether the user wants no more."""
+        return self.pressed > 0
 
     def run(self, trials):
         """Tune with at most ``trials`` measured candidates, those of earlier sessions counted."""

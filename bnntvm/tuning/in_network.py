@@ -16,6 +16,7 @@ import pickle
 import statistics
 import subprocess
 import sys
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ from bnntvm.tuning.workload import key_of, rows_of
 
 #: Turns of every candidate in the first round, candidates of a kernel that stay for the second, turns of those.
 FIRST_TURNS, STAY, TURNS = 2, 3, 8
+#: A round of a slow network ends behind so many seconds, if it has had two turns.
+ROUND_SECONDS = 60.0
 #: Seconds that building the network, and one turn of all candidates, may take.
 LIMIT = 300.0
 
@@ -152,8 +155,10 @@ def _fastest(times):
 
 def _rounds(built, candidates, numbers, turns):
     """Task to {number: seconds in every turn}."""
-    found = {}
+    found, end = {}, time.monotonic() + ROUND_SECONDS
     for turn in range(turns):
+        if turn >= 2 and time.monotonic() > end:
+            break
         for task, own in _turn(stage.Turn(built, candidates, numbers, bool(turn % 2))).items():
             for number, seconds in own.items():
                 found.setdefault(task, {}).setdefault(number, []).append(seconds)

@@ -21,8 +21,8 @@ from bnntvm.errors import BnnError
 from bnntvm.module import Module
 from bnntvm.profiling import measure
 
-#: Seconds for which candidates of one rank run, at least so many runs; runs before, which are not counted.
-SECONDS, LEAST_RUNS, WARM_RUNS = 0.3, 3, 2
+#: Seconds for which candidates of one rank run, and how many runs that is at least; one more, before, is not counted.
+SECONDS, LEAST_RUNS = 0.3, 2
 _PR_SET_PDEATHSIG = 1
 
 
@@ -114,8 +114,7 @@ class Stage:
     def times(self, chosen):
         """Task id to median seconds of one call, with the kernels of ``chosen``."""
         self.swap(chosen)
-        for _ in range(WARM_RUNS):
-            self.run()
+        self.run()
         taken, end = {number: [] for number, _ in self.calls}, time.perf_counter() + SECONDS
         for runs in itertools.count():
             if runs >= LEAST_RUNS and time.perf_counter() > end:
