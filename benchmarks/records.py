@@ -232,8 +232,9 @@ def best_of(kernel, candidates):
     """The :class:`Winner` among schedules, each with a list of (seconds of the default, its own) in turns; None if none is faster."""
 
     def least(compared):
-        halves = [[b / a for b, a in zip(*one)] for one in compared]
-        return min(statistics.median(part) for ratios in halves for part in (ratios[::2], ratios[1::2]) if part)
+        turns = [[b / a for b, a in zip(*one)] for one in compared]
+        halves = [statistics.median(part) for ratios in turns for part in (ratios[::2], ratios[1::2]) if part]
+        return min(halves + [statistics.median(default) / statistics.median(own) for default, own in compared])
 
     gains = {schedule: least(compared) for schedule, compared in candidates.items()}
     best = max(gains, key=gains.get, default=None)
