@@ -167,7 +167,6 @@ class _OnHost:
         return 1, 0
 
     def __dlpack__(self, **options):
-
         capsule = self.array.__dlpack__(stream=1)
         get = ctypes.pythonapi.PyCapsule_GetPointer
         get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]

@@ -1,6 +1,9 @@
 """What the measuring program makes of times; what it does on a device is in test_gpu."""
 
 import io
+import pathlib
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -75,3 +78,12 @@ def test_messages():
         with pytest.raises(EOFError):
             while True:
                 gpu_program.read(part.read)
+
+
+def test_it_needs_no_compiler():
+    """A device may be beside a machine where nothing but the run time is, and a program that failed is replaced at once."""
+    code = (
+        "import sys, bnntvm.tuning.gpu_process, bnntvm.tuning.task, bnntvm.tuning.cases;"
+        "assert not {'tvm', 'onnx', 'torch'} & set(sys.modules), sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=pathlib.Path(__file__).parents[3])
