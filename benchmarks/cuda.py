@@ -25,6 +25,7 @@ from benchmarks.cuda_device import ROOT
 #: Step -> seconds it may take. In the order in which they run.
 STEPS = {
     "machine": 40, "cases": 60, "exact": 45, "run_time": 60, "limit": 30, "matrices": 45, "convolutions": 60, "networks": 90, "kernels": 45,
+    "candidates": 120,
     "torch_convolutions": 60, "torch_network": 150, "memcheck": 90, "racecheck": 120, "synccheck": 90,
 }  # fmt: skip
 
@@ -381,8 +382,8 @@ def _kernel_times(device, module, batch):
     host, seen = _random(shape, "float32"), []
 
     def note(_function, name, before, _result, *_args):
-        event = cuda_device.Stopwatch(device).events[0]
-        device.driver._call("cudaEventRecord", event, cuda_device.ctypes.c_void_p(machine.stream))
+        event = device.driver.event()
+        device.driver.reached(event, machine.stream)
         seen.append((str(name), bool(before), event))
         return 0
 
@@ -396,6 +397,47 @@ def _kernel_times(device, module, batch):
     known = {call["kernel"] for call in module._manifest["calls"]}
     calls = [(one[0][0], float(np.median([ms for _, ms in one]))) for one in zip(*rounds[1:])]
     return [(name, ms) for name, ms in calls if name in known]
+
+
+def step_candidates(folder, write):
+    """Schedules that :mod:`benchmarks.cuda_prepare` has built, checked and timed as ``bnntvm tune`` does; the fastest beside the default.
+
+    ``OUT/candidates.jsonl`` is what :mod:`benchmarks.cuda_records` makes records of.
+    """
+    from bnntvm.tuning.gpu_process import MEASURE_LIMIT, Program
+    from bnntvm.tuning.worker import Failure
+
+    prepared = sorted(path.parent for path in (folder / "candidates").glob("*/schedules.pickle"))
+    if not prepared:
+        write("skipped", why="none are prepared: --candidates of benchmarks.cuda_prepare")
+        return
+    program = Program([], "candidates")
+    with (write.path.parent / "candidates.jsonl").open("w") as file:
+
+        def note(**facts):
+            file.write(json.dumps(facts) + "\n")
+            file.flush()
+
+        note(machine=program.start()["machine"])
+        for task in prepared:
+            libraries, times = {int(path.stem): str(path) for path in task.glob("*.so")}, {}
+            for number, library in sorted(libraries.items()):
+                try:
+                    seconds = program.call(MEASURE_LIMIT, "measure", str(task), library, 0.05)
+                    times[number] = float(np.median(seconds))
+                    note(task=task.name, number=number, seconds=seconds)
+                except Failure as failure:
+                    note(task=task.name, number=number, seconds=[], failed=str(failure))
+            if 0 not in times:
+                write(task.name, measured=len(times), of=len(libraries), why="the default failed")
+                continue
+            best = sorted(times.keys() - {0}, key=times.get)[:3]
+            compared = program.call(MEASURE_LIMIT * 4, "compare", [(str(task), libraries[n]) for n in (0, *best)], 0.1)
+            for number, seconds in zip((0, *best), compared):
+                note(task=task.name, number=number, seconds=seconds, compared=True)
+            default, *others = (float(np.median(seconds)) for seconds in compared)
+            write(task.name, measured=len(times), of=len(libraries), default_us=1e6 * default, gain=default / min(others, default=default))
+    program.close()
 
 
 def step_torch_convolutions(folder, write):

@@ -7,8 +7,11 @@ kernels to time, loops that measure limits, and TVM's run time for the Python th
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pathlib
+import pickle
+import random
 import shutil
 import subprocess
 import sys
@@ -51,12 +54,15 @@ def main(arguments):
     parser.add_argument("target", nargs="?", default="sm_90a")
     parser.add_argument("--python", help="version of the Python on the device, such as 3.12; default: TVM is installed there")
     parser.add_argument("--networks", nargs="*", default=list(TIMED))
+    parser.add_argument("--candidates", type=int, default=0, help="schedules of each kernel to build, to be measured there")
+    parser.add_argument("--tune", nargs="*", default=["birealnet18"], help="networks whose kernels those are (default %(default)s)")
+    parser.add_argument("--layers", nargs="*", default=[""], help="only kernels in whose name this occurs")
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     from bnntvm.targets import registry
 
     isa = registry.resolve(options.target)
-    for step in (_limits, _cases, _timed_kernels, _exact_networks, _timed_networks, _run_time):
+    for step in (_limits, _cases, _timed_kernels, _exact_networks, _timed_networks, _candidates, _run_time):
         print(step.__name__.strip("_"), flush=True)
         step(options, isa)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
@@ -68,22 +74,9 @@ def main(arguments):
 
 def compile_kernels(functions, path, isa):
     """A library of PrimFuncs for a device; what their kernels use."""
-    import tvm
+    from bnntvm.cuda.backend import Cuda
 
-    from bnntvm.cuda import packing, toolchain
-    from bnntvm.cuda.backend import device_target, host_isa
-    from bnntvm.linker import link
-    from bnntvm.schedules.cuda import pipeline
-
-    made = []
-
-    def compile_one(source):
-        made.append(toolchain.compile_source(source, isa.mcpu))
-        return made[-1].cubin
-
-    with packing.source_kept():
-        executable = tvm.compile(tvm.IRModule(functions), target=device_target(isa), tir_pipeline=pipeline.NAME)
-    link(executable, path, host_isa(), fpack_imports=packing.packer(compile_one))
+    made = Cuda().link_kernels(functions, path, isa)
     return {name: vars(one) for compiled in made for name, one in compiled.usage.items()}
 
 
@@ -200,6 +193,52 @@ def _network(options, name, model, exact, batches):
             arrays.update({f"{batch}/{kind}/{key}": value for key, value in values.items()})
     np.savez_compressed(options.folder / f"{name}.npz", **arrays)
     (options.folder / f"{name}.json").write_text(json.dumps(dict(exact=exact, batches=list(batches))))
+
+
+def _candidates(options, isa):
+    """Schedules to choose from: ``candidates/TASK`` has what the tuner's processes leave, and the schedules by number, the default is 0."""
+    if not options.candidates:
+        return
+    from benchmarks import zoo
+    from bnntvm.tuning import tasks
+
+    found = {task.id: task for name in options.tune for task in tasks.extract(zoo.build(name), isa)}
+    for task in found.values():
+        if any(part in task.name for part in options.layers):
+            _candidates_of(task, options.folder / "candidates" / task.id, options.candidates)
+
+
+def _candidates_of(task, folder, count):
+    from bnntvm.tuning import worker
+    from bnntvm.tuning.gpu import BUILD_LIMIT, Gpu
+    from bnntvm.tuning.measure import PREPARE_LIMIT
+    from bnntvm.tuning.space import schedules
+
+    chosen, built = spread(schedules(task, 1), count), {}
+    if len(chosen) < 2:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "task.pickle").write_bytes(pickle.dumps(task, protocol=5))
+    for number, schedule in enumerate(chosen):
+        try:
+            worker.build(str(folder), schedule, str(folder / f"{number}.so"), BUILD_LIMIT, PREPARE_LIMIT, Gpu.images)
+            built[number] = schedule
+        except worker.Failure as failure:
+            print(f"  {task.name} {schedule}: {failure}", flush=True)
+    (folder / "schedules.pickle").write_bytes(pickle.dumps(built, protocol=5))
+    print(f"  {task.name}: {len(built)} of {len(chosen)} built", flush=True)
+
+
+def spread(space, count):
+    """At most ``count`` schedules: the default, then by turns one of each way through the code, at random."""
+    from benchmarks.cuda_cases import way
+
+    left, ways = list(space[1:]), {}
+    random.Random(0).shuffle(left)
+    for schedule in left:
+        ways.setdefault(way(schedule), []).append(schedule)
+    turns = itertools.chain(*itertools.zip_longest(*ways.values()))
+    return [space[0], *itertools.islice((s for s in turns if s is not None), count - 1)]
 
 
 def _run_time(options, isa):

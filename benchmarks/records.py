@@ -96,17 +96,22 @@ class Maker:
         What was measured, and room for candidates.
     prefix : list of str
         Put before commands that measure.
+    machine : str, optional
+        What records name as their machine; default: this processor.
     """
 
-    def __init__(self, level, models, database, folder, prefix=()):
+    program, place = "benchmarks.records", "network"  # what measures networks; where the winners were compared
+
+    def __init__(self, level, models, database, folder, prefix=(), machine=None):
         self.level, self.models, self.database, self.folder, self.prefix = level, models, database, folder, list(prefix)
+        self.machine = machine
         self.kernels = self._kernels()
 
     def _kernels(self):
         found = {}
         for name, path in self.models.items():
             for task in tasks.extract(str(path), self.level):
-                kernel = found.setdefault(task.id, Kernel(Space(task, 1)))
+                kernel = found.setdefault(task.id, Kernel(Space(task, 1, self.machine)))
                 kernel.uses[name] = len(task.layers)
         return found
 
@@ -115,12 +120,16 @@ class Maker:
         for path in self.models.values():
             bnntvm.tune(str(path), self.level, trials=trials, database=self.database)
 
-    def choose(self):
-        """The winners, by id of their kernel."""
+    def look_up(self):
+        """Fill in what the database knows of the kernels."""
         store = Store(self.database)
         for kernel in self.kernels.values():
             kernel.measured = store.measured(kernel.space)
         store.close()
+
+    def choose(self):
+        """The winners, by id of their kernel."""
+        self.look_up()
         compared = collections.defaultdict(lambda: collections.defaultdict(list))
         for name in self.models:
             for task, times in self.within(name).items():
@@ -153,7 +162,7 @@ class Maker:
             order, answer = self.folder / "jobs.json", self.folder / "results.json"
             order.write_text(json.dumps(left))
             answer.unlink(missing_ok=True)
-            command = [*self.prefix, sys.executable, "-m", "benchmarks.records", "--measure", kind, str(order), str(answer)]
+            command = [*self.prefix, sys.executable, "-m", self.program, "--measure", kind, str(order), str(answer)]
             subprocess.run(command, check=False, env=os.environ | {"TVM_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"})
             new = json.loads(answer.read_text()) if answer.exists() else {}
             attempts = 0 if new else attempts + 1
@@ -201,7 +210,7 @@ class Maker:
         for winner in winners.values():
             space = winner.kernel.space
             for schedule, seconds in zip((space.default, winner.schedule), winner.seconds):
-                store.commit(space, schedule, seconds, place="network")
+                store.commit(space, schedule, seconds, place=self.place)
         store.close()
         return folder
 
@@ -246,8 +255,8 @@ def keep_other_levels(source, target, level):
 # Measuring, in a process of its own -----------------------------------------------------------------------------------------------------
 
 
-def measure_jobs(kind, order, answer):
-    """Work through jobs until the slice is over."""
+def measure_jobs(kind, order, answer, measures=None):
+    """Work through jobs until the slice is over. ``measures``: name of a kind of job to its function."""
     import bnntvm.build  # noqa: F401  (before the first fork)
     from bnntvm.targets.tile_permission import tile_permission
 
@@ -255,7 +264,7 @@ def measure_jobs(kind, order, answer):
     results, end = {}, time.monotonic() + SLICE_SECONDS
     for name, job in json.loads(Path(order).read_text()).items():
         try:
-            results[name] = _MEASURES[kind](job)
+            results[name] = (measures or _MEASURES)[kind](job)
         except worker.Failure as failure:
             print(f"{name}: {failure}", flush=True)
             results[name] = None

@@ -163,6 +163,10 @@ class Processor:
         """Write the library."""
         link(compiled.executable, path, isa)
 
+    def link_kernels(self, functions, path, isa):
+        """Write a library of single kernels, ``functions`` by name."""
+        link(tvm.compile(tvm.IRModule(functions), target=tvm_target(isa)), path, isa)
+
     def target_facts(self, isa):
         """What the manifest says of the target beside its name, machine and flags."""
         return {}

@@ -228,7 +228,7 @@ def tune():
     help="Folder of records; a session goes on where the last one ended.",
 )
 @click.option("--trials", type=click.IntRange(0), default=1000, show_default=True, help="Candidates to measure, earlier sessions counted.")
-@click.option("--target", default="x86", show_default=True, help="x86 (this machine), or a level that `bnntvm targets` lists.")
+@click.option("--target", default="x86", show_default=True, help="x86 (this machine), cuda (its GPU), or a level of `bnntvm targets`.")
 @click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads that kernels run on while they are measured."
 )

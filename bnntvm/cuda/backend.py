@@ -78,6 +78,19 @@ class Cuda:
 
         link(compiled.executable, path, host_isa(), fpack_imports=packing.packer(compile_one))
 
+    def link_kernels(self, functions, path, isa):
+        """Write a library of single kernels, ``functions`` by name; the code of each translation unit."""
+        made = []
+
+        def compile_one(source):
+            made.append(toolchain.compile_source(source, isa.mcpu))
+            return made[-1].cubin
+
+        with packing.source_kept():
+            executable = tvm.compile(tvm.IRModule(functions), target=device_target(isa), tir_pipeline=tir_pipeline.NAME)
+        link(executable, path, host_isa(), fpack_imports=packing.packer(compile_one))
+        return made
+
     def target_facts(self, isa):
         """What the manifest's target says of the device."""
         return dict(machine="cuda", arch=isa.mcpu, least_driver=LEAST_DRIVER, needs=sorted(host_isa().needs))

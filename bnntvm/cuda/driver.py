@@ -18,7 +18,7 @@ from bnntvm.errors import BnnError, TargetError
 
 _RUNTIME, _DRIVER, _PLUGIN = "libcudart.so.13", "libcuda.so.1", "libtvm_runtime_cuda.so"
 _TO_DEVICE, _TO_HOST, _ON_DEVICE = 1, 2, 3  # cudaMemcpyKind
-_MAJOR, _MINOR = 75, 76  # cudaDevAttrComputeCapabilityMajor, Minor
+_MAJOR, _MINOR, _CACHE = 75, 76, 38  # cudaDevAttrComputeCapabilityMajor, Minor, L2CacheSize
 _NON_BLOCKING, _NO_TIMING, _THREAD_LOCAL = 1, 2, 1  # flags of streams and events, capture mode
 
 _lock = threading.Lock()
@@ -134,6 +134,17 @@ class Driver:
         self._call("cudaDeviceGetAttribute", ctypes.byref(value), number, device)
         return value.value
 
+    def name(self, device):
+        """What the driver calls a device, such as "NVIDIA H200"."""
+        driver, handle, text = ctypes.CDLL(_DRIVER), ctypes.c_int(), ctypes.create_string_buffer(256)
+        if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(handle), device) or driver.cuDeviceGetName(text, len(text), handle):
+            raise BnnError("the NVIDIA driver does not say what the device is", where=f"device {device}")
+        return text.value.decode(errors="replace")
+
+    def cache_bytes(self, device):
+        """Size of a device's second-level cache."""
+        return self._attribute(_CACHE, device)
+
     def use(self, device):
         """Make a device the calling thread's."""
         self._call("cudaSetDevice", device)
@@ -179,6 +190,27 @@ class Driver:
         self._library.cudaEventDestroy(ctypes.c_void_p(event))
         return True
 
+    def event(self):
+        """An event that takes the time."""
+        event = ctypes.c_void_p()
+        self._call("cudaEventCreate", ctypes.byref(event))
+        return event.value
+
+    def reached(self, event, stream):
+        """Let an event take the time when a stream has done what it was given so far."""
+        self._call("cudaEventRecord", ctypes.c_void_p(event), ctypes.c_void_p(stream))
+
+    def elapsed(self, first, second):
+        """Milliseconds from one event to another, which is waited for."""
+        found = ctypes.c_float()
+        self._call("cudaEventSynchronize", ctypes.c_void_p(second))
+        self._call("cudaEventElapsedTime", ctypes.byref(found), ctypes.c_void_p(first), ctypes.c_void_p(second))
+        return found.value
+
+    def drop(self, event):
+        """Free an event."""
+        self._library.cudaEventDestroy(ctypes.c_void_p(event))
+
     def upload(self, target, source, size, stream):
         """Copy host memory to the device; addresses and bytes."""
         self._copy(target, source, size, _TO_DEVICE, stream)
@@ -198,7 +230,11 @@ class Driver:
 
     def clear(self, target, size, stream):
         """Set bytes on the device to 0."""
-        self._call("cudaMemsetAsync", ctypes.c_void_p(target), 0, ctypes.c_size_t(size), ctypes.c_void_p(stream))
+        self.fill(target, 0, size, stream)
+
+    def fill(self, target, value, size, stream):
+        """Set bytes on the device to a value."""
+        self._call("cudaMemsetAsync", ctypes.c_void_p(target), value, ctypes.c_size_t(size), ctypes.c_void_p(stream))
 
     # Graphs
 

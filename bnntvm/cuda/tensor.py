@@ -111,6 +111,36 @@ def empty(shape, dtype, device):
     return allocate(ffi.Shape([int(d) for d in shape]), ffi.dtype(str(np.dtype(dtype))), ffi.device("cuda", device), None)
 
 
+def part(whole, offset, shape, dtype):
+    """A tensor in the memory of another one, from a byte on. TVM's views keep the address and an offset, which kernels do not take."""
+    ffi = runtime.ffi()
+    view = ffi.get_global_func("runtime.TVMTensorCreateView")
+    return ffi.from_dlpack(_Moved(view(whole, ffi.Shape([int(d) for d in shape]), ffi.dtype(str(np.dtype(dtype))), offset)))
+
+
+class _Moved:
+    """A view whose address is that of its first element."""
+
+    def __init__(self, view):
+        self._view = view
+
+    def __dlpack_device__(self):
+        return self._view.__dlpack_device__()
+
+    def __dlpack__(self, **_):
+        capsule = self._view.__dlpack__()
+        address = _capsule_pointer(capsule, b"dltensor")  # of a DLTensor: the data's address comes first, byte_offset at byte 40
+        data, offset = ctypes.c_uint64.from_address(address), ctypes.c_uint64.from_address(address + 40)
+        data.value, offset.value = data.value + offset.value, 0
+        return capsule
+
+
+def _capsule_pointer(capsule, name):
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    return get(capsule, name)
+
+
 def borrow(value, stream):
     """A device array of any library as a tensor of TVM's, without a copy; work of ``stream`` waits until it is complete."""
     return runtime.ffi().from_dlpack(_Capsule(value, stream))

@@ -82,11 +82,17 @@ def compile_source(code, arch):
     ToolchainError
         If there is no compiler, or it fails.
     """
+    name = required_compiler()
+    cubin, log = (_nvcc if name == "nvcc" else _nvrtc)(code, arch)
+    return Compiled(arch, cubin, parse_usage(log), name)
+
+
+def required_compiler():
+    """ "nvcc" or "nvrtc"; a ToolchainError if there is neither."""
     name = find_compiler()
     if name is None:
         raise ToolchainError("no CUDA compiler found", why="kernels for NVIDIA GPUs are compiled when a network is built", hint=_HINT)
-    cubin, log = (_nvcc if name == "nvcc" else _nvrtc)(code, arch)
-    return Compiled(arch, cubin, parse_usage(log), name)
+    return name
 
 
 def find_compiler():

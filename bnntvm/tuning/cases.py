@@ -10,8 +10,13 @@ from bnntvm.spec import WORD_BITS, words
 _INEXACT = {"exp", "log", "tanh", "sigmoid", "erf", "power", "rsqrt", "sqrt", "divide"}
 
 
-def make(task, seed=0):
+def make(task, seed=0, images=1):
     """A case of a task.
+
+    Parameters
+    ----------
+    images : int
+        How many, where the batch is dynamic.
 
     Returns
     -------
@@ -19,7 +24,7 @@ def make(task, seed=0):
         Arrays of all operands (None at the place of the weights), the canonical weights (or None), and the reference's outputs.
     """
     rng = np.random.default_rng(seed)
-    arrays = [_array(rng, task.spec, operand) for operand in task.operands]
+    arrays = [_array(rng, task.spec, operand, operand.at(images)) for operand in task.operands]
     anchor = len(arrays) - len(_inputs(task.spec))
     weights = next((a for a, o in zip(arrays, task.operands) if o.weights), None)
     _clear_signs_of_zeros(task, arrays[:anchor])
@@ -33,18 +38,25 @@ def _inputs(spec):
     return spec.epilogue.inputs if hasattr(spec, "epilogue") else ()
 
 
-def _array(rng, spec, operand):
+def _array(rng, spec, operand, shape):
     """Values of an operand: the network's where they are known, but small integers for float weights, whose sums are exact in any order."""
     if operand.weights and operand.dtype == "float32":
-        return rng.integers(-4, 4, operand.shape, endpoint=True).astype(np.float32)
+        return rng.integers(-4, 4, shape, endpoint=True).astype(np.float32)
     if operand.array is not None:
         return operand.array
     if operand.dtype == "uint32":
-        return rng.integers(0, 2**32, operand.shape, dtype=np.uint32) & _tails(spec, operand.shape[-1])
+        return rng.integers(0, 2**32, shape, dtype=np.uint32) & _tails(spec, shape[-1])
     if operand.dtype == "float32":
-        return rng.integers(-4, 4, operand.shape, endpoint=True).astype(np.float32)
+        return rng.integers(-4, 4, shape, endpoint=True).astype(np.float32)
     info = np.iinfo(operand.dtype)
-    return rng.integers(max(info.min, -128), min(info.max, 127), operand.shape, endpoint=True).astype(operand.dtype)
+    return rng.integers(max(info.min, -128), min(info.max, 127), shape, endpoint=True).astype(operand.dtype)
+
+
+def resized(operand, array, images):
+    """``array``, of an operand or output of a task that is batched, for so many images: those that it has, again and again."""
+    if array is None or not operand.batched:
+        return array
+    return array[np.arange(operand.at(images)[0]) % len(array)]
 
 
 def _tails(spec, count):

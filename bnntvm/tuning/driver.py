@@ -18,7 +18,7 @@ from tvm.s_tir.meta_schedule import _ffi_api
 from tvm.s_tir.meta_schedule.logging import get_logging_func
 
 from bnntvm.build import _resolve, tvm_target
-from bnntvm.errors import BnnError, UnsupportedError
+from bnntvm.errors import BnnError
 from bnntvm.linker import is_native
 from bnntvm.tuning import in_network, measure
 from bnntvm.tuning.features import Extractor
@@ -104,7 +104,7 @@ class Tuner:
     ----------
     tasks : list of Task
     store : Store
-    device : Local or Farm
+    device : measure.Measures
     threads : int
     deadline : float or None
         time.monotonic() at which it ends.
@@ -118,7 +118,7 @@ class Tuner:
         self.tasks, self.store, self.device, self.threads, self.deadline = tasks, store, device, threads, deadline
         self.network, self.built, self.remark = network, None, ""
         self.stop, self.interrupted, self.pressed, self.timer = threading.Event(), "", 0, None
-        self.spaces = {task.id: Space(task, threads) for task in tasks}
+        self.spaces = {task.id: Space(task, threads, device.machine) for task in tasks}
         self.progress = {name: Progress(space, store.measured(space), store.compared(space)) for name, space in self.spaces.items()}
         self.pipeline = Pipeline(store, device, self.stop)
         self.pipeline.observers.append(self._watch)
@@ -270,7 +270,8 @@ class Tuner:
                 within = self._compared_in_network(due)
         except (measure.Failure, BnnError) as error:
             self.remark = f"compared alone, not within the network: {str(error).splitlines()[0]}"
-        place = "" if within is None else f"network {time.time_ns():016x}"
+        place = self.device.place if within is None else "network"
+        place = place and f"{place} {time.time_ns():016x}"
         for progress, times in self._compared_alone(due) if within is None else within:
             yield place, progress, times
 
@@ -280,7 +281,7 @@ class Tuner:
         for progress in self.progress.values():
             default, known = progress.space.default, progress.measured
             best = sorted((s for s, t in known.items() if t < float("inf") and s != default), key=known.get)[:FINALISTS]
-            due = progress.fresh or self.network and not progress.last
+            due = progress.fresh or (self.network or self.device.place) and not progress.last
             if known.get(default, float("inf")) < float("inf") and best and due:
                 found.append((progress, [default, *best]))
         return found
@@ -348,13 +349,14 @@ def tune(
     ----------
     model : str, path, bytes or onnx.ModelProto
     target : str, dict or tvm.target.Target
-        As for :func:`bnntvm.build`.
+        As for :func:`bnntvm.build`; a GPU must be this machine's.
     trials : int
         Candidates to measure, those that the database has of this network counted: a session that was interrupted goes on.
     database : str or path
         Folder of records, made if it does not exist. Every candidate is recorded as soon as it is measured.
     threads : int
-        Threads that kernels run on while they are measured. Records for one thread serve any number, unless there are better ones.
+        Threads of a processor that kernels run on while they are measured. Records for one thread serve any number, unless there are
+        better ones.
     time_limit : float, optional
         Seconds.
     layers : str or list of str, optional
@@ -379,26 +381,22 @@ def tune(
 
     _check_installed(["cloudpickle", "psutil", *(["tornado"] if rpc else [])])
     isa = _resolve(target)
-    if isa.machine == "cuda":
-        raise UnsupportedError("schedules for GPUs are not searched yet", where=str(target), hint="the rule chooses them: bnntvm build")
     if trials < 0 or threads < 1:
         raise BnnError("trials must not be negative, threads at least 1")
     deadline = None if time_limit is None else time.monotonic() + float(time_limit)
-    tasks = _chosen(extract(model, isa, assume_nonzero=assume_nonzero, weight_tolerance=weight_tolerance), layers)
-    device = _device(isa, threads, rpc, key)
-    store = Store(database)
     options = dict(assume_nonzero=assume_nonzero, weight_tolerance=weight_tolerance)
-    network = None if rpc or layers else in_network.Network(model, isa, threads, options)
-    try:
-        with bar(trials, progress) as shown:
-            tuner = Tuner(tasks, store, device, threads, deadline, shown.note, network)
-            shown.start(tuner)
-            try:
-                return tuner.run(trials)
-            finally:
-                tuner.close()
-    finally:
-        store.close()
+    with contextlib.ExitStack() as ending:
+        device = _device(isa, threads, rpc, key)  # first: it says whether anything can be measured
+        ending.callback(device.close)
+        tasks = _chosen(extract(model, isa, **options), layers)
+        store = Store(database)
+        ending.callback(store.close)
+        network = None if layers or not device.runs_networks else in_network.Network(model, isa, threads, options)
+        shown = ending.enter_context(bar(trials, progress))
+        tuner = Tuner(tasks, store, device, threads, deadline, shown.note, network)
+        ending.callback(tuner.close)
+        shown.start(tuner)
+        return tuner.run(trials)
 
 
 def _check_installed(names):
@@ -421,6 +419,11 @@ def _chosen(tasks, layers):
 
 
 def _device(isa, threads, rpc, key):
+    """What measures."""
+    if isa.machine == "cuda":
+        from bnntvm.tuning import gpu
+
+        return gpu.checked(isa, threads, rpc)
     if rpc:
         from bnntvm.tuning.rpc import Farm
 

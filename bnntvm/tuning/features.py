@@ -2,7 +2,8 @@
 
 MetaSchedule's own features count loads, stores and arithmetic of TensorIR loops; in a popcount kernel those look the same for every tile.
 Here the features are what decides: instructions for each vector of binary multiply-accumulates, how full the registers are, what a tile
-loads for each of its sums, which of its data stay in which cache, and how much of a row is computed twice.
+loads for each of its sums, which of its data stay in which cache, and how much of a row is computed twice. What decides on a GPU
+is in :mod:`.gpu_features`.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ SLOTS = 9
 _NAMES = sorted(set(FAMILIES.values()) | {"depthwise_conv2d"})
 
 
-def _log(value):
+def log(value):
+    """Logarithm to base 2 of what is not negative."""
     return math.log2(max(float(value), 1e-3))
 
 
-def _sizes(spec, rows):
+def sizes(spec, rows):
     """(output pixels of an image, pixels of a row, output channels, multiply-accumulates of an output, bits of one operand)."""
     window = getattr(spec, "window", None)
     channels = getattr(spec, "in_channels", getattr(spec, "in_features", getattr(spec, "channels", 1)))
@@ -50,29 +52,34 @@ def _sizes(spec, rows):
 def task_features(task):
     """Features of the task alone."""
     spec, isa = task.spec, task.isa
-    pixels, row, out, depth = _sizes(spec, task.operands[0].shape[0])
+    pixels, row, out, depth = sizes(spec, task.operands[0].shape[0])
     epilogue = getattr(spec, "epilogue", None)
     ends = (len(epilogue.inputs), len(epilogue.steps), sum(o.kind == "bits" for o in epilogue.outputs)) if epilogue else (0, 0, 0)
     return [
         _NAMES.index(task.family) if task.family in _NAMES else -1, isa.lanes, isa.registers, isa.popcount == "vector",
-        _log(pixels), _log(row), _log(out), _log(depth), _log(pixels * out * depth), *ends, task.operands[0].dtype == "uint32",
+        log(pixels), log(row), log(out), log(depth), log(pixels * out * depth), *ends, task.operands[0].dtype == "uint32",
     ]  # fmt: skip
 
 
 def schedule_features(space, schedule):
     """Features of a schedule of a task."""
+    if space.task.isa.machine == "cuda":
+        from bnntvm.tuning import gpu_features
+
+        return gpu_features.of(space, schedule)
     task, own = space.task, dict(fields(schedule))
-    slots = [_number(space.values[name], value) for name, value in own.items()][:SLOTS]
+    slots = [number(space.values[name], value) for name, value in own.items()][:SLOTS]
     return slots + [-1.0] * (SLOTS - len(slots)) + _derived(task, own)
 
 
-def _number(values, value):
+def number(values, value):
+    """A field's value as a number."""
     return float(value) if isinstance(value, (int, float)) else float(values.index(value))
 
 
 def _derived(task, own):
     isa, bits = task.isa, task.operands[0].dtype == "uint32"
-    pixels, row, out, depth = _sizes(task.spec, task.operands[0].shape[0])
+    pixels, row, out, depth = sizes(task.spec, task.operands[0].shape[0])
     across = max(1, int(own.get("pixels", own.get("rows", 1))))
     down = max(1, int(own.get("vectors", own.get("words", 1) * 32 // isa.lanes if bits else 1)))
     adder = own.get("adder", "plain")
@@ -90,8 +97,8 @@ def _derived(task, own):
         1, words(out) // max(1, int(own.get("task_blocks", words(out))))
     )
     return [
-        held, (held + down + 1) / isa.registers, loads, counting, counting + loads, covered / row, _log(work * (counting + loads)),
-        tile_weights / LEVEL1_BYTES, tile_data / LEVEL1_BYTES, tile_weights * blocks / LEVEL2_BYTES, _log(tasks), _log(work / tasks),
+        held, (held + down + 1) / isa.registers, loads, counting, counting + loads, covered / row, log(work * (counting + loads)),
+        tile_weights / LEVEL1_BYTES, tile_data / LEVEL1_BYTES, tile_weights * blocks / LEVEL2_BYTES, log(tasks), log(work / tasks),
         out % (down * isa.lanes) / (down * isa.lanes),
     ]  # fmt: skip
 

@@ -26,7 +26,7 @@ from tvm.support.popen_pool import PopenWorker
 
 from bnntvm.errors import BnnError
 from bnntvm.tuning import worker
-from bnntvm.tuning.worker import Failure
+from bnntvm.tuning.worker import Failure, Stopped
 
 #: Seconds that one candidate may take to build, to run, and a task to be prepared (its reference computed) for.
 BUILD_LIMIT, MEASURE_LIMIT, PREPARE_LIMIT = 30.0, 15.0, 300.0
@@ -36,10 +36,6 @@ MEASURE_SECONDS = 0.1
 _PREFIX, _LOCK = "bnntvm-tune-", "lock"
 #: Libraries of a task that stay, beside that of its default schedule: its fastest ones are measured again in the end.
 KEPT = 8
-
-
-class Stopped(Exception):
-    """The candidate was not measured, as tuning has ended."""
 
 
 def choose_cores(threads):
@@ -124,7 +120,33 @@ class Process:
         self.worker.kill()
 
 
-class Local:
+class Measures:
+    """What measures candidates: this machine (:class:`Local`), boards (:class:`.rpc.Farm`) or a GPU (:class:`.gpu.Gpu`).
+
+    Each also has ``backlog``, whose processes build, ``build_cores``, ``measure(folder, library)`` and ``compare(candidates)``, which are
+    futures, and ``close()``.
+
+    Attributes
+    ----------
+    machine : str or None
+        What records name as their machine; None: this machine's processor.
+    images : int
+        Images of a case, where the batch is dynamic.
+    runs_networks : bool
+        Whether candidates can be compared within their network.
+    place : str
+        What records of ``compare`` have as their place; empty where its times are such as those of ``measure``.
+    """
+
+    machine, images, runs_networks, place = None, 1, False, ""
+
+    @property
+    def build_limit(self):
+        """Seconds that one candidate may take to build."""
+        return BUILD_LIMIT
+
+
+class Local(Measures):
     """Builds and measures on this machine.
 
     One process measures, and builds while nothing waits to be measured: what it measures runs alone on its cores. A second one builds
@@ -134,6 +156,8 @@ class Local:
     ----------
     threads : int
     """
+
+    runs_networks = True
 
     def __init__(self, threads):
         self.backlog = Backlog()
@@ -161,7 +185,7 @@ class Pipeline:
     ----------
     store : Store
         Gets every result at once.
-    device : Local or bnntvm.tuning.rpc.Farm
+    device : Measures
     stop : threading.Event
         What is not measured when it is set, never is.
     """
@@ -198,7 +222,7 @@ class Pipeline:
         def work(process):
             if self.stop.is_set():
                 raise Stopped
-            process.call(worker.build, folder, schedule, library, BUILD_LIMIT, PREPARE_LIMIT)
+            process.call(worker.build, folder, schedule, library, self.device.build_limit, PREPARE_LIMIT, self.device.images)
             return folder, library
 
         return self.device.backlog.add(work)

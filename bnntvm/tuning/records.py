@@ -10,8 +10,9 @@ block ``task``, beside the strings
 
 * ``bnn.task``: sixteen hexadecimal digits, see :func:`task_id`,
 * ``bnn.isa``: instruction-set level, ``bnn.threads``: threads it ran on, ``bnn.machine``: processor that measured it,
-* ``bnn.place``: ``network`` where the time is that of a call within the network, ``network 17a5...`` with the name of a comparison (later
-  ones have greater names); not there otherwise.
+* ``bnn.place``: of a record of a last comparison. ``network``: the time is that of a call within the network, ``network 17a5...`` with the
+  name of the comparison (later ones have greater names); ``device 17a5...``: in turns with the default on a GPU
+  (:mod:`.gpu_program`). Not there otherwise.
 
 So a record is complete without its workload's line. TVM's reader refuses a whole file because of one bad line; :func:`mend` takes such
 lines out first. A candidate that failed has the time 1e10, MetaSchedule's mark of failure.
@@ -70,7 +71,7 @@ class Record:
     line : list
         The parsed line.
     place : str
-        ``network ...`` where it ran within its network; empty where it ran alone.
+        Of a last comparison: ``network ...`` where it ran within its network, ``device ...`` where it took turns on a GPU.
     """
 
     task: str
@@ -83,8 +84,9 @@ class Record:
     place: str = ""
 
     @property
-    def in_network(self):
-        return self.place.startswith("network")
+    def compared(self):
+        """Whether it is of a last comparison."""
+        return bool(self.place)
 
     @property
     def failed(self):
@@ -106,7 +108,12 @@ def encode(name, values):
 def decode(key, number):
     """Name and value of a schedule's field from its annotation."""
     name, _, values = key.removeprefix("bnn.field.").partition(":")
-    return name, json.loads(values.split("|")[number]) if values else number
+    return name, _frozen(json.loads(values.split("|")[number])) if values else number
+
+
+def _frozen(value):
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def parse(line):
@@ -334,8 +341,8 @@ def by_task(found):
 def times(schedules):
     """Schedule -> seconds of a task's schedules. The last record counts: the finalists are measured again, beside the default.
 
-    A schedule that failed once is left out. Where some ran within the network, only the last such comparison counts: kernels that run
-    alone, or on another day, take another time.
+    A schedule that failed once is left out. Where some were compared within the network, or on a GPU, only the last such comparison counts:
+    kernels that run alone, or on another day, take another time.
     """
     sound = {s: r for s, r in schedules.items() if not any(one.failed for one in r)}
     last = max((one.place for r in sound.values() for one in r), default="")

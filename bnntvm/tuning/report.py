@@ -88,7 +88,7 @@ def summarise(folder):
 
 def _summary(key, own, name):
     curve, best = [], float("inf")
-    for record in (one for one in own if not one.in_network):
+    for record in (one for one in own if not one.compared):
         best = min(best, record.time if not record.failed else float("inf"))
         curve.append(best * 1e6)
     by_schedule = next(iter(records.by_task(own).values()))

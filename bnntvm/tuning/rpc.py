@@ -25,7 +25,7 @@ from tvm.support.popen_pool import PopenPoolExecutor
 from bnntvm.errors import BnnError
 from bnntvm.remote.client import boards, parse_address
 from bnntvm.tuning import worker
-from bnntvm.tuning.measure import Backlog, Process, Stopped
+from bnntvm.tuning.measure import Backlog, Measures, Process, Stopped
 from bnntvm.tuning.worker import Failure
 
 #: Boards that may lose a candidate before it is taken for one that crashes them.
@@ -97,7 +97,7 @@ def _there(address, key, work):
         raise ConnectionError(str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__) from None
 
 
-class Farm:
+class Farm(Measures):
     """Measures on all boards of a key.
 
     Parameters

@@ -18,6 +18,7 @@ from tvm.s_tir import meta_schedule as ms
 
 from bnntvm.targets.isa import host_facts
 from bnntvm.tuning.records import decode, encode
+from bnntvm.tuning.workload import made_of
 
 
 def workload_module(key):
@@ -59,18 +60,22 @@ class Space:
     ----------
     task : Task
     threads : int
+    machine : str, optional
+        What measures; default: this machine's processor.
+
+    A family may have schedules of several classes, one for each way in which it computes: a candidate then has the fields of its own.
     """
 
-    def __init__(self, task, threads):
-        self.task, self.threads = task, threads
+    def __init__(self, task, threads, machine=None):
+        self.task, self.threads, self.machine = task, threads, machine or processor()
         self.schedules = schedules(task, threads)
         self.default = self.schedules[0]
-        self.values = {name: self._values(name) for name, _ in fields(self.default)}
+        self.values = {name: self._values(name) for name in dict.fromkeys(n for s in self.schedules for n, _ in fields(s))}
         self.module = workload_module(task.key)
-        self.by_fields = {fields(s): s for s in self.schedules}
+        self.by_fields = {frozenset(fields(s)): s for s in self.schedules}
 
     def _values(self, name):
-        values = dict.fromkeys(getattr(s, name) for s in self.schedules)
+        values = dict.fromkeys(getattr(s, name) for s in self.schedules if hasattr(s, name))
         return sorted(values) if all(type(v) is int for v in values) else list(values)
 
     def trace(self, schedule, place=""):
@@ -82,7 +87,7 @@ class Space:
         """
         made = s_tir.Schedule(self.module)
         block = made.get_sblock("task")
-        texts = dict(task=self.task.id, isa=self.task.isa.name, threads=self.threads, machine=machine())
+        texts = dict(task=self.task.id, isa=self.task.isa.name, threads=self.threads, machine=self.machine)
         for name, value in (texts | ({"place": place} if place else {})).items():
             made.annotate(block, f"bnn.{name}", value)
         for name, value in fields(schedule):
@@ -98,24 +103,20 @@ class Space:
             if key.startswith("bnn.field."):
                 name, value = decode(key, int(number))
                 found[name] = value
-        return self.by_fields[tuple((name, found[name]) for name, _ in fields(self.default))]
+        return self.by_fields[frozenset(found.items())]
 
     def schedule_from(self, values):
         """The schedule with these fields, those that it lacks at their defaults; None if it is not in the space (any more)."""
-        try:
-            schedule = type(self.default)(**values)
-        except TypeError:  # fields of another version
-            return None
-        return schedule if fields(schedule) in self.by_fields else None
+        return made_of(values, self.schedules)
 
     def neighbours(self, schedule):
         """Schedules that differ from ``schedule`` in one field."""
         own = fields(schedule)
-        return [s for s in self.schedules if sum(a != b for a, b in zip(own, fields(s))) == 1]
+        return [s for s in self.schedules if type(s) is type(schedule) and sum(a != b for a, b in zip(own, fields(s))) == 1]
 
 
 @functools.lru_cache(maxsize=1)
-def machine():
+def processor():
     """The processor that measures: its name and, as names of virtual machines say little, its family, model and stepping."""
     facts = host_facts()
     if "model name" not in facts:

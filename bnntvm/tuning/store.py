@@ -49,7 +49,7 @@ class Store:
     def measured(self, space):
         """Schedule -> seconds of a space's schedules that were measured alone before; infinite for those that failed."""
         known = self.known.get((space.task.id, space.task.isa.name, space.threads), {})
-        found = {space.schedule_from(dict(own)): [r for r in results if not r.in_network] for own, results in known.items()}
+        found = {space.schedule_from(dict(own)): [r for r in results if not r.compared] for own, results in known.items()}
         found = {s: results for s, results in found.items() if s is not None and results}
         return {s: float("inf") if any(r.failed for r in results) else results[-1].time for s, results in found.items()}
 
@@ -98,7 +98,7 @@ class Store:
     def compared(self, space):
         """Schedule -> seconds of the last comparison within the network; empty where there was none."""
         known = self.known.get((space.task.id, space.task.isa.name, space.threads), {})
-        within = {own: results for own, results in known.items() if any(r.in_network for r in results)}
+        within = {own: results for own, results in known.items() if any(r.compared for r in results)}
         found = {space.schedule_from(dict(own)): seconds for own, seconds in records.times(within).items()} if within else {}
         return {s: seconds for s, seconds in found.items() if s is not None}
 

@@ -25,6 +25,10 @@ class Failure(Exception):
     """A candidate did not build, crashed, hung, or computed something wrong. The message says which."""
 
 
+class Stopped(Exception):
+    """The candidate was not measured, as tuning has ended."""
+
+
 def isolated(function, *args, limit):
     """Result of ``function(*args)``, computed in a forked process.
 
@@ -115,19 +119,19 @@ def start(cores, threads):
     tvm.compile(tvm.IRModule({"kernel": block}), target=tvm.target.Target({"kind": "llvm"}))
 
 
-def prepare(folder, limit):
+def prepare(folder, limit, images=1):
     """Compute the case of the task in ``folder``/task.pickle and write it there, once: another process may be about to, too."""
     with open(pathlib.Path(folder, "case.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not pathlib.Path(folder, "case.pickle").exists():
-            isolated(_prepare, folder, limit=limit)
+            isolated(_prepare, folder, images, limit=limit)
 
 
-def _prepare(folder):
+def _prepare(folder, images):
     from bnntvm.tuning import cases
 
     task = pickle.loads(pathlib.Path(folder, "task.pickle").read_bytes())
-    operands, weights, expected = cases.make(task)
+    operands, weights, expected = cases.make(task, images=images)
     pathlib.Path(folder, "case.new").write_bytes(pickle.dumps((task, operands, weights, expected), protocol=5))
     pathlib.Path(folder, "case.new").replace(pathlib.Path(folder, "case.pickle"))
 
@@ -137,7 +141,7 @@ def load(folder):
     return pickle.loads(pathlib.Path(folder, "case.pickle").read_bytes())
 
 
-def build(folder, schedule, library, limit, case_limit):
+def build(folder, schedule, library, limit, case_limit, images=1):
     """Build a candidate.
 
     Parameters
@@ -149,21 +153,19 @@ def build(folder, schedule, library, limit, case_limit):
         Shared library to write; the weights in this schedule's layout go beside it, as .npy.
     limit, case_limit : float
         Seconds that building may take, and preparing the task before its first candidate.
+    images : int
+        What the task's data have, where the batch is dynamic.
     """
-    prepare(folder, case_limit)
+    prepare(folder, case_limit, images)
     isolated(_build, folder, schedule, library, limit=limit)
 
 
 def _build(folder, schedule, library):
-    import tvm
-
-    from bnntvm.build import tvm_target
-    from bnntvm.linker import link
+    from bnntvm.build import backend_of
 
     task, _, weights, _ = load(folder)
     function = task.module.build(task.spec, schedule, task.isa).with_attr("global_symbol", "kernel")
-    compiled = tvm.compile(tvm.IRModule({"kernel": function}), target=tvm_target(task.isa))
-    link(compiled, pathlib.Path(library), task.isa)
+    backend_of(task.isa).link_kernels({"kernel": function}, pathlib.Path(library), task.isa)
     if weights is not None:
         np.save(library + ".npy", task.module.pack_weights(task.spec, schedule, task.isa, weights))
 
@@ -211,10 +213,32 @@ class Here:
         tensor.copyfrom(array)
         return tensor
 
+    def sized(self, task, operands, expected):
+        """Operands and expected outputs of what is measured, which is what the case has."""
+        return operands, expected
+
+    def call(self, module, tensors):
+        """Run a loaded candidate once."""
+        module["kernel"](*tensors)
+
+    def read(self, tensor):
+        """A tensor's contents."""
+        return tensor.numpy()
+
+    def write(self, tensor, array):
+        """Change a tensor's contents."""
+        tensor.copyfrom(array)
+
+    def timer(self, module, repeat):
+        """Function of tensors: the seconds of ``repeat`` single runs, the caches before each as in a network."""
+        evaluate = module.time_evaluator("kernel", self.device, number=1, repeat=repeat, f_preproc=self.between)
+        return lambda *tensors: evaluate(*tensors).results
+
 
 def place(where, folder, library):
     """(task, operands and outputs between guards, expected outputs) of a candidate."""
     task, operands, weights, expected = load(folder)
+    operands, expected = where.sized(task, operands, expected)
     packed = None if weights is None else np.load(library + ".npy")
     tensors = [
         where.place(np.ascontiguousarray(packed if operand.weights else array), "input" if operand.array is None else "constant")
@@ -235,22 +259,17 @@ def _samples(seconds):
 def _repeats(module, where, tensors, seconds):
     """Single runs that fit in ``seconds``."""
     start = time.perf_counter()
-    _timer(module, where, 3)(*tensors)
+    where.timer(module, 3)(*tensors)
     return min(MOST_RUNS, max(SAMPLES, int(seconds * 4 / (time.perf_counter() - start))))
 
 
-def _timer(module, where, repeat):
-    """Times ``repeat`` single runs, the caches before each as in a network."""
-    return module.time_evaluator("kernel", where.device, number=1, repeat=repeat, f_preproc=where.between)
-
-
-def _clear_mask(task, tensors):
+def _clear_mask(task, where, tensors):
     """Data without zeros, to time the way that networks take."""
     from bnntvm.tuning import cases
 
     mask = cases.mask_of_zeros(task)
     if mask is not None:
-        tensors[mask].copyfrom(np.zeros(task.operands[mask].shape, "uint32"))
+        where.write(tensors[mask], np.zeros(tuple(map(int, tensors[mask].shape)), "uint32"))
 
 
 def check_and_time(module, where, folder, library, seconds):
@@ -258,15 +277,15 @@ def check_and_time(module, where, folder, library, seconds):
     from bnntvm.tuning import cases
 
     task, tensors, expected = place(where, folder, library)
-    module["kernel"](*tensors)
-    wrong = cases.differs(task, [t.numpy() for t in tensors[-len(expected) :]], expected)
+    where.call(module, tensors)
+    wrong = cases.differs(task, [where.read(t) for t in tensors[-len(expected) :]], expected)
     if wrong:
         raise Failure(f"wrong result: {wrong}")
     fault = where.fault()
     if fault:
         raise Failure(f"wrong result: {fault}")
-    _clear_mask(task, tensors)
-    return _samples(_timer(module, where, _repeats(module, where, tensors, seconds))(*tensors).results)
+    _clear_mask(task, where, tensors)
+    return _samples(where.timer(module, _repeats(module, where, tensors, seconds))(*tensors))
 
 
 def compare(candidates, limit, seconds):
@@ -296,10 +315,10 @@ def take_turns(candidates, where, seconds):
     ready = []
     for module, folder, library in candidates:
         task, tensors, _ = place(where, folder, library)
-        _clear_mask(task, tensors)
+        _clear_mask(task, where, tensors)
         runs = -(-_repeats(module, where, tensors, seconds) // SAMPLES)
-        ready.append((_timer(module, where, runs), tensors, []))
+        ready.append((where.timer(module, runs), tensors, []))
     for _ in range(SAMPLES):
         for timer, tensors, samples in ready:
-            samples += timer(*tensors).results
+            samples += timer(*tensors)
     return [_samples(samples) for *_, samples in ready]

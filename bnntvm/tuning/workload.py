@@ -6,6 +6,7 @@ training, are left out of the key, and so are names and positions.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import operator
@@ -66,9 +67,9 @@ def _default(field):
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def rows_of(shape):
-    """Extent of a shape's first dimension where every dynamic dimension is 1."""
-    return shape[0] if isinstance(shape[0], int) else _extent(shape[0])
+def rows_of(shape, images=1):
+    """Extent of a shape's first dimension where every dynamic dimension is ``images``."""
+    return shape[0] if isinstance(shape[0], int) else _extent(shape[0], images)
 
 
 #: What dimensions are made of. TVM 0.27 exposes no visitor of scalar expressions to Python.
@@ -78,12 +79,12 @@ _ARITHMETIC = {
 }  # fmt: skip
 
 
-def _extent(expr):
+def _extent(expr, images):
     if isinstance(expr, tirx.IntImm):
         return int(expr.value)
     if isinstance(expr, tirx.Var):
-        return 1
-    return _ARITHMETIC[type(expr)](_extent(expr.a), _extent(expr.b))
+        return images
+    return _ARITHMETIC[type(expr)](_extent(expr.a, images), _extent(expr.b, images))
 
 
 def chooser(tuning, threads):
@@ -137,14 +138,21 @@ def tuned_schedule(tuned, threads, family, spec, isa, rows):
 
     def valid(fields):
         nonlocal space
-        space = set(family.space(spec, isa)) if space is None else space
-        try:
-            schedule = type(default)(**fields)
-        except TypeError:  # fields of another version
-            return None
-        return schedule if schedule == default or schedule in space else None
+        space = {default, *family.space(spec, isa)} if space is None else space
+        return made_of(fields, space)
 
     return tuned.schedule(task_id(key_of(family, spec, rows)), levels(isa), threads, valid, default, isa.vendor)
+
+
+def made_of(values, space):
+    """The schedule of ``space``, whose schedules may be of several classes, with these fields; those that it lacks are at their defaults.
+    None if there is none (any more)."""
+    for kind in dict.fromkeys(map(type, space)):
+        with contextlib.suppress(TypeError):  # fields of another class, or of another version
+            made = kind(**values)
+            if made in space:
+                return made
+    return None
 
 
 def levels(isa):

@@ -208,6 +208,60 @@ def space(spec, isa):
     return list(dict.fromkeys(found))
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What a block of a tensor-core kernel takes, and what it does.
+
+    Attributes
+    ----------
+    threads, shared_bytes : int
+    sums : int
+        Accumulators of a thread that multiplies.
+    rows, columns : int
+        Of the tile: pixels and output channels.
+    column_tiles : int
+        Of all groups.
+    steps : int
+        Slabs that the block multiplies for a tile, all passes counted.
+    fetched_bytes : int
+        Of a slab, that pass through the ring: of data, and of weights unless they are resident.
+    ahead_bytes : int
+        Of the stages of the ring.
+    split : int
+        Blocks that share a tile.
+    """
+
+    threads: int
+    shared_bytes: int
+    sums: int
+    rows: int
+    columns: int
+    column_tiles: int
+    steps: int
+    fetched_bytes: int
+    ahead_bytes: int
+    split: int
+
+
+def footprints(spec, schedule, isa):
+    """Of a schedule for tensor cores: ``(footprint, most rows)``, those of kernels for few rows first; None: any number."""
+    layer, found = Layer.of(spec), []
+    for wanted, of in ((schedule.few, _few_rows), (schedule.split > 1, _split_rows)):
+        if wanted:
+            limit, own = of(layer, schedule, isa)
+            found.insert(0, (_footprint(layer, _kernel(layer, own, isa, "", schedule.columns, own.split)), limit))
+    return [*found, (_footprint(layer, _kernel(layer, schedule, isa, "")), None)]
+
+
+def _footprint(layer, kernel):
+    shape, split = kernel.shape, getattr(kernel, "split", 1)
+    return Footprint(
+        kernel.threads, 4 * kernel.shared_words, kernel.sums_of_thread, shape.rows, shape.columns, shape.column_tiles * layer.groups,
+        -(-shape.slabs // split) * len(kernel.passes), 4 * shape.stage_words, 4 * shape.stage_words * shape.stages,
+        split,
+    )  # fmt: skip
+
+
 def pack_weights(spec, schedule, isa, weights):
     """Weights in the kernel's layout, with the constants that belong to them; ``weights`` is uint32[Q', O, kh, kw, words]."""
     layer = Layer.of(spec)

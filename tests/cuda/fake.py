@@ -103,9 +103,13 @@ class Fake:
 
     def compile_source(self, code, arch):
         """In the place of :func:`bnntvm.cuda.toolchain.compile_source`: no machine code, but the source is remembered."""
-        for entry in re.finditer(r"__global__ void [^(]*\([0-9, ]+\) (\w+)\(([^)]*)\) \{", code):
-            self.sources[entry[1]] = entry[2]
+        self.sources |= parameters_of(code)
         return toolchain.Compiled(arch, b"\x7fELF" + struct.pack("<I", len(code)) + bytes(64), {}, "none")
+
+
+def parameters_of(code):
+    """Kernel -> its parameters as CUDA C++ declares them."""
+    return {entry[1]: entry[2] for entry in re.finditer(r"__global__ void [^(]*\([0-9, ]+\) (\w+)\(([^)]*)\) \{", code)}
 
 
 def toolchain_parameters(sources, name):

@@ -1,6 +1,7 @@
 """What a network does on a device, on one that is not there (:mod:`tests.cuda.fake`): ``python -m tests.cuda.run_time``."""
 
 import contextlib
+import ctypes
 import os
 import pathlib
 import sys
@@ -11,7 +12,8 @@ import numpy as np
 
 import bnntvm
 from bnntvm.cuda import toolchain
-from bnntvm.cuda.tensor import DeviceArray, empty
+from bnntvm.cuda.device import Device, Stopwatch
+from bnntvm.cuda.tensor import DeviceArray, empty, part
 from bnntvm.schedules.cuda import finite
 from tests.cuda.fake import Fake
 from tests.cuda.network import Network
@@ -165,8 +167,6 @@ class _OnHost:
         return 1, 0
 
     def __dlpack__(self, **options):
-        import ctypes
-
         capsule = self.array.__dlpack__(stream=1)
         get = ctypes.pythonapi.PyCapsule_GetPointer
         get.restype, get.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
@@ -239,12 +239,34 @@ def artefact(session):
         driver.load().capability.cache_clear()
 
 
+def single_kernels(session):
+    """A part of a tensor has an address of its own; events take the device's time."""
+    device, pass_time = Device(), session.fake.libraries[1].pass_time
+    pass_time.argtypes = [ctypes.c_double]
+    numbers = np.arange(48, dtype=np.float32)
+    whole = device.upload(numbers)
+    piece = part(whole, 64, (4, 8), "float32")
+    assert piece.data_ptr() == whole.data_ptr() + 64
+    del whole
+    np.testing.assert_array_equal(device.download(piece), numbers[16:].reshape(4, 8))
+    watch = Stopwatch(device)
+    pass_time(1.0)
+    with watch.running():
+        pass_time(2.5)
+    pass_time(4.0)
+    assert watch.read() == 2.5
+    assert device.milliseconds(lambda: None) == 0 and device.driver.name(0) == "a device that is not there"
+    recorded, calls = session.fake.recorded, []
+    device.milliseconds(lambda: calls.append(0), count=3, repeat=2)
+    assert session.fake.recorded == recorded + 1 and len(calls) == 4, "once, then recorded three times"
+
+
 def _setenv(name, value):
     """C's getenv sees it."""
     os.environ[name] = value
 
 
-CHECKS = (host_arrays, batches, not_finite, device_arrays, wrong_arrays, threads, artefact)
+CHECKS = (host_arrays, batches, not_finite, device_arrays, wrong_arrays, threads, artefact, single_kernels)
 
 
 def main():

@@ -69,3 +69,20 @@ def test_arrays_of_pytorch():
     there[3, 0, 2, 2] = float("nan")
     with pytest.raises(bnntvm.InputError, match="not finite"):
         module.run({"image": there})
+
+
+def test_tuning(tmp_path):
+    """A short session: nothing that is offered fails, records name the device, and a network built with them computes the same."""
+    pytest.importorskip("cloudpickle")
+    from bnntvm.cuda import driver
+    from bnntvm.tuning import records
+
+    result = bnntvm.tune(DIGITS_LIKE[0], target="cuda", trials=24, database=tmp_path / "db", progress=False)
+    found, bad = records.read(tmp_path / "db")
+    assert (result.measured, result.failed, bad) == (24, 0, []), (tmp_path / "db" / "failures.json").read_text()
+    assert {r.machine for r in found} == {driver.load().name(0)} and any(r.compared for r in found)
+    tuned = bnntvm.build(DIGITS_LIKE[0], target="cuda", tuning=tmp_path / "db")
+    plain = bnntvm.build(DIGITS_LIKE[0], target="cuda", tuning=False)
+    feed = plain.random_feed(batch=3)
+    for name, expected in plain.run(feed).items():
+        np.testing.assert_allclose(tuned.run(feed)[name], expected, atol=1e-4)

@@ -63,7 +63,7 @@ def test_networks_for_processors_load_nothing_of_cuda(tmp_path):
 
 def test_the_run_time_files_need_no_compiler():
     code = (
-        "import sys, bnntvm.cuda.module, bnntvm.cuda.driver, bnntvm.cuda.runtime, bnntvm.cuda.tensor;"
+        "import sys, bnntvm.cuda.module, bnntvm.cuda.driver, bnntvm.cuda.runtime, bnntvm.cuda.tensor, bnntvm.cuda.device;"
         "assert not {'tvm', 'onnx', 'torch'} & set(sys.modules), sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -125,7 +125,7 @@ def test_a_turn_that_crashes_is_a_failure(model, tasks, tmp_path):
 def test_a_session_ends_with_a_comparison_in_the_network(model, tasks, tmp_path):
     result = bnntvm.tune(model, trials=len(tasks) + 8, database=tmp_path, progress=False)
     found = records.by_task(records.read(tmp_path)[0])
-    compared = {task: [r for own in schedules.values() for r in own if r.in_network] for (task, *_), schedules in found.items()}
+    compared = {task: [r for own in schedules.values() for r in own if r.compared] for (task, *_), schedules in found.items()}
     compared = {task: own for task, own in compared.items() if own}
     assert compared and all(2 <= len(own) <= 1 + in_network.STAY for own in compared.values())
     for row in result.rows:

@@ -281,7 +281,7 @@ def test_shipped_records_are_compared_with_the_default_of_today(tmp_path, monkey
 def test_shipped_records_of_another_maker(tmp_path, monkeypatch):
     """Whoever names a processor gets the package's records of its maker; a level's name means all that have the level."""
     default, first = Space(CONV, 1).schedules[:2]
-    monkeypatch.setattr("bnntvm.tuning.space.machine", lambda: "Intel(R) Xeon(R) Processor (6/207/2)")
+    monkeypatch.setattr("bnntvm.tuning.space.processor", lambda: "Intel(R) Xeon(R) Processor (6/207/2)")
     commit(tmp_path, (default, [9e-4]), (first, [8e-4]))
     monkeypatch.setattr(records, "shipped", lambda: tmp_path)
 
