@@ -7,7 +7,9 @@ and errors to standard error. Only what a command needs is imported, so that ``-
 import contextlib
 import json
 import pathlib
+import signal
 import sys
+import threading
 import time
 
 import click
@@ -33,11 +35,34 @@ class _Group(click.Group):
     """A group whose commands report a BnnError as a message and exit status 1."""
 
     def invoke(self, context):
+        pressed = _notice_ctrl_c()
+        if context.parent is None:
+            pressed.clear()
         try:
             return super().invoke(context)
-        except BnnError as error:
+        except Exception as error:
+            if pressed:  # what TVM, or whoever called it, has made of the KeyboardInterrupt that went through its code
+                raise KeyboardInterrupt from None
+            if not isinstance(error, BnnError):
+                raise
             click.echo(f"error: {error}", err=True)
             context.exit(1)
+
+
+def _notice_ctrl_c():
+    """A list that is not empty any more once Ctrl-C has been pressed, which raises KeyboardInterrupt as before."""
+    before = signal.getsignal(signal.SIGINT)
+    if hasattr(before, "pressed"):
+        return before.pressed
+
+    def handle(number, frame):
+        handle.pressed.append(number)
+        signal.default_int_handler(number, frame)
+
+    handle.pressed = []
+    if threading.current_thread() is threading.main_thread() and before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, handle)
+    return handle.pressed
 
 
 @click.group(cls=_Group, epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

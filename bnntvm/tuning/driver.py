@@ -20,6 +20,7 @@ from tvm.s_tir.meta_schedule.logging import get_logging_func
 from bnntvm.build import _resolve, tvm_target
 from bnntvm.errors import BnnError
 from bnntvm.linker import is_native
+from bnntvm.runtime import usable_cpus
 from bnntvm.tuning import in_network, measure
 from bnntvm.tuning.features import Extractor
 from bnntvm.tuning.measure import Local, Pipeline
@@ -430,6 +431,9 @@ def _device(isa, threads, rpc, key):
         return Farm(rpc, key, threads)
     from bnntvm.targets.x86 import host_flags
 
+    if threads > usable_cpus():
+        why = f"{usable_cpus()} processors may be used here"
+        raise BnnError(f"kernels cannot be measured on {threads} threads", why=why, hint="give a smaller number of threads")
     if not (is_native(isa) and isa.needs <= host_flags()):
         raise BnnError(
             "candidates for this target cannot run here", where=isa.name,

@@ -15,6 +15,7 @@ import os
 import pathlib
 import pickle
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -24,7 +25,7 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 from tvm.support.popen_pool import PopenWorker
 
-from bnntvm.errors import BnnError
+from bnntvm.errors import BnnError, ToolchainError
 from bnntvm.tuning import worker
 from bnntvm.tuning.worker import Failure, Stopped
 
@@ -34,6 +35,8 @@ BUILD_LIMIT, MEASURE_LIMIT, PREPARE_LIMIT = 30.0, 15.0, 300.0
 MEASURE_SECONDS = 0.1
 #: Beginning of the name of a session's folder, and the file in it that is locked while it lives.
 _PREFIX, _LOCK = "bnntvm-tune-", "lock"
+#: Bytes that must be free where candidates are built.
+LEAST_ROOM = 64 << 20
 #: Libraries of a task that stay, beside that of its default schedule: its fastest ones are measured again in the end.
 KEPT = 8
 
@@ -86,6 +89,8 @@ class Process:
         return self.backlog.put(self.jobs, lambda process: process.call(function, *args))
 
     def _serve(self):
+        # A process that this thread starts inherits the mask: Ctrl-C, which a terminal sends to all, is the tuner's to answer.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         while (job := self._next()) is not None:
             future, work = job
             try:
@@ -106,8 +111,8 @@ class Process:
         try:
             self.worker.send(worker.answer, (function, *args))
             good, value = self.worker.recv()
-        except (ChildProcessError, EOFError) as error:
-            raise Failure("the tuner's process died") from error
+        except (ChildProcessError, EOFError) as error:  # not the candidate's doing: that runs in a process of its own
+            raise Stopped("the tuner's process died") from error
         if not good:
             raise Failure(value)
         return value
@@ -117,7 +122,8 @@ class Process:
         with self.backlog.changed:
             self.closed = True
             self.backlog.changed.notify_all()
-        self.worker.kill()
+        with contextlib.suppress(AttributeError, OSError):  # its own thread may be about to kill it, too
+            self.worker.kill()
 
 
 class Measures:
@@ -222,10 +228,20 @@ class Pipeline:
         def work(process):
             if self.stop.is_set():
                 raise Stopped
+            self._check_room()
             process.call(worker.build, folder, schedule, library, self.device.build_limit, PREPARE_LIMIT, self.device.images)
             return folder, library
 
         return self.device.backlog.add(work)
+
+    def _check_room(self):
+        """What a compiler cannot write is no candidate's fault."""
+        free = shutil.disk_usage(self.folder).free
+        if free < LEAST_ROOM:
+            raise ToolchainError(
+                "too little room for temporary files", where=str(self.folder.parent), why=f"{free >> 10} kB are free",
+                hint="make room, or point TMPDIR at another folder, and tune again: what was measured is kept",
+            )  # fmt: skip
 
     def build_network(self, network):
         """Future of a :class:`bnntvm.tuning.in_network.Network` that is built."""

@@ -21,7 +21,7 @@ class _Collector(Lower):
 
     def __init__(self, isa):
         super().__init__(isa)
-        self.tasks, self.names = {}, {}  # by id; id of every kernel, by its name
+        self.tasks, self.names = {}, {}  # by id; ids of what every kernel computes, by its name
 
     def call(self, spec, operands, types, weights, layer=None):
         family = families.of(spec, self.isa)
@@ -34,7 +34,7 @@ class _Collector(Lower):
             self.tasks[name] = Task(name, key, family_name(family), spec, self.isa, seen, outputs)
         out = super().call(spec, operands, types, weights, layer)
         self.tasks[name].layers.append(layer or f"{family_name(family)} {len(self.tasks[name].layers)}")
-        self.names[self.cache[spec, self.choose(family, spec, self.isa, shape)][1].name] = name
+        self.names.setdefault(self.cache[spec, self.choose(family, spec, self.isa, shape)][1].name, set()).add(name)
         return out
 
 
@@ -72,5 +72,6 @@ def extract(model, isa, *, assume_nonzero=False, weight_tolerance=0.0):
     collector = _Collector(isa)
     # What a kernel reads in another order than it was made in leaves a transpose that nothing reads.
     main = relax.transform.DeadCodeElimination()(collector.run(mod))["main"]
-    live = {collector.names.get(b.value.args[0].name_hint) for b in bindings(main) if op_name(b.value) == "relax.call_tir"}
+    called = [b.value.args[0].name_hint for b in bindings(main) if op_name(b.value) == "relax.call_tir"]
+    live = set().union(*(collector.names.get(kernel, ()) for kernel in called))
     return [task for name, task in collector.tasks.items() if name in live]

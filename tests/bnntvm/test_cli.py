@@ -1,9 +1,12 @@
 """The command line: what it prints, where, and its exit status."""
 
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -163,3 +166,22 @@ def test_on_a_board(tmp_path):
         assert invoke("bench", net, "--compare", *board).exit_code == 2
         result = invoke("run", net, "--random", "--rpc", address, "--key", "other")
         assert result.exit_code == 1 and "no board of this key" in result.output
+
+
+def test_ctrl_c_is_no_error_of_the_network(monkeypatch, tmp_path):
+    """TVM makes other errors of a KeyboardInterrupt that goes through its code, and a build makes a message of those."""
+
+    def interrupted(*_args, **_options):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise bnntvm.UnsupportedError("the network could not be compiled") from None
+
+    monkeypatch.setattr(bnntvm, "build", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = CliRunner().invoke(main, ["build", str(DIGITS), "-o", str(tmp_path / "net.bnn")])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert result.exit_code == 1 and "Aborted" in result.output and "compiled" not in result.output

@@ -15,7 +15,7 @@ import pytest
 import bnntvm
 from benchmarks.layers import Layer
 from bnntvm.targets import x86
-from bnntvm.tuning import records
+from bnntvm.tuning import measure, records
 from bnntvm.tuning.driver import Tuner
 from bnntvm.tuning.measure import Pipeline
 from bnntvm.tuning.space import Space, fields
@@ -116,12 +116,26 @@ def test_folders_of_killed_sessions_are_removed(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"bnntvm-tune-starting", "other"}
 
 
+def test_what_the_machine_lacks_is_no_fault_of_a_candidate(model, tmp_path, monkeypatch):
+    """A full disk ends the session with a message, a dead process its candidate; neither is recorded."""
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "LEAST_ROOM", 1 << 60)
+        with pytest.raises(bnntvm.BnnError, match="too little room"):
+            bnntvm.tune(str(model), trials=12, database=tmp_path, progress=False)
+    process = measure.Process([], 1, measure.Backlog())
+    with pytest.raises(measure.Stopped, match="died"):
+        process.submit(os._exit, 1).result()
+    process.close()
+    assert not lines(tmp_path) and not (tmp_path / "failures.json").exists()
+
+
 def test_bad_arguments(model, tmp_path):
     for options, message in (
         (dict(layers="no such layer"), "no kernel is called like this"),
         (dict(rpc="nowhere"), "which boards"),
         (dict(rpc="nowhere", key="k"), "not host:port"),
         (dict(trials=-1), "must not be negative"),
+        (dict(threads=100000), "cannot be measured on 100000 threads"),
     ):
         with pytest.raises(bnntvm.BnnError, match=message):
             bnntvm.tune(str(model), database=tmp_path, progress=False, **options)

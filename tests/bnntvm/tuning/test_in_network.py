@@ -4,8 +4,9 @@ import pickle
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import bnntvm
 from benchmarks.layers import Layer
@@ -202,3 +203,18 @@ def test_a_database_in_use_is_not_merged_into(tasks, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(bnntvm.BnnError, match="cannot be written"):
         records.merge([tmp_path / "a"], tmp_path / "file")
+
+
+def test_one_layer_at_two_sizes_is_two_tasks(pipeline):
+    """One kernel computes both; within the network each call is timed for its own task."""
+    weights = np.where(np.random.default_rng(0).random((64, 32)) < 0.5, -1, 1).astype(np.float32)
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, 64]) for name, rows in (("a", 1), ("b", 17))]
+    outputs = [helper.make_tensor_value_info(f"y{name}", TensorProto.FLOAT, [rows, 32]) for name, rows in (("a", 1), ("b", 17))]
+    nodes = [node for name in "ab" for node in (helper.make_node("Sign", [name], [f"s{name}"]),
+                                                helper.make_node("MatMul", [f"s{name}", "w"], [f"y{name}"]))]  # fmt: skip
+    graph = helper.make_graph(nodes, "two sizes", inputs, outputs, [numpy_helper.from_array(weights, "w")])
+    two = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    spaces = [Space(task, 1) for task in extract(two, ISA) if task.family == "binary_dense"]
+    assert sorted(space.task.operands[0].shape[0] for space in spaces) == [1, 17]
+    found = in_network.compare_schedules(pipeline.build_network(Network(two, ISA, 1, {})), pipeline, [(s, s.schedules[:2]) for s in spaces])
+    assert {task: set(own) for task, own in found.items()} == {s.task.id: set(s.schedules[:2]) for s in spaces}
