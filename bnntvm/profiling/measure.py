@@ -81,6 +81,11 @@ def _medians(runs):
     return names, runs, [statistics.median(run[i][2] - run[i][1] for run in runs) for i in range(len(names))]
 
 
+def noted(kernel):
+    """A kernel's name as far as the probe notes it."""
+    return kernel[: _Record.name.size - 1]
+
+
 def records(probe):
     """What the probe noted since it was reset: its own memory, and it is reset.
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from bnntvm.errors import BnnError, ToolchainError, UnsupportedError
+from bnntvm.profiling.measure import noted
 from bnntvm.report import LOW_BIT, Layer
 
 #: Seconds to measure for.
@@ -253,9 +254,9 @@ def _link_probe(isa, out, objects):
 def _profile(measured, manifest, isa, batch, place):
     """Rows from what was measured: every kernel's call stands in the manifest, in this order."""
     known, layers = manifest["calls"], {entry["output"]: Layer.from_dict(entry) for entry in manifest["layers"]}
-    kernels = {call["kernel"][:47] for call in known}
+    kernels = [noted(call["kernel"]) for call in known]
     times = [call for call in measured["calls"] if call[0] in kernels]
-    if [name for name, _, _ in times] != [call["kernel"][:47] for call in known]:
+    if [name for name, _, _ in times] != kernels:
         hint = "this is a gap in bnntvm: please report it with the model"
         raise BnnError("the calls of the run are not those of the artefact", hint=hint)
     limits = measured["limits"]

@@ -128,8 +128,7 @@ class Tuner:
 
     def _watch(self, _space, _schedule, seconds):
         self.counts[not seconds] += 1
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            self.end("the time limit was reached")
+        self.deadline_check()
 
     def end(self, why):
         """End the session: nothing new is started."""

@@ -15,7 +15,6 @@ candidate counts by the batch at which it gains least.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import os
 import pickle
@@ -37,7 +36,6 @@ BATCHES, MOST_BYTES = (1, 64), 1 << 30
 #: Bytes on either side of a tensor, and their pattern.
 GUARD_BYTES, PATTERN = 4096, 0xA5
 _ALIGNMENT = 256
-_PR_SET_PDEATHSIG = 1
 _LENGTH = struct.Struct("<Q")
 
 
@@ -215,8 +213,7 @@ def read(exactly):
 def main():
     """Answer what comes through standard input until it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the tuner's to answer
-    with contextlib.suppress(OSError, AttributeError):  # end with the tuner, however that ends
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    worker.end_with_parent()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print does not get among the answers
     try:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import collections
-import contextlib
-import ctypes
 import itertools
 import pathlib
 import pickle
-import signal
 import statistics
 import sys
 import time
@@ -20,10 +17,10 @@ from bnntvm import runtime
 from bnntvm.errors import BnnError
 from bnntvm.module import Module
 from bnntvm.profiling import measure
+from bnntvm.tuning import worker
 
 #: Seconds for which candidates of one rank run, and how many runs that is at least; one more, before, is not counted.
 SECONDS, LEAST_RUNS = 0.3, 2
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,7 @@ class Stage:
         """[(number of a call in its run, task)] of the kernels that are compared."""
         self.swap({})
         self.run()
-        names = {name[:47].encode(): tasks for name, tasks in owners.items()}
+        names = {measure.noted(name).encode(): tasks for name, tasks in owners.items()}
         found = [(number, names.get(record.name, {}).get(record.rows)) for number, record in enumerate(self.run())]
         return [(number, task) for number, task in found if task in self.candidates]
 
@@ -153,8 +150,7 @@ def _weights(library):
 
 def main(job):
     """Run a pickled :class:`Turn`, and write its result, pickled, to standard output."""
-    with contextlib.suppress(OSError, AttributeError):  # end with the tuner, however that ends
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    worker.end_with_parent()
     turn = pickle.loads(pathlib.Path(job).read_bytes())
     times = Stage(turn.built, turn.candidates).turn(turn.numbers, turn.backwards)
     sys.stdout.buffer.write(pickle.dumps(times))

@@ -7,6 +7,8 @@ process, so a candidate that crashes, hangs or writes where it should not takes 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import fcntl
 import os
 import pathlib
@@ -21,12 +23,21 @@ import numpy as np
 SAMPLES, MOST_RUNS = 12, 600
 
 
+_PR_SET_PDEATHSIG = 1
+
+
 class Failure(Exception):
     """A candidate did not build, crashed, hung, or computed something wrong. The message says which."""
 
 
 class Stopped(Exception):
     """The candidate was not measured, as tuning has ended."""
+
+
+def end_with_parent():
+    """Have the system end this process when its parent ends, however that ends."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def isolated(function, *args, limit):

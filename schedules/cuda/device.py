@@ -261,21 +261,25 @@ for _words in (1, 2, 4):
     _copy(_words)
 
 
-@define("bnn_copy_commit", "", """
-void bnn_copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }""", needs=80)
-def _copy_commit(threads):
-    threads.commit("copy")
+def _in_groups(kind, commit, wait, most, needs):
+    """``bnn_KIND_commit`` closes a group of asynchronous operations, ``bnn_KIND_waitN`` waits until at most N < ``most`` are open."""
+
+    @define(f"bnn_{kind}_commit", "", f"""
+void bnn_{kind}_commit() {{ asm volatile("{commit};" ::: "memory"); }}""", needs=needs)
+    def close(threads):
+        threads.commit(kind)
+
+    def waiting(left):
+        @define(f"bnn_{kind}_wait{left}", "", f"""
+void bnn_{kind}_wait{left}() {{ asm volatile("{wait} {left};" ::: "memory"); }}""", needs=needs)
+        def wait_for(threads):
+            threads.wait(kind, left)
+
+    for left in range(most):
+        waiting(left)
 
 
-def _copy_wait(left):
-    @define(f"bnn_copy_wait{left}", "", f"""
-void bnn_copy_wait{left}() {{ asm volatile("cp.async.wait_group {left};" ::: "memory"); }}""", needs=80)
-    def wait(threads):
-        threads.wait("copy", left)
-
-
-for _left in range(8):
-    _copy_wait(_left)
+_in_groups("copy", "cp.async.commit_group", "cp.async.wait_group", 8, needs=80)
 
 
 @define("bnn_load_matrices", "", """
@@ -499,21 +503,7 @@ def _wgmma_fence(threads):
     """Registers that were written are seen by products that follow."""
 
 
-@define("bnn_wgmma_commit", "", """
-void bnn_wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }""", needs=90)
-def _wgmma_commit(threads):
-    threads.commit("wgmma")
-
-
-def _wgmma_wait(left):
-    @define(f"bnn_wgmma_wait{left}", "", f"""
-void bnn_wgmma_wait{left}() {{ asm volatile("wgmma.wait_group.sync.aligned {left};" ::: "memory"); }}""", needs=90)
-    def wait(threads):
-        threads.wait("wgmma", left)
-
-
-for _left in range(2):
-    _wgmma_wait(_left)
+_in_groups("wgmma", "wgmma.commit_group.sync.aligned", "wgmma.wait_group.sync.aligned", 2, needs=90)
 
 
 def _wgmma(columns):
