@@ -210,7 +210,7 @@ def compile_module(mod, isa):
         workspace = workspace_bytes(mod)
         mod = lower_memory(mod)
         mod[finite.NAME] = finite.build(isa)
-        executable = relax.build(mod, target=target, relax_pipeline=None)
+        executable = relax.build(restricted(mod), target=target, relax_pipeline=None)
     return Compiled(executable, entries, calls, workspace, constants, fresh, unaligned)
 
 
@@ -219,6 +219,18 @@ def legalise(mod):
     # A reshape stays one: the virtual machine gives the same memory another shape.
     mod = relax.transform.LegalizeOps(skip_ops=["relax.reshape"])(mod)
     return ScheduleFallback()(relax.transform.DeadCodeElimination()(mod))
+
+
+def restricted(mod):
+    """Say of every function that its buffers do not overlap, as kernels say it and the functions of VMShapeLower, with one buffer, do not.
+
+    TVM takes what the function that it declares last says for all of a module (``is_restricted_`` in ``codegen_llvm.cc``). Where that is
+    nothing, LLVM reads the parameters of an epilogue again for every pixel: 1x1 layers of ReActNet took 30 % longer.
+    """
+    for gvar, func in mod.functions_items():
+        if isinstance(func, tvm.tirx.PrimFunc):
+            mod[gvar] = func.with_attr("tirx.noalias", True)
+    return mod
 
 
 def lower_memory(mod):

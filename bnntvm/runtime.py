@@ -21,6 +21,7 @@ import threading
 
 import numpy as np
 
+from bnntvm import huge_pages
 from bnntvm.errors import BnnError
 
 _CPU, _POOLED = 1, 2  # DLDevice type and TVM's allocator type
@@ -219,7 +220,10 @@ class Library:
     """
 
     def __init__(self, path):
-        self._module = ffi().get_global_func("ffi.Module.load_from_file.so")(path, "so")
+        load = ffi().get_global_func("ffi.Module.load_from_file.so")
+        self._memory = huge_pages.Watch()
+        huge_pages.gather()
+        self._module = load(path, "so")
         self._open = self._module["vm_load_executable"]  # AttributeError where the library is somebody else's
         try:
             self._is_finite = self._module.get_function("bnn_is_finite", query_imports=True)
@@ -227,6 +231,8 @@ class Library:
             self._is_finite = None
         self._clear_pool = ffi().get_global_func("vm.builtin.memory_manager.clear")
         self._item = ffi().get_global_func("ffi.ArrayGetItem")  # without the checks of Array.__getitem__
+        huge_pages.trim()
+        self._memory.collapse()
 
     def machine(self, instrument=None):
         """A new virtual machine: it has registers of its own, constants and code are shared.
@@ -239,7 +245,7 @@ class Library:
         vm = self._open()
         if instrument is not None:
             vm["set_instrument"](instrument)
-        return Machine(vm, self._clear_pool, self._item, self._is_finite)
+        return Machine(vm, self._clear_pool, self._item, self._is_finite, self._memory)
 
 
 def _function(vm, name):
@@ -256,13 +262,14 @@ class Machine:
     #: Workspaces are pooled by size. When the shapes change this often, the pool is emptied, so that it cannot grow without end.
     MAX_SHAPES = 8
 
-    def __init__(self, vm, clear_pool, item, is_finite=None):
+    def __init__(self, vm, clear_pool, item, is_finite=None, memory=None):
         vm["vm_initialization"](_CPU, 0, _POOLED)
         #: Entry points by whether all dynamic dimensions are 1.
         self._main, self._checked = ((_function(vm, name), _function(vm, f"{name}_1")) for name in ("main", "main_checked"))
         self._main, self._checked = ((entry, one or entry) for entry, one in (self._main, self._checked))
         self._clear_pool, self._item, self._is_finite = clear_pool, item, is_finite
         self._shapes = set()
+        self._memory = memory  # watched since before the library was loaded: a first run's workspaces lie in what loading gave back
         self._buffers = {}
 
     def buffer(self, index, shape, dtype):
@@ -293,15 +300,22 @@ class Machine:
             Some may be an input, a constant, or one and the same.
         """
         shapes = tuple([array.shape for array in arrays])
-        if shapes not in self._shapes:
-            if len(self._shapes) >= self.MAX_SHAPES:
-                self._shapes.clear()
-                self._clear_pool()
-            self._shapes.add(shapes)
+        memory = None if shapes in self._shapes else self._new_shapes(shapes)
         tensors = [_ffi.from_dlpack(array) for array in arrays]
         results = call_with_threads(self._main[single], tensors, threads)
+        if memory is not None:
+            memory.collapse()
         item = self._item
         return [np.from_dlpack(item(results, i)) for i in range(len(results))]
+
+    def _new_shapes(self, shapes):
+        """Note shapes that are run for the first time; the watch on the workspaces that they take."""
+        if len(self._shapes) >= self.MAX_SHAPES:
+            self._shapes.clear()
+            self._clear_pool()
+        self._shapes.add(shapes)
+        memory, self._memory = self._memory or huge_pages.Watch(), None
+        return memory
 
     def run_again(self, arrays, shapes, single, unchecked=None):
         """The same as :meth:`run` for arrays that the kernels take as they are, of shapes that this machine has had before, with the thread

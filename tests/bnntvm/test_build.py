@@ -91,3 +91,15 @@ def test_threads_are_checked_before_anything_is_compiled(network, monkeypatch):
     monkeypatch.setattr(building, "import_model", None)
     with pytest.raises(bnntvm.BnnError, match="not a number of threads"):
         bnntvm.build(network, threads=0)
+
+
+def test_kernels_keep_their_word_that_buffers_do_not_overlap(network, monkeypatch):
+    """TVM takes what one function of a module says for all: a function without the promise made LLVM reload what it had."""
+    compiled = []
+    link = building.Processor.link
+    monkeypatch.setattr(building.Processor, "link", lambda self, made, path, isa: (compiled.append(made), link(self, made, path, isa)))
+    bnntvm.build(network, "x86-64-v2")
+    (code,) = [library for library in compiled[0].executable.mod.imports if library.kind == "llvm"]
+    text = code.inspect_source("ll")
+    assert "shape_func" in text  # it has no promise of its own
+    assert "!tbaa" in text and "tvm-alias" not in text
