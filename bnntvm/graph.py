@@ -81,13 +81,13 @@ def layer_hint(output):
     Parameters
     ----------
     output : str or None
-        Name of the ONNX node's first output.
+        Name of the ONNX node's first output, or several joined.
     """
     return f"layer_{output.encode().hex()}_" if output else ""
 
 
 def layer_of(var):
-    """The layer that a name of :func:`layer_hint` stands for, or None."""
+    """The layer, or several joined, that a name of :func:`layer_hint` stands for; or None."""
     found = re.match("layer_((?:[0-9a-f]{2})+)_", var.name)
     return bytes.fromhex(found[1]).decode() if found else None
 

@@ -57,29 +57,35 @@ class EpilogueBuilder:
         self.shape, self.numbers = shape, {anchor: 0}
         self.inputs, self.arguments, self.steps, self.outputs = [], [], [], []
         self.recorded = []  # (var, op, args as ("input", i) | ("var", v) | float, dtype)
+        self.tiled = {}  # member that is an operand several times side by side -> the operand, how often
 
-    def input(self, arg):
-        """Reference to an operand that is not a member of the group."""
-        kind = operand_kind(arg, self.shape)
+    def input(self, arg, times=1):
+        """Reference to an operand that is not a member of the group, and stands ``times`` times side by side."""
+        kind = operand_kind(arg, self.shape) if times == 1 else "tensor"
         array = constant(arg)
         if kind == "scalar":
             return float(array.reshape(-1)[0])
         for i, known in enumerate(self.arguments):
-            if known.same_as(arg):
+            if known.same_as(arg) and self.inputs[i].times == times:
                 return ("input", i)
         if kind == "channel":
             arg = _padded_channels(array, self.shape[-1])
-        self.inputs.append(sp.EpilogueInput(kind, dtype(arg)))
+        self.inputs.append(sp.EpilogueInput(kind, dtype(arg), times))
         self.arguments.append(arg)
         return ("input", len(self.inputs) - 1)
 
     def reference(self, arg):
         """Reference to any operand of a member."""
+        if arg in self.tiled:
+            return self.input(*self.tiled[arg])
         return ("var", arg) if arg in self.numbers else self.input(arg)
 
     def member(self, var, call):
         """Record an elementwise member."""
         name = op_name(call).removeprefix("relax.").removeprefix("nn.")
+        if name == "tile":
+            self.tiled[var] = call.args[0], int(call.attrs["repeats"][-1])
+            return
         args = [self.reference(arg) for arg in call.args] if name != "clip" else self.clip_args(call)
         self.recorded.append((var, "cast" if name == "astype" else name, tuple(args), dtype(var)))
         self.numbers[var] = None  # known in finish(), when all inputs are
@@ -491,11 +497,17 @@ class Lower(Rewriter):
             key = packed.shape, str(packed.dtype), packed.tobytes()
             known = self.constants.setdefault(key, const(packed))  # every activation plane meets the same weights
             operands = [known if a is None else a for a in operands]
-            first, bytes_ = self.lowered.layers.get(layer, (kernel.name, 0))  # a layer may be computed by several kernels
-            fresh = (layer, key) not in self.counted
-            self.counted.add((layer, key))
-            self.lowered.layers[layer] = first, bytes_ + packed.nbytes * fresh
+            self.note(layer, kernel.name, packed.nbytes, key)
         return self.emit(relax.call_tir(gvar, relax.Tuple(operands), types if len(types) > 1 else types[0]), layer_hint(layer))
+
+    def note(self, layer, kernel, size, key):
+        """Note what computes a layer, or several joined, and the bytes of its packed weights, known by ``key``."""
+        fresh = (layer, key) not in self.counted
+        self.counted.add((layer, key))
+        names = sp.split_layers(layer) if layer else [layer]
+        for name in names:
+            first, bytes_ = self.lowered.layers.get(name, (kernel, 0))  # a layer may be computed by several kernels
+            self.lowered.layers[name] = first, bytes_ + size * fresh // len(names)
 
 
 def _read_in_channel_order(func):

@@ -7,6 +7,7 @@ from bnntvm.passes.canonicalise import Canonicalise
 from bnntvm.passes.fold_thresholds import FoldThresholds
 from bnntvm.passes.fuse_epilogues import FuseEpilogues
 from bnntvm.passes.layout import ChannelsLast
+from bnntvm.passes.merge_siblings import MergeSiblings
 from bnntvm.passes.propagate_bits import PropagateBits
 from bnntvm.passes.scale_products import ScaleProducts
 from bnntvm.passes.split_concats import SplitConcats
@@ -36,6 +37,7 @@ def passes(decisions, *, assume_nonzero=False, weight_tolerance=0.0):
         Canonicalise(),
         # what is computed together
         ScaleProducts(),
+        MergeSiblings(),
         SplitConcats(),
         FuseEpilogues(),
     ]

@@ -23,6 +23,16 @@ def words(channels):
     return -(-channels // WORD_BITS)
 
 
+def join_layers(outputs):
+    """The value of ``layer`` of one layer that computes several of the network's."""
+    return "\n".join(outputs)
+
+
+def split_layers(layer):
+    """The names that :func:`join_layers` joined."""
+    return layer.split("\n")
+
+
 @dataclass(frozen=True)
 class EpilogueInput:
     """One operand of the epilogue.
@@ -30,17 +40,20 @@ class EpilogueInput:
     Attributes
     ----------
     kind : str
-        ``tensor``: same shape as the anchor's result.
+        ``tensor``: same shape as the anchor's result, or, where ``times`` is more than 1, of C / times channels, whole words of them, read
+        so many times side by side: channel c of the result meets channel ``c % (C / times)``.
         ``channel``: one value per channel, ``[words(C) * 32]`` (padded so that whole vectors may be loaded; padding is zeros).
         ``image``: one value per image and channel, ``[N, 1, 1, C]`` (or ``[M, C]`` never needs it).
         ``pixel``: one value per pixel, ``[N, H, W, 1]`` (or ``[M, 1]``).
         ``words``: ``uint32[words(C)]``, a constant xored onto a packed output.
     dtype : str
         ``float32``, ``int32`` or ``uint32``.
+    times : int
     """
 
     kind: str
     dtype: str = "float32"
+    times: int = 1
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import tvm
 from tvm import relax
 
-from bnntvm.graph import Rewriter, bindings, constant, dims, dtype, op_name, operands, same_dim, same_dims
+from bnntvm.bits import WORD_BITS
+from bnntvm.graph import Rewriter, bindings, constant, dims, dtype, op_name, operands, same_dim, same_dims, uses
 
 #: Relax operators that an epilogue can contain.
 ELEMENTWISE = {
@@ -32,6 +33,10 @@ ANCHORS = {
     "bnn.conv2d_int8", "bnn.conv", "bnn.matmul", "relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.mean", "relax.concat",
     "relax.nn.softmax",
 }  # fmt: skip
+
+
+#: Anchors whose kernels read an operand several times side by side.
+_READS_TILES = {"bnn.conv2d_bits", "bnn.conv2d_planes"}
 
 
 @dataclass(eq=False)
@@ -97,14 +102,41 @@ def _ragged_average(call):
     return op_name(call) == "relax.nn.avg_pool2d" and (any(int(d) != 1 for d in call.attrs["dilation"]) or bool(call.attrs["ceil_mode"]))
 
 
+def is_tile(value):
+    """Whether a value is a float32 tensor of whole words of channels, several times side by side along the channels."""
+    if op_name(value) != "relax.tile" or not isinstance(value.args[0], relax.Var) or dtype(value.args[0]) != "float32":
+        return False
+    repeats, shape = [int(n) for n in value.attrs["repeats"]], dims(value.args[0])
+    whole = isinstance(shape[-1], int) and shape[-1] % WORD_BITS == 0
+    return len(repeats) == len(shape) and repeats[-1] > 1 and set(repeats[:-1]) == {1} and whole
+
+
 class Partition:
     """Assigns the bindings of a function to groups."""
 
     def __init__(self, func):
         self.group_of, self.groups, self.readers = {}, [], {}
+        self.tiles, count = {}, uses(func)
         for binding in bindings(func):
-            self.place(binding.var, binding.value)
+            if is_tile(binding.value) and count.get(binding.var) == 1:
+                self.tiles[binding.var] = binding.value
+            else:
+                self.settle_tiles(binding.var, binding.value)
+                self.place(binding.var, binding.value)
         self.repeat_bits(func)
+
+    def settle_tiles(self, var, value):
+        """Operands that are tensors several times side by side: members of the layer whose kernel is to read them so, else loose."""
+        for tile in [arg for arg in operands(value) if arg in self.tiles]:
+            call = self.tiles.pop(tile)
+            others = {self.group_of[a] for a in operands(value) if a in self.group_of}
+            group, source = others.pop() if len(others) == 1 else None, self.group_of.get(call.args[0])
+            layer = group is not None and group.anchor in _READS_TILES and same_dims(group.shape, dims(var))
+            takes = layer and op_name(value) in ELEMENTWISE and self.fits(var, value) and not self.reads_bits(value, group)
+            if takes and (source is None or not self.reaches(group, source)):
+                self.add(group, tile, call)
+            else:
+                self.add(self.new_group(LOOSE, ()), tile, call)
 
     def place(self, var, value):
         tensor = isinstance(var.ty, relax.TensorType)

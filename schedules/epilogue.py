@@ -100,11 +100,15 @@ class Emitter:
 
     def prefetch(self, position, first_channel, channels):
         """Statements that ask for the lines of tensors that :meth:`emit` will read and write for ``channels`` channels of one pixel."""
-        kinds = [(array, False) for array, operand in zip(self.inputs, self.epilogue.inputs) if operand.kind == "tensor"]
-        kinds += [(array, True) for array, output in zip(self.outputs, self.epilogue.outputs) if output.kind == "tensor"]
+        kinds = [(array, False, operand.times) for array, operand in zip(self.inputs, self.epilogue.inputs) if operand.kind == "tensor"]
+        kinds += [(array, True, 1) for array, output in zip(self.outputs, self.epilogue.outputs) if output.kind == "tensor"]
+
+        def place(at, times):
+            return first_channel + at if times == 1 else tirx.floormod(first_channel + at, tir.i64(self.channels // times))
+
         return [
-            tir.prefetch(array, [*position, first_channel + at], write)
-            for array, write in kinds
+            tir.prefetch(array, [*position, place(at, times)], write)
+            for array, write, times in kinds
             for at in range(0, channels, _LINE_BYTES // np.dtype(str(array.dtype)).itemsize)
         ]
 
@@ -161,7 +165,7 @@ def input_shape(operand, channels, dims):
     """Shape of an epilogue input's buffer; ``dims`` as in :class:`Emitter`."""
     padded = spec.words(channels) * spec.WORD_BITS
     shapes = {
-        "tensor": (*dims, channels),
+        "tensor": (*dims, channels // operand.times),
         "channel": (padded,),
         "image": (dims[0], *(1 for _ in dims[1:]), channels),
         "pixel": (*dims, 1),
@@ -300,7 +304,17 @@ class _Tile:
         if operand.kind == "image":
             where = (self.position[0], *(0 for _ in self.position[1:]), channel)
             return self._shared((index, v, str(self.position[0])), lambda: self._load_channels(array, where, v))
+        if operand.times > 1:
+            return self._bind("t", tir.load_vector(array, (*self.position, self._within(operand, v)), self.lanes))
         return self._bind("t", self._load_channels(array, (*self.position, channel), v))
+
+    def _within(self, operand, v):
+        """Where vector ``v`` begins in an operand that is read several times; it has whole words of channels."""
+        size, (word, rest) = self.emitter.channels // operand.times, divmod(v, self.emitter.vectors_per_word)
+        if self.static_first is not None:
+            return (self.static_first + v * self.lanes) % size
+        first = self._shared(("within", size, word), lambda: tirx.floormod(self.first + word * spec.WORD_BITS, tir.i64(size)))
+        return first + rest * self.lanes
 
     def _load_channels(self, array, where, v):
         mask = self._mask(v)
@@ -488,7 +502,7 @@ def reference(epilogue, anchor_value, inputs):
     channels = anchor_value.shape[-1]
     values = [anchor_value]
     for operand, array in zip(epilogue.inputs, inputs):
-        values.append(array[:channels] if operand.kind == "channel" else array)
+        values.append(array[:channels] if operand.kind == "channel" else np.concatenate([array] * operand.times, -1))
     with np.errstate(all="ignore"):
         for step in epilogue.steps:
             typed = [values[a].dtype for a in step.args if isinstance(a, int)][-1]

@@ -89,6 +89,9 @@ class Epilogue:
             return f"v{ref}"
         one, name = self.epilogue.inputs[ref - 1], f"e{ref - 1}"
         places = {"tensor": f"{term('at', self.channels)} + c", "channel": "c", "image": f"{term('i', self.channels)} + c", "pixel": "at"}
+        if one.times > 1:
+            size = self.channels // one.times
+            return f"{name}[{term('at', size)} + c % {size}]"
         return f"{name}[{places[one.kind]}]"
 
     def kind(self, refs):

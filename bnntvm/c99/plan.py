@@ -146,5 +146,5 @@ def _elementwise(step):
     if epilogue is None:
         return []
     inputs = step.reads[len(step.reads) - len(epilogue.inputs) :]
-    found = [b for b, e in zip(inputs, epilogue.inputs) if e.kind == "tensor"]
+    found = [b for b, e in zip(inputs, epilogue.inputs) if e.kind == "tensor" and e.times == 1]
     return found + (step.reads[:1] if isinstance(step.what, sp.Map) else [])

@@ -15,6 +15,7 @@ import numpy as np
 from bnntvm.errors import BnnError, ToolchainError, UnsupportedError
 from bnntvm.profiling.measure import noted
 from bnntvm.report import LOW_BIT, Layer
+from bnntvm.spec import split_layers
 
 #: Seconds to measure for.
 SECONDS = 1.0
@@ -264,11 +265,13 @@ def _profile(measured, manifest, isa, batch, place):
     uses = [call["layer"] for call in known]
     calls = []
     for call, (_, start, ns) in zip(known, times):
-        layer = layers.get(call["layer"])
-        macs = layer.macs * batch // uses.count(call["layer"]) if layer else 0
+        names = split_layers(call["layer"] or "")
+        own = [layers[name] for name in names if name in layers]
+        layer, macs = own[0] if own else None, sum(one.macs for one in own) * batch // max(1, uses.count(call["layer"]))
         size = call["bytes"] + batch * call["bytes_per_image"]
         seconds, bound = _limit(layer, macs, size, limits)
-        calls.append(Call(call["kernel"], call["layer"] or "", layer.node or layer.output if layer else "", layer.kind if layer else "",
+        nodes = " + ".join(one.node or one.output for one in own)
+        calls.append(Call(call["kernel"], " + ".join(names), nodes, layer.kind if layer else "",
                           start / 1e3, ns / 1e3, macs, size, seconds * 1e6, bound))  # fmt: skip
     return Profile(tuple(calls), measured["whole_ns"] / 1e3, limits, isa.name, measured["threads"], batch, measured["runs"], place)
 

@@ -205,6 +205,10 @@ class _Cell:
             key = (index, str(self.pixel.row))
             return self._shared(key, lambda: _guarded(self.pixel.exists, array, self.pixel.row))
         row = self.pixel.image if operand.kind == "image" else self.pixel.row
+        if operand.times > 1:
+            size = tir.i64(self.emitter.channels // operand.times)
+            where = simt.wide(row) * size + tirx.floormod(self._channel(value), size)
+            return self._bind("t", _guarded(self._exists(value), array, where))
         if self.in_pairs and operand.kind == "tensor" and operand.dtype == "float32":
             return self._load_of_pair(index, array, value)
         where = self._tensor_index(value) if operand.kind == "tensor" else simt.wide(row) * self.emitter.channels + self._channel(value)

@@ -127,6 +127,21 @@ def test_convolutions_of_bits(tmp_path_factory, data):
 
 @ONE_RUN
 @given(data=st.data())
+def test_operands_that_are_read_several_times_side_by_side(tmp_path_factory, data):
+    """A residual of half the channels, in kernels of bits with all outputs at once."""
+    batch, rng = Kernels(tmp_path_factory.mktemp("kernels")), np.random.default_rng(0)
+    for times in (1, 2, 4):
+        residual, *others = RICH.inputs[1:]
+        tail = replace(RICH, inputs=(RICH.inputs[0], replace(residual, times=times), *others))
+        size = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+        spec = sp.BinaryConv2d(sp.Window(*size, (1, 1)), data.draw(st.sampled_from([20, 64])), 128, epilogue=tail)
+        operands, _ = binary_tests.operands(spec, 2, rng, ())
+        batch.add(spec, operands, epilogue_inputs(rng, tail, 128, (2, *size)), _outputs(spec, 128, (2, *size)))
+    batch.check()
+
+
+@ONE_RUN
+@given(data=st.data())
 def test_padding_with_ones(tmp_path_factory, data):
     """The kernel that pads with +1 against an image that was padded."""
     batch, rng = Kernels(tmp_path_factory.mktemp("kernels")), np.random.default_rng(0)

@@ -88,6 +88,11 @@ SIGNS = Epilogue(steps=(Step("less", (0, 0.0), "bool"),), outputs=(Output("bits"
 LEVELS = Epilogue(
     (EpilogueInput("channel", "int32"),), (Step("greater_equal", (0, 1), "bool"),), (Output("bits", 2), Output("tensor", 0, "int32"))
 )
+#: A residual of half the channels, added to either half.
+TWICE = Epilogue(
+    (EpilogueInput("tensor", times=2),), (Step("cast", (0,)), Step("add", (2, 1)), Step("less", (3, 0.0), "bool")),
+    (Output("tensor", 3), Output("bits", 4)),
+)  # fmt: skip
 SAME = (1, 1, 1, 1)
 TWO_BITS = Digits(0, (1, 2))
 
@@ -109,6 +114,9 @@ def cases(rng):
     for depth in (160, 33, 20):
         spec = BinaryConv2d(window, depth, 70, epilogue=LEVELS)
         yield binary_conv2d, spec, [bits(rng, 1, 9, 7, depth)], bits(rng, 70, 3, 3, depth), [thresholds], conv
+    halves = [((1, 5, 7, 64), "float32"), ((1, 5, 7, 2), "uint32")]
+    residual = [whole(rng, 1, 5, 7, 32)]
+    yield binary_conv2d, BinaryConv2d(window, 96, 64, epilogue=TWICE), [bits(rng, 1, 9, 7, 96)], bits(rng, 64, 3, 3, 96), residual, halves
     data, zeros = rng.random((1, 9, 7, 64)) < 0.5, rng.random((1, 9, 7, 64)) < 0.1
     planes = [epilogue.pack(data & ~zeros), epilogue.pack(zeros)]
     yield binary_conv2d, BinaryConv2d(window, 64, 70, 1, False, True, LEVELS), planes, bits(rng, 70, 3, 3, 64), [thresholds], conv

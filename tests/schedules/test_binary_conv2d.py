@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from bnntvm.schedules import binary_conv2d, epilogue
@@ -15,6 +15,7 @@ from bnntvm.spec import BinaryConv2d, Epilogue, EpilogueInput, Output, Step, Win
 from bnntvm.targets.x86 import LEVELS
 from tests.schedules.machines import LEVELS as ISAS
 from tests.schedules.machines import execute, program
+from tests.schedules.test_epilogue import Program, everything_finite
 
 BEST, WORST = ISAS[0], ISAS[-1]
 
@@ -271,3 +272,21 @@ def test_padding_with_plus_one_is_corrected(window, channels, outputs, dots):
         for schedule in binary_conv2d.space(spec, isa)[:20:14]:
             check(spec, isa, schedule=schedule)
     assert tried or BEST.popcount != "vector"
+
+
+@pytest.mark.parametrize("isa", [pytest.param(isa, id=isa.name) for isa in ISAS])
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_operands_that_are_read_several_times_side_by_side(isa, data):
+    """Random epilogues with tensors of a half, a third or a quarter of the channels, in every loop order."""
+    channels, times = data.draw(st.sampled_from([(64, 2), (96, 3), (128, 2), (128, 4)]))
+    program_ = Program(data.draw, "int32", times).epilogue()
+    window = Window(data.draw(st.integers(1, 5)), data.draw(st.integers(1, 6)), (1, 1))
+    spec = BinaryConv2d(window, data.draw(st.sampled_from([32, 70])), channels, zeros=data.draw(st.booleans()), epilogue=program_)
+    inputs, epilogue_inputs = operands(spec, 2, np.random.default_rng(data.draw(st.integers(0, 99))), (1,))
+    anchor = binary_conv2d.reference(replace(spec, epilogue=DOTS), inputs, [])[0]
+    assume(everything_finite(program_, anchor, epilogue_inputs))
+    schedule = data.draw(st.sampled_from(binary_conv2d.space(spec, isa)))
+    expected = epilogue.reference(program_, anchor, epilogue_inputs)
+    for a, b in zip(run(spec, schedule, isa, inputs, epilogue_inputs), expected, strict=True):
+        np.testing.assert_array_equal(a, b)

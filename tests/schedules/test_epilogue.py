@@ -23,12 +23,17 @@ CONSTANTS = st.sampled_from([0.0, 1.0, -1.0, 0.5, 2.0, -0.75, 0.1])
 
 
 class Program:
-    """A random well-typed epilogue, built one step at a time. Value types are tracked by number."""
+    """A random well-typed epilogue, built one step at a time. Value types are tracked by number.
 
-    def __init__(self, draw, anchor):
+    ``times``: some tensors, one at least, are read so many times side by side.
+    """
+
+    def __init__(self, draw, anchor, times=1):
         self.draw, self.steps = draw, []
         kinds = draw(st.lists(st.sampled_from(["tensor", "channel", "image", "pixel"]), max_size=4))
-        self.inputs = [INPUT(kind) for kind in kinds] + [INPUT("channel", "int32"), INPUT("words", "uint32")]
+        self.inputs = [INPUT(kind, times=draw(st.sampled_from([1, times])) if kind == "tensor" else 1) for kind in kinds]
+        self.inputs += [INPUT("tensor", times=times)] if times > 1 else []
+        self.inputs += [INPUT("channel", "int32"), INPUT("words", "uint32")]
         self.words = len(self.inputs)
         self.types = [anchor, *(e.dtype for e in self.inputs)]
         for _ in range(draw(st.integers(1, 9))):

@@ -24,8 +24,8 @@ ISAS = {"cores": LEVELS["sm_75"], "mma": LEVELS["sm_80"], "wgmma": replace(LEVEL
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_random_programs(engine, data):
-    program = Program(data.draw, "int32").epilogue()
-    isa, channels = ISAS[engine], data.draw(st.sampled_from([33, 40, 64, 70]))
+    channels, times = data.draw(st.sampled_from([(33, 1), (40, 1), (64, 1), (70, 1), (64, 2), (96, 3)]))
+    isa, program = ISAS[engine], Program(data.draw, "int32", times).epilogue()
     window = specs.Window(data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4)), (1, 1))
     spec = specs.BinaryConv2d(window, 512, channels, epilogue=program)
     schedule = next(s for s in layer_space(spec, isa) if s.engine == engine)
