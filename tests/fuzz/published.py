@@ -179,6 +179,28 @@ def spatial_scale(g, x):
 
 
 @layer(2)
+def siblings(g, x):
+    """ReActNet (Liu et al. 2020): layers of the same signs, each with numbers of its own and the residual, side by side."""
+    if x.rank != 4 or 64 * int(np.prod(x.shape[2:])) > MAX_ELEMENTS:
+        return None
+    weights = draw_weights(g, (32, x.channels, 1, 1))
+    x = product(g, x, g.op("Conv", [x, weights[0]]), (x.shape[0], 32, *x.shape[2:]), weights, x.channels)
+    q, parts = g.pick(plain_sign, larq, selected)(g, x), []
+    size, functions, alike = g.pick(1, 3), g.pick([], ["Mul"], ["Mul", "Add"], ["Add", "Relu"]), g.chance(0.8)
+    for number in range(g.pick(2, 2, 3)):
+        weights = draw_weights(g, (32, 32, size, size))
+        name = g.op("Conv", [q, weights[0]], pads=[size // 2] * 4)
+        y = product(g, q, name, x.shape, weights, 32 * size * size)
+        for kind in functions[number if number and not alike else 0 :]:
+            numbers = g.rng.choice([-2.0, 0.5, 1.0, 2.0], (32, 1, 1)).astype(np.float32)
+            made = g.op(kind, [y] if kind == "Relu" else [y, numbers])
+            y = replace(y, name=made, bound=2 * y.bound + 2, grain=y.grain - 1)
+        parts.append(replace(y, name=g.op("Add", [y, x]), bound=y.bound + x.bound, grain=min(y.grain, x.grain)))
+    name = g.op("Concat", parts, axis=1)
+    return Tensor(name, (x.shape[0], 32 * len(parts), *x.shape[2:]), max(y.bound for y in parts), min(y.grain for y in parts))
+
+
+@layer(2)
 def heads(g, x):
     """Scores of two binary views, compared with a threshold, times a third one: attention all in bits (BiT, BiBERT)."""
     if x.rank != 4 or x.channels % 4 or x.channels > 64 or int(np.prod(x.shape[2:])) not in range(2, 65):
