@@ -27,11 +27,12 @@ EXCHANGES = {(0, 2, 3, 1): 1, (0, 3, 1, 2): 2, (0, 2, 1): 1}
 
 @dataclass
 class Kernel:
-    """A generated kernel: its name in the module, its specification, and how it was scheduled."""
+    """A generated kernel: its name in the module, its specification, how it was scheduled, and elements of memory for itself (int32)."""
 
     name: str
     spec: object
     schedule: object
+    workspace: int = 0
 
 
 @dataclass
@@ -483,7 +484,7 @@ class Lower(Rewriter):
             prim = family.build(spec, schedule, self.isa)
             name = f"{prim.attrs['global_symbol']}_{len(self.cache)}"
             gvar = self.builder.add_func(prim.with_attr("bnn.kernel", name).without_attr("global_symbol"), name)
-            self.cache[spec, schedule] = gvar, Kernel(name, spec, schedule)
+            self.cache[spec, schedule] = gvar, Kernel(name, spec, schedule, int(prim.attrs.get(sp.WORKSPACE, 0)))
             self.lowered.kernels[name] = self.cache[spec, schedule][1]
         gvar, kernel = self.cache[spec, schedule]
         if weights is not None:
@@ -495,7 +496,10 @@ class Lower(Rewriter):
             fresh = (layer, key) not in self.counted
             self.counted.add((layer, key))
             self.lowered.layers[layer] = first, bytes_ + packed.nbytes * fresh
-        return self.emit(relax.call_tir(gvar, relax.Tuple(operands), types if len(types) > 1 else types[0]), layer_hint(layer))
+        types = [*types, *([relax.TensorType([kernel.workspace], "int32")] if kernel.workspace else [])]
+        made = self.emit(relax.call_tir(gvar, relax.Tuple(operands), types if len(types) > 1 else types[0]), layer_hint(layer))
+        # A workspace is one more result, so that memory is planned for it, which nobody reads.
+        return self.emit(relax.TupleGetItem(made, 0)) if kernel.workspace and len(types) == 2 else made
 
 
 def _read_in_channel_order(func):

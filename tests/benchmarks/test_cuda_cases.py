@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import cuda as steps_of_gpu
 from benchmarks import cuda_prepare
-from benchmarks.cuda_cases import cases, some, way
+from benchmarks.cuda_cases import _problems, cases, some, way
 from bnntvm import spec as sp
 from bnntvm.schedules import families
 from bnntvm.schedules.cuda import emulate
@@ -29,6 +29,17 @@ def test_every_way(all_cases):
     assert {w[4] for w in ways if w[0] == "mma"} >= {1, 2}
     names = [case.name for case in all_cases]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
+def test_parts_that_meet_in_memory(arch):
+    """Of convolutions, dense layers, sums of planes and products, on every architecture; in number they are sizes, in clusters ways."""
+    found, isa = {}, LEVELS[arch]
+    for spec, *_ in _problems(np.random.default_rng(0)):
+        for schedule in some(families.of(spec, isa).space(spec, isa)):
+            if getattr(schedule, "in_memory", False):
+                found.setdefault(type(spec).__name__, set()).add(way(schedule)[4])
+    assert set(found) == {"BinaryConv2d", "BinaryDense", "PlanesDense", "BinaryMatmul"} and set.union(*found.values()) == {2}
 
 
 def test_one_of_each_way_of_a_space():
