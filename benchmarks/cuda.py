@@ -27,6 +27,7 @@ STEPS = {
     "machine": 40, "cases": 60, "exact": 45, "run_time": 60, "limit": 30, "matrices": 45, "convolutions": 60, "networks": 90, "kernels": 45,
     "candidates": 120,
     "torch_convolutions": 60, "torch_network": 150, "memcheck": 90, "racecheck": 120, "synccheck": 90,
+    "ort_cuda": 120, "tensorrt": 180, "ort_tensorrt": 180,
 }  # fmt: skip
 
 
@@ -127,7 +128,8 @@ def step_cases(folder, write, only=None):
         inputs = [device.upload(arrays[f"{name}/in/{i}"]) for i in range(case["inputs"])]
         expected = [arrays[f"{name}/out/{i}"] for i in range(case["outputs"])]
         outputs = [device.upload(np.full(one.shape, 77, one.dtype)) for one in expected]
-        device.call(function(name), *inputs, *outputs)
+        workspace = [device.upload(np.full(own[0], 77, own[1]))] if (own := case["workspace"]) else []
+        device.call(function(name), *inputs, *outputs, *workspace)
         for number, (tensor, want) in enumerate(zip(outputs, expected)):
             got = device.download(tensor)
             good = np.allclose(got, want, rtol=case["tolerance"]) if case["tolerance"] else np.array_equal(got, want)
@@ -480,16 +482,64 @@ def step_torch_network(folder, write):
     """Bi-Real-18 in PyTorch: half precision, channels last, eager and compiled."""
     import torch
 
+    from benchmarks.cuda_prepare import PEER_BATCHES
     from benchmarks.cuda_torch import BiReal18
 
     model = BiReal18().eval().cuda().half().to(memory_format=torch.channels_last)
     for name in ("eager", "compiled"):
         runner = model if name == "eager" else torch.compile(model, mode="reduce-overhead")
-        for batch in (256, 64, 1):
+        for batch in PEER_BATCHES:
             x = torch.randn(batch, 3, 224, 224, device="cuda", dtype=torch.half).to(memory_format=torch.channels_last)
             with torch.inference_mode():
                 ms = _torch_ms(lambda r=runner, x=x: r(x), 5, 5)
             write(f"birealnet18_{name}", batch=batch, ms=ms, images_per_s=1e3 * batch / ms)
+
+
+def step_ort_cuda(folder, write):
+    """ONNX Runtime with CUDA, half precision, inputs and results on the device: the same network, batches and layers as PyTorch's."""
+    from benchmarks import cuda_peers
+
+    _peer(folder, write, lambda model, batch: cuda_peers.ort_run(model, "CUDAExecutionProvider", batch))
+
+
+def step_ort_tensorrt(folder, write):
+    """The same with ONNX Runtime's TensorRT."""
+    from benchmarks import cuda_peers
+
+    _peer(folder, write, lambda model, batch: cuda_peers.ort_run(model, "TensorrtExecutionProvider", batch))
+
+
+def step_tensorrt(folder, write):
+    """The same with TensorRT by itself."""
+    from benchmarks import cuda_peers
+
+    device = cuda_device.Device()
+    _peer(folder, write, lambda model, batch: cuda_peers.tensorrt_run(model, batch, device))
+
+
+def _peer(folder, write, make):
+    """Measure what ``make(model, batch)`` makes of the prepared files; what is missing is written down once."""
+    import gzip
+
+    from benchmarks import cuda_peers
+
+    index = folder / "peers" / "peers.json"
+    if not index.exists():
+        write("skipped", why="no networks are prepared for other run times")
+        return
+    for entry in json.loads(index.read_text()):
+        model = gzip.decompress((folder / "peers" / entry["file"]).read_bytes())
+        for batch in entry["batches"]:
+            try:
+                run = make(model, batch)
+            except cuda_peers.Missing as missing:
+                write(entry["name"], batch=batch, why=str(missing))
+                if str(missing).startswith("not present"):
+                    return
+                continue
+            seconds, latency = cuda_peers.measure(run)
+            rate = {"tops": batch * entry["operations"] / seconds / 1e12} if entry["operations"] else {"images_per_s": batch / seconds}
+            write(entry["name"], batch=batch, ms=1e3 * seconds, **rate, latency_ms=1e3 * latency, **run.facts)
 
 
 # Report ---------------------------------------------------------------------------------------------------------------------------------

@@ -65,9 +65,12 @@ def some(space):
 
 
 def way(schedule):
-    """What decides which code a schedule runs; the other fields are sizes."""
+    """What decides which code a schedule runs; the other fields are sizes, as is the number of parts that meet in memory."""
     kind, few = getattr(schedule, "engine", type(schedule).__name__), getattr(schedule, "few", 0) > 0
-    return kind, getattr(schedule, "resident", False), getattr(schedule, "cluster", 1), few, getattr(schedule, "split", 1)
+    split, in_memory = getattr(schedule, "split", 1), getattr(schedule, "in_memory", False)
+    return (
+        kind, getattr(schedule, "resident", False), getattr(schedule, "cluster", 1), few, min(split, 2) if in_memory else split, in_memory,
+    )  # fmt: skip
 
 
 def _case(name, family, spec, schedule, isa, data, weights, channels, dims, tolerance, rng):
@@ -148,7 +151,7 @@ def _binary(rng):
 def _products(rng):
     """Products of two activations: both engines, all kinds of operands, one right operand for all."""
     kinds = ("bipolar", "unipolar", "ternary")
-    shapes = (33, 40, 70, False), (197, 197, 64, False), (100, 70, 600, True)
+    shapes = (33, 40, 70, False), (197, 197, 64, False), (100, 70, 600, True), (40, 36, 4090, False)
     for number, (rows, columns, features, shared) in enumerate(shapes):
         for left, right in ((kinds[i], kinds[(i + number) % 3]) for i in range(3)):
             for turned in (False, True)[number > 0 :]:
@@ -172,8 +175,9 @@ def _planes(rng):
         spec = sp.PlanesConv2d(window, 64, 40, planes, epilogue=INT)
         operands = [_bits(rng, _image(window, 2, 64)) for _ in data]
         yield spec, operands, _weights(rng, planes, (40, 3, 3, 64)), 40, _conv(window, 2), 0
-        dense = sp.PlanesDense(300, 70, planes, epilogue=INT)
-        yield dense, [_bits(rng, (37, 300)) for _ in data], _weights(rng, planes, (70, 300)), 70, (37,), 0
+        for features in (300, 4100)[: 1 + (kind == "bipolar")]:
+            dense = sp.PlanesDense(features, 70, planes, epilogue=INT)
+            yield dense, [_bits(rng, (37, features)) for _ in data], _weights(rng, planes, (70, features)), 70, (37,), 0
 
 
 def _weights(rng, planes, shape):

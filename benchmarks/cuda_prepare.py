@@ -7,6 +7,7 @@ kernels to time, loops that measure limits, and TVM's run time for the Python th
 from __future__ import annotations
 
 import argparse
+import gzip
 import itertools
 import json
 import pathlib
@@ -38,6 +39,8 @@ CONVOLUTIONS = (
     (7, 7, 512, 512, 64),
     (14, 14, 512, 512, 64),
 )
+#: Batches with which other run times compute a network: those of PyTorch.
+PEER_BATCHES = (256, 64, 1)
 #: Scores of attention, (tokens, features) of a head, for so many heads of a batch.
 ATTENTION, HEADS = ((197, 64), (512, 64), (512, 512)), 96
 #: Layers of few tiles for one image, and their operations.
@@ -62,7 +65,7 @@ def main(arguments):
     from bnntvm.targets import registry
 
     isa = registry.resolve(options.target)
-    for step in (_limits, _cases, _timed_kernels, _exact_networks, _timed_networks, _candidates, _run_time):
+    for step in (_limits, _cases, _timed_kernels, _exact_networks, _timed_networks, _peers, _candidates, _run_time):
         print(step.__name__.strip("_"), flush=True)
         step(options, isa)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
@@ -90,6 +93,7 @@ def _cases(options, isa):
     """Kernels with inputs and results."""
     from benchmarks.cuda_cases import cases
     from bnntvm.schedules import families
+    from bnntvm.schedules.cuda import simt
 
     functions, arrays, index = {}, {}, []
     for case in cases(isa):
@@ -97,7 +101,8 @@ def _cases(options, isa):
         functions[case.name] = function.with_attr("global_symbol", case.name)
         for kind, values in (("in", case.arrays), ("out", case.results)):
             arrays.update({f"{case.name}/{kind}/{i}": np.ascontiguousarray(array) for i, array in enumerate(values)})
-        index.append(dict(name=case.name, inputs=len(case.arrays), outputs=len(case.results), tolerance=case.tolerance,
+        index.append(dict(name=case.name, inputs=len(case.arrays), outputs=len(case.results), workspace=simt.workspace(function),
+                          tolerance=case.tolerance,
                           spec=str(case.spec), schedule=str(case.schedule)))  # fmt: skip
     usage = compile_kernels(functions, options.folder / "cases.so", isa)
     np.savez_compressed(options.folder / "cases.npz", **arrays)
@@ -109,13 +114,14 @@ def timed(isa):
     from benchmarks.cuda_cases import THRESHOLD
     from bnntvm.schedules import epilogue as tail
     from bnntvm.schedules import families
+    from bnntvm.schedules.cuda import simt
 
     def entry(name, spec, batch, dims, channels, operations, weights=None, schedule=None):
         family = families.of(spec, isa)
         schedule = schedule or family.default_schedule(spec, isa)
         function = family.build(spec, schedule, isa).with_attr("global_symbol", name)
         params = [([batch if not hasattr(d, "value") else int(d) for d in b.shape], str(b.dtype)) for b in _buffers(function)]
-        outputs = len(spec.epilogue.outputs) if hasattr(spec, "epilogue") else 1
+        outputs = (len(spec.epilogue.outputs) if hasattr(spec, "epilogue") else 1) + bool(simt.workspace(function))
         return dict(name=name, params=params, operations=operations, schedule=str(schedule), outputs=outputs), function
 
     for size in MATRICES:
@@ -140,11 +146,14 @@ def timed(isa):
             found = [s for s in families.of(spec, isa).space(spec, isa) if s.engine == engine]
             name, operations = f"product_{tokens}x{tokens}x{features}_b{HEADS}_{engine}", 2 * HEADS * tokens**2 * features
             yield from (entry(name, spec, HEADS, None, tokens, operations, schedule=one) for one in found[:1])
-    for name, spec, operations in FEW_ROWS:  # one image: with K in parts, and whole
+    for name, spec, operations in FEW_ROWS:  # one image: with K in parts, in clusters and in memory, and whole
         chosen = families.of(spec, isa).default_schedule(spec, isa)
-        for schedule in dict.fromkeys((chosen, replace(chosen, split=1))):
+        whole = replace(chosen, split=1, in_memory=False)
+        in_memory = [s for s in families.of(spec, isa).space(spec, isa) if s.in_memory and replace(s, split=1, in_memory=False) == whole]
+        for schedule in dict.fromkeys((chosen, whole, *in_memory)):
             channels = getattr(spec, "out_channels", None) or spec.out_features
-            yield entry(f"few_{name}_split{schedule.split}", spec, 1, None, channels, operations, schedule=schedule)
+            way = f"split{schedule.split}" + "_in_memory" * schedule.in_memory
+            yield entry(f"few_{name}_{way}", spec, 1, None, channels, operations, schedule=schedule)
     stem = sp.FloatConv2d(sp.Window(224, 224, (7, 7), (2, 2), (3, 3, 3, 3)), 3, 64, 1, sp.store(), True)
     yield entry("stem_b256", stem, 256, None, 64, 2 * 256 * 112 * 112 * 147 * 64)
     point = sp.FloatConv2d(sp.Window(28, 28, (1, 1)), 128, 256, 1, sp.store())
@@ -179,6 +188,41 @@ def _timed_networks(options, isa):
 
     for name in options.networks:
         _network(options, name, zoo.build(name), False, batches=(2,))
+
+
+def _peers(options, _isa):
+    """ONNX files in half precision for other run times (:mod:`benchmarks.cuda_peers`): what PyTorch is measured with."""
+    from benchmarks import zoo
+
+    models = [("birealnet18", half(zoo.build("birealnet18")), PEER_BATCHES, 0)]
+    for height, width, channels, outputs, batch in CONVOLUTIONS:
+        model = half(convolution(height, width, channels, outputs))
+        models.append((f"conv_{height}x{width}x{channels}x{outputs}", model, (batch,), 2 * height * width * channels * outputs * 9))
+    folder, index = options.folder / "peers", []
+    folder.mkdir(exist_ok=True)
+    for name, model, batches, operations in models:
+        (folder / f"{name}.onnx.gz").write_bytes(gzip.compress(model.SerializeToString(), 6))
+        index.append(dict(name=name, file=f"{name}.onnx.gz", batches=list(batches), operations=operations))
+    (folder / "peers.json").write_text(json.dumps(index))
+
+
+def half(model):
+    """A model whose floats, inputs and results too, are float16."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    return convert_float_to_float16(model, keep_io_types=False)
+
+
+def convolution(height, width, channels, outputs):
+    """A 3x3 convolution of signs, [N, C, H, W], as an ONNX model."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.random.default_rng(0).choice(np.float32([-1, 1]), (outputs, channels, 3, 3))
+    node = helper.make_node("Conv", ["input", "weights"], ["output"], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    image, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", count, height, width])
+                     for name, count in (("input", channels), ("output", outputs)))  # fmt: skip
+    graph = helper.make_graph([node], "convolution", [image], [result], [numpy_helper.from_array(weights, "weights")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def _network(options, name, model, exact, batches):

@@ -6,6 +6,7 @@ import numpy as np
 from tvm import relax
 
 from bnntvm.graph import bindings, dims, layer_of, op_name
+from bnntvm.spec import WORKSPACE
 
 
 def kernel_calls(mod):
@@ -25,8 +26,10 @@ def kernel_calls(mod):
     """
     names = [gvar.name_hint for gvar in mod.get_global_vars()]
     every, single = (_calls(mod[name]) for name in ("main", "main_1" if "main_1" in names else "main"))
-    own = {gvar.name_hint for gvar, func in mod.functions_items() if "bnn.kernel" in (func.attrs or {})}
-    calls = [_call(binding, one) for binding, one in zip(every, single, strict=True)]
+    own, private = (
+        {gvar.name_hint for gvar, func in mod.functions_items() if name in (func.attrs or {})} for name in ("bnn.kernel", WORKSPACE)
+    )
+    calls = [_call(binding, one, private) for binding, one in zip(every, single, strict=True)]
     return [call | {"own": call["kernel"] in own} for call in calls]
 
 
@@ -34,9 +37,10 @@ def _calls(func):
     return [binding for binding in bindings(func) if op_name(binding.value) == "relax.call_tir"]
 
 
-def _call(binding, one):
+def _call(binding, one, private):
     sizes = [0, 0]  # of tensors that are the same for every batch, and for one image
-    for general, tensor in zip(_tensors(binding), _tensors(one), strict=True):
+    end = -1 if binding.value.args[0].name_hint in private else None  # a workspace is no tensor of the network
+    for general, tensor in zip(_tensors(binding)[:end], _tensors(one)[:end], strict=True):
         shape = dims(tensor)
         dynamic = not all(isinstance(d, int) for d in dims(general))
         if all(isinstance(d, int) for d in shape):  # several dynamic dimensions: unknown

@@ -27,11 +27,12 @@ EXCHANGES = {(0, 2, 3, 1): 1, (0, 3, 1, 2): 2, (0, 2, 1): 1}
 
 @dataclass
 class Kernel:
-    """A generated kernel: its name in the module, its specification, and how it was scheduled."""
+    """A generated kernel: its name in the module, its specification, how it was scheduled, and elements of memory for itself (int32)."""
 
     name: str
     spec: object
     schedule: object
+    workspace: int = 0
 
 
 @dataclass
@@ -489,7 +490,7 @@ class Lower(Rewriter):
             prim = family.build(spec, schedule, self.isa)
             name = f"{prim.attrs['global_symbol']}_{len(self.cache)}"
             gvar = self.builder.add_func(prim.with_attr("bnn.kernel", name).without_attr("global_symbol"), name)
-            self.cache[spec, schedule] = gvar, Kernel(name, spec, schedule)
+            self.cache[spec, schedule] = gvar, Kernel(name, spec, schedule, int(prim.attrs.get(sp.WORKSPACE, 0)))
             self.lowered.kernels[name] = self.cache[spec, schedule][1]
         gvar, kernel = self.cache[spec, schedule]
         if weights is not None:
@@ -498,7 +499,10 @@ class Lower(Rewriter):
             known = self.constants.setdefault(key, const(packed))  # every activation plane meets the same weights
             operands = [known if a is None else a for a in operands]
             self.note(layer, kernel.name, packed.nbytes, key)
-        return self.emit(relax.call_tir(gvar, relax.Tuple(operands), types if len(types) > 1 else types[0]), layer_hint(layer))
+        types = [*types, *([relax.TensorType([kernel.workspace], "int32")] if kernel.workspace else [])]
+        made = self.emit(relax.call_tir(gvar, relax.Tuple(operands), types if len(types) > 1 else types[0]), layer_hint(layer))
+        # A workspace is one more result, so that memory is planned for it, which nobody reads.
+        return self.emit(relax.TupleGetItem(made, 0)) if kernel.workspace and len(types) == 2 else made
 
     def note(self, layer, kernel, size, key):
         """Note what computes a layer, or several joined, and the bytes of its packed weights, known by ``key``."""

@@ -16,6 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 WORD_BITS = 32
+#: Attribute of a kernel's function: elements of its last parameter, int32, memory for itself that is garbage before and after.
+WORKSPACE = "bnn.workspace"
 
 
 def words(channels):

@@ -15,7 +15,7 @@ from bnntvm.tuning.gpu_program import BATCHES
 from bnntvm.tuning.space import fields
 
 #: Fields of schedules that have a place.
-SLOTS = 12
+SLOTS = 13
 ENGINES = (layers.CORES, layers.MMA, layers.WGMMA)
 #: 32-bit registers of a multiprocessor, of every capability; what a thread needs beside its sums.
 REGISTERS, OTHER_REGISTERS = 1 << 16, 48

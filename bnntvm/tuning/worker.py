@@ -19,6 +19,8 @@ import time
 
 import numpy as np
 
+from bnntvm.spec import WORKSPACE
+
 #: Numbers that a measurement has before its slower half is left out; single runs behind them are at most MOST_RUNS.
 SAMPLES, MOST_RUNS = 12, 600
 
@@ -161,7 +163,8 @@ def build(folder, schedule, library, limit, case_limit, images=1):
         The task's.
     schedule : Schedule
     library : str
-        Shared library to write; the weights in this schedule's layout go beside it, as .npy.
+        Shared library to write; the weights in this schedule's layout go beside it, as .npy, and how much memory the kernel wants for
+        itself, as .workspace.
     limit, case_limit : float
         Seconds that building may take, and preparing the task before its first candidate.
     images : int
@@ -177,6 +180,8 @@ def _build(folder, schedule, library):
     task, _, weights, _ = load(folder)
     function = task.module.build(task.spec, schedule, task.isa).with_attr("global_symbol", "kernel")
     backend_of(task.isa).link_kernels({"kernel": function}, pathlib.Path(library), task.isa)
+    if WORKSPACE in function.attrs:
+        pathlib.Path(library + ".workspace").write_text(str(int(function.attrs[WORKSPACE])))
     if weights is not None:
         np.save(library + ".npy", task.module.pack_weights(task.spec, schedule, task.isa, weights))
 
@@ -247,7 +252,7 @@ class Here:
 
 
 def place(where, folder, library):
-    """(task, operands and outputs between guards, expected outputs) of a candidate."""
+    """(task, operands, outputs and workspace between guards, expected outputs) of a candidate."""
     task, operands, weights, expected = load(folder)
     operands, expected = where.sized(task, operands, expected)
     packed = None if weights is None else np.load(library + ".npy")
@@ -257,6 +262,9 @@ def place(where, folder, library):
     ]
     # Outputs start as garbage, so that an element that is not stored shows.
     tensors += [where.place(np.full(e.shape, 77, e.dtype), "output") for e in expected]
+    workspace = pathlib.Path(library + ".workspace")
+    if workspace.exists():
+        tensors.append(where.place(np.full(int(workspace.read_text()), 77, np.int32), "output"))
     where.seal()
     return task, tensors, expected
 
@@ -289,7 +297,8 @@ def check_and_time(module, where, folder, library, seconds):
 
     task, tensors, expected = place(where, folder, library)
     where.call(module, tensors)
-    wrong = cases.differs(task, [where.read(t) for t in tensors[-len(expected) :]], expected)
+    results = tensors[len(task.operands) : len(task.operands) + len(expected)]
+    wrong = cases.differs(task, [where.read(t) for t in results], expected)
     if wrong:
         raise Failure(f"wrong result: {wrong}")
     fault = where.fault()

@@ -67,11 +67,20 @@ class Kernel:
         return [*data, self.weights, *mask, *self.scales, *self.emitter.inputs, *self.emitter.outputs]
 
     def function(self):
-        layer = self.layer
-        self.blocks_of_channels = words(layer.channels)
-        rows = simt.i32(self.batch) * layer.out_pixels
-        chunks = simt.ceil_div(rows, self.pixels * WARPS)
-        return simt.kernel(self.name, self.params, chunks * self.blocks_of_channels, WARPS * simt.WARP, self._body)
+        return simt.kernel(self.name, self.params, self._blocks(), WARPS * simt.WARP, self._body)
+
+    def _rows(self):
+        """Pixels of the batch."""
+        return simt.i32(self.batch) * self.layer.out_pixels
+
+    def _blocks(self):
+        return simt.ceil_div(self._rows(), self.pixels * WARPS) * words(self.layer.channels)
+
+    def _own(self, named, block, thread):
+        """``(word of channels, first pixel)`` of a thread."""
+        count = words(self.layer.channels)
+        word = named("word", simt.mod(block, count))
+        return word, named("first", (simt.div(block, count) * WARPS + simt.div(thread, 32)) * self.pixels)
 
     def _body(self, block, thread):
         layer, body = self.layer, []
@@ -86,9 +95,9 @@ class Kernel:
             setattr(self, attribute, [one for one, _ in pairs])
             body += [statement for _, statement in pairs]
         body += self.emitter.declarations
-        self.lane, self.word = named("lane", simt.mod(thread, 32)), named("word", simt.mod(block, self.blocks_of_channels))
-        first = named("first", (simt.div(block, self.blocks_of_channels) * WARPS + simt.div(thread, 32)) * self.pixels)
-        rows = named("rows", simt.i32(self.batch) * layer.out_pixels)
+        self.lane = named("lane", simt.mod(thread, 32))
+        self.word, first = self._own(named, block, thread)
+        rows = named("rows", self._rows())
         self.channel = named("channel", tirx.min(self.word * 32 + self.lane, simt.i32(layer.channels - 1)))
         self.offset, self.mask = self._group(named)
         places = [self._place(named, first + p, rows) for p in range(self.pixels)]
@@ -97,7 +106,7 @@ class Kernel:
         body += [allocate, *([allocate_totals] if layer.scaled else [])]
         for number, product in enumerate(layer.products):
             body += [simt.put(self.sums, p, simt.i32(0)) for p in range(self.pixels)]
-            body.append(self._taps(product, places))
+            body.append(self._taps(number, product, places))
             body += self._finish(number, places)
         scope = {}
         for p, place in enumerate(places):
@@ -120,8 +129,8 @@ class Kernel:
     def _place(self, named, row, rows):
         return Place(self.layer, named, row, rows)
 
-    def _taps(self, product, places):
-        """Loops over taps and words."""
+    def _taps(self, number, product, places):
+        """Loops over taps and words of product ``number``."""
         layer, (height, width) = self.layer, self.layer.window.kernel
         count = layer.group_words
 
@@ -139,7 +148,7 @@ class Kernel:
 
     def _word(self, product, number, k, offsets):
         layer, body = self.layer, []
-        base = ((simt.wide(self.word) * (layer.taps * layer.group_words) + simt.wide(number)) * (layer.weight_planes * 32))
+        base = (simt.wide(self.word) * (layer.taps * layer.group_words) + simt.wide(number)) * (layer.weight_planes * 32)
         weights = {}
         for j in dict.fromkeys(j for j, _ in product.weights):
             weights[j], statement = simt.bind("w", simt.at(self.weights, base + simt.wide(self.lane + j * 32)))
@@ -163,16 +172,19 @@ class Kernel:
     def _finish(self, number, places):
         """Add the constants; scale."""
         layer, body, padded = self.layer, [], words(self.layer.channels) * WORD_BITS
-        table = Tables(layer, self.weights, weight_size(layer))
         for p, place in enumerate(places):
-            constant = table.at(table.row(number, place) + (self.word * 32 + self.lane))
-            body.append(simt.put(self.sums, p, simt.at(self.sums, p) + constant))
+            body.append(simt.put(self.sums, p, simt.at(self.sums, p) + self._constant(number, place)))
             if layer.scaled:
                 scale = simt.at(self._scales[0], self.word * 32 + self.lane + number * padded)
                 value = simt.call("bnn_mul", tirx.Cast("float32", simt.at(self.sums, p)), scale)
                 value = value if number == 0 else simt.call("bnn_add", simt.at(self.totals, p), value)
                 body.append(simt.put(self.totals, p, value))
         return body
+
+    def _constant(self, number, place):
+        """What the popcounts of a product do not count, for the lane's channel of a pixel."""
+        table = Tables(self.layer, self.weights, weight_size(self.layer))
+        return table.at(table.row(number, place) + (self.word * 32 + self.lane))
 
 
 class Tables:

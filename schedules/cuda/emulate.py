@@ -7,6 +7,8 @@ fragment layouts, barriers and the order of asynchronous copies are those of the
 * every access of every thread lies inside its array (memcheck);
 * shared memory and registers are not read before they are written (initcheck);
 * between two barriers no two threads touch the same word of shared memory if one of them writes (racecheck);
+* what a block writes to the device's memory no other block of the launch touches, unless it writes the same; a workspace is written before
+  it is read;
 * barriers and warp functions are reached by all threads that they are for (synccheck);
 * asynchronous copies and products take effect as late as they may: data that are used before they were waited for are wrong.
 
@@ -23,8 +25,8 @@ import numpy as np
 from tvm import tirx
 from tvm.ir import Call
 
-from bnntvm.schedules.cuda import device
-from bnntvm.schedules.cuda.races import Clocks, Trace
+from bnntvm.schedules.cuda import device, simt
+from bnntvm.schedules.cuda.races import Clocks, Launch, Trace
 
 
 class Fault(Exception):
@@ -37,7 +39,7 @@ class Memory:
     def __init__(self, name, data, owners=None, watch=None):
         self.name, self.data, self.owners = name, data, owners  # data [rows, size]; owners: row of each thread, None: 0
         self.written = np.zeros(data.shape, bool) if owners is not None else None
-        self.trace = watch
+        self.trace, self.launch = watch, None
 
 
 @dataclass
@@ -151,7 +153,11 @@ class Threads:
         who, rows, index = self._where(memory, index, "store")
         if note:
             self.note_write(memory, who, rows, index)
-        memory.data[rows, index] = self.spread(value)[who]
+        value = self.spread(value)[who]
+        if memory.launch is not None:
+            other = memory.launch.writes(self.block[who], index, memory.data[rows, index], value)
+            self._race(memory, other, who, index, "writes", "block")
+        memory.data[rows, index] = value
         if memory.written is not None:
             memory.written[rows, index] = True
 
@@ -162,6 +168,8 @@ class Threads:
 
     def note_read(self, memory, who, rows, index):
         """Look for a race of a read, and remember it."""
+        if memory.launch is not None:
+            self._race(memory, memory.launch.reads(self.block[who], index), who, index, "reads", "block")
         if memory.trace is not None and self.races:
             self._race(memory, self.clocks.reads(memory.trace, rows, self.thread[who], index), who, index, "reads")
 
@@ -170,12 +178,12 @@ class Threads:
         if memory.trace is not None and self.races:
             self._race(memory, self.clocks.writes(memory.trace, rows, self.thread[who], index), who, index, "writes")
 
-    def _race(self, memory, other, who, index, what):
+    def _race(self, memory, other, who, index, what, kind="thread"):
         bad = np.flatnonzero(other >= 0)
         if len(bad):
-            i = bad[0]
+            i, own = bad[0], self.thread if kind == "thread" else self.block
             where = f"{memory.name}[{index[i]}]"
-            raise Fault(f"race: thread {self.thread[who[i]]} {what} {where}, which thread {other[i]} uses at the same time")
+            raise Fault(f"race: {kind} {own[who[i]]} {what} {where}, which {kind} {other[i]} uses at the same time")
 
     def barrier(self, name="barrier"):
         """All threads of every block that has an active one wait."""
@@ -270,6 +278,7 @@ class Threads:
             self.note_write(target, np.full(words, thread), np.full(words, row), place)
         if begin < 0 or begin + words > source.data.shape[1] or to < 0 or to + words > target.data.shape[1]:
             raise Fault(f"bulk copy of {source.name}[{begin}:{begin + words}] to {target.name}[{to}:{to + words}]")
+        self.note_read(source, np.full(words, thread), np.zeros(words, np.int64), np.arange(begin, begin + words))
 
         def copy():
             target.data[row, to : to + words] = source.data[0, begin : begin + words]
@@ -337,15 +346,15 @@ def run(function, arrays, blocks_at_once=16, races=True, only_blocks=None, order
     Parameters
     ----------
     function : tirx.PrimFunc
-        Of :func:`.simt.kernel`.
+        Of :func:`.simt.kernel`, :func:`.simt.either` or :func:`.simt.both`.
     arrays : list of ndarray
-        Its parameters, contiguous; written in place.
+        Its parameters, contiguous; written in place. A workspace may be left out.
     blocks_at_once : int
         Blocks that share the numpy operations.
     races : bool
-        Look for races in shared memory.
+        Look for races.
     only_blocks : list of int, optional
-        Blocks to run, instead of all.
+        Blocks to run, instead of all; of a single kernel.
     order : int, optional
         Seed of a random order of the clusters, and of the blocks of each, which then run in turns; not where threads have roles.
 
@@ -353,21 +362,49 @@ def run(function, arrays, blocks_at_once=16, races=True, only_blocks=None, order
     ------
     Fault
     """
-    _Program(function, arrays, races).run(blocks_at_once, only_blocks, order)
+    kernels = _Program(function, arrays, races).launches
+    if only_blocks is not None and len(kernels) > 1:
+        raise ValueError("blocks of which kernel?")
+    for launch in kernels:
+        launch.run(blocks_at_once, only_blocks, order)
+
+
+def launches(function, shapes):
+    """How many kernels a function starts for parameters of these ``(shape, type)``."""
+    return len(_Program(function, [np.empty(*one) for one in shapes], False).bodies)
 
 
 class _Program:
-    """A kernel as Python closures."""
+    """A function that starts kernels: its parameters, and what it starts for them."""
 
     def __init__(self, function, arrays, races):
         self.races, self.env, self.memories = races, {}, {}
         params = [function.buffer_map[p] for p in function.params] if getattr(function, "buffer_map", None) else list(function.params)
+        own = simt.workspace(function)
+        if own and len(arrays) == len(params) - 1:
+            arrays = [*arrays, np.full(own[0], 77, own[1])]
         if len(params) != len(arrays):
             raise Fault(f"{len(arrays)} arrays for {len(params)} parameters")
         for buffer, array in zip(params, arrays):
             self._bind_parameter(buffer, array)
-        self.threads = self.per_block = self.grid = None
-        self.body = self._launch(function.body)
+        if own:
+            memory = self.memories[params[-1].name]
+            memory.written = np.zeros(memory.data.shape, bool)
+        self.bodies = self._chosen(function.body)
+
+    @property
+    def launches(self):
+        """The kernels, in order, to be run one after the other."""
+        return [_Launch(self, body) for body in self.bodies]
+
+    def _chosen(self, body):
+        """Bodies of the kernels that are started: those of a sequence, of several ones that which the condition chooses."""
+        if isinstance(body, tirx.SeqStmt):
+            return [one for part in body.seq for one in self._chosen(part)]
+        if isinstance(body, tirx.IfThenElse):
+            chosen = np.asarray(_Launch.condition(self, body.condition)(None))
+            return self._chosen(body.then_case if chosen else body.else_case)
+        return [body]
 
     def _bind_parameter(self, buffer, array):
         if str(array.dtype) != str(buffer.dtype):
@@ -385,11 +422,25 @@ class _Program:
             raise Fault(f"{buffer.name} is not contiguous")
         self.memories[buffer.name] = Memory(buffer.name, data)
 
-    def _launch(self, body):
-        """Take the axes off; of several kernels the one that is started."""
+
+class _Launch:
+    """A kernel as Python closures."""
+
+    def __init__(self, program, body):
+        self.races, self.env, self.memories = program.races, dict(program.env), dict(program.memories)
+        self.threads = self.per_block = self.grid = None
+        self.body = self._kernel(body)
+
+    @classmethod
+    def condition(cls, program, expression):
+        """Closure of an expression of the host."""
+        host = cls.__new__(cls)
+        host.env, host.memories = program.env, program.memories
+        return host._expr(expression)
+
+    def _kernel(self, body):
+        """Take the axes off."""
         names = {}
-        while isinstance(body, tirx.IfThenElse):
-            body = body.then_case if np.asarray(self._expr(body.condition)(None)) else body.else_case
         while isinstance(body, tirx.AttrStmt) and str(body.attr_key) == "thread_extent":
             tag = str(body.node.thread_tag)
             names[tag] = body.node.var.name, int(np.asarray(self._expr(body.value)(None)))
@@ -400,6 +451,8 @@ class _Program:
         return self._stmt(body)
 
     def run(self, blocks_at_once, only_blocks, order):
+        for memory in self.memories.values():  # the launch before is over
+            memory.launch = Launch(memory.data.shape[1]) if self.races else None
         blocks = list(range(self.grid)) if only_blocks is None else list(only_blocks)
         if order is not None:
             clusters = [blocks[i : i + self.cluster] for i in range(0, len(blocks), self.cluster)]
@@ -783,4 +836,3 @@ _CALLS = {
     "bitwise_not": np.invert, "shift_left": _shift(np.left_shift), "shift_right": _shift(np.right_shift),
     "popcount": lambda a: np.bitwise_count(a).astype(np.asarray(a).dtype),
 }  # fmt: skip
-

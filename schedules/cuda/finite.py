@@ -1,4 +1,10 @@
-"""Whether an array holds neither NaN nor infinity, on a GPU: the check of a network's inputs. See :mod:`bnntvm.schedules.finite`."""
+"""Whether an array holds neither NaN nor infinity, on a GPU: the check of a network's inputs. See :mod:`bnntvm.schedules.finite`.
+
+It is a kernel of its own, unlike on processors, where kernels that pack an input watch it on the way. In a recorded graph it is one more
+node, and a run that checks waits for the device and fetches the flag, which takes longer. What reads the inputs of published networks is a
+convolution, not a packing kernel (all of ``benchmarks/zoo.py``): blocks share its pixels, so each would be looked at several times. To
+watch in packing kernels alone would take a second entry point and a second set of graphs, for networks whose inputs are small.
+"""
 
 from __future__ import annotations
 

@@ -55,7 +55,11 @@ class FragmentKernel(TileKernel):
 
     def allocate_sums(self):
         """Registers."""
-        kinds = [("sums", "int32", True), ("totals", "int32", len(self.passes) > 1), ("results", "float32", self.layer.scaled)]
+        kinds = [
+            ("sums", "int32", True),
+            ("totals", "int32", len(self.passes) > 1),
+            ("results", "float32", self.layer.scaled and self.emits),
+        ]
         body = []
         for name, dtype, wanted in kinds:
             if wanted:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bnntvm.schedules.cuda import cores, mma, products, simt, tiles, wgmma
+from bnntvm.schedules.cuda import cores, mma, parts, products, simt, tiles, wgmma
 from bnntvm.schedules.cuda.layer import Layer
+from bnntvm.spec import WORKSPACE
 
 CORES, MMA, WGMMA = "cores", "mma", "wgmma"
 
@@ -33,9 +34,11 @@ class Schedule:
     cluster : int
         Blocks that share the weights that they bring (``wgmma``).
     few : int
-        Columns of the tile where there are too few rows to give half of the multiprocessors a tile; 0: the same (``wgmma``).
+        Columns of the tile where there are too few rows to give half of the multiprocessors a tile; 0: the same.
     split : int
-        Blocks of a cluster that share K where there are so few rows that all of them find a multiprocessor: on small tiles of single warps.
+        Blocks that share K where there are so few rows that all of them find a multiprocessor: on small tiles of single warps.
+    in_memory : bool
+        Whether the sums of these blocks meet in the device's memory (:mod:`.parts`), and not in a cluster.
     """
 
     engine: str
@@ -50,6 +53,7 @@ class Schedule:
     cluster: int = 1
     few: int = 0
     split: int = 1
+    in_memory: bool = False
 
 
 def default_schedule(spec, isa):
@@ -96,8 +100,10 @@ def _mma_schedules(layer, isa):
                 continue
             for stages in (4, 3, 2):
                 one = Schedule(MMA, rows, columns, warp_rows, warp_columns, slab, stages, slices)
+                # Of a product rows and columns are known: the tile is chosen for them.
+                few = (0,) if layer.at_run_time or (rows, columns) == _SMALL_TILE else (_SMALL_TILE[1], 0)
                 if _fits(layer, one, isa):
-                    found += [replace(one, split=split) for split in _splits(layer, slab, isa)]
+                    found += [replace(one, few=f, split=s, in_memory=m) for f in few for s, m in _splits(layer, slab, isa)]
     wanted = _wanted(layer)
     return sorted(found, key=lambda s: wanted(s))
 
@@ -111,9 +117,9 @@ def _wgmma_schedules(layer, isa):
     wanted = next((c for c in reversed(columns) if c >= layer.outputs), most)
     columns.sort(key=lambda c: (c != wanted, -c))
     ways = ((True, 64, 1), (False, 128, 1), (False, 128, 2), (False, 64, 1))
-    found = [Schedule(WGMMA, rows, c, 64, c, 128, stages, 1, resident, cluster, few, split)
+    found = [Schedule(WGMMA, rows, c, 64, c, 128, stages, 1, resident, cluster, few, split, in_memory)
              for c in columns for resident, rows, cluster in ways for stages in (6, 5, 4, 3)
-             for few in dict.fromkeys((_narrow(c), 0)) for split in _splits(layer, 128, isa)]  # fmt: skip
+             for few in dict.fromkeys((_narrow(c), 0)) for split, in_memory in _splits(layer, 128, isa)]  # fmt: skip
     return [s for s in found if _wgmma_fits(_kernel(layer, s, isa, ""), isa)]
 
 
@@ -122,36 +128,69 @@ def _narrow(columns):
     return 32 if columns in (64, 96, 128) else 64 if columns in (192, 256) else 0
 
 
+#: Rows and columns of a tile of a single warp, whose slices share a slab: for few rows.
+_SMALL_TILE = 32, 32
+#: Steps along K that take as long as starting a second kernel and reading what the first one has left: a microsecond or two, and with three
+#: slabs under way a step of a lonely block takes a third of the time that memory needs to answer. (Not measured.)
+_LAUNCH_STEPS = 8
+
+
+def _small_tile(schedule, isa, **more):
+    """A schedule for a small tile, of weights that are packed for ``schedule``."""
+    return Schedule(MMA, *_SMALL_TILE * 2, schedule.slab, 4, schedule.slab // mma.INSTRUCTIONS[isa.operation].step, **more)
+
+
 def _few_rows(layer, schedule, isa):
     """Most rows that are too few, and a schedule for them."""
     tiles_of_row = _shape(layer, schedule).column_tiles * layer.groups
     limit = isa.multiprocessors // 2 // tiles_of_row * schedule.rows
-    return limit, replace(schedule, rows=64, columns=schedule.few, warp_columns=schedule.few, few=0, resident=False, cluster=1, split=1)
+    if schedule.engine == MMA:
+        return limit, _small_tile(schedule, isa)
+    own = replace(schedule, rows=64, columns=schedule.few, warp_columns=schedule.few, few=0, resident=False, cluster=1, split=1)
+    return limit, replace(own, in_memory=False)
 
 
-#: Rows and columns of a tile whose K blocks share.
-_SPLIT_TILE = 32, 32
+def _small_tiles(layer):
+    """``(rows, small tiles)`` of what is never cut further: an image, a row, or a product of the batch."""
+    rows = layer.spec.rows if layer.at_run_time and not layer.spec.shared else layer.out_pixels
+    height, width = _SMALL_TILE
+    return rows, -(-rows // height) * -(-layer.outputs // width) * layer.groups
 
 
 def _splits(layer, slab, isa):
-    """In how many parts to cut K, the best first.
+    """``(parts of K, whether they meet in memory)``, the best first.
 
-    The tiles of one image (of one row) must leave multiprocessors idle, and a block keeps two slabs: less is over before the sums of other
-    blocks are there.
+    The tiles of one image (of one row, of one product) must leave multiprocessors idle, and a block keeps two slabs: less is over before
+    the sums of other blocks are there. Clusters come first, where there are any. Parts that meet in memory cost a launch: they are the
+    default where each block is spared more steps than that takes.
     """
-    if layer.at_run_time:
-        return [1]
-    shape = tiles.Shape(layer, *_SPLIT_TILE, slab, 2)
-    count = -(-layer.out_pixels // shape.rows) * shape.column_tiles * layer.groups
-    most = min(isa.cluster, shape.slabs // 2, isa.multiprocessors // count)
-    return [*(split for split in (8, 4, 2) if split <= most)][:1] + [1]
+    shape = tiles.Shape(layer, *_SMALL_TILE, slab, 2)
+    most = min(shape.slabs // 2, isa.multiprocessors // _small_tiles(layer)[1])
+    clusters = [] if layer.at_run_time else [(parts, False) for parts in (8, 4, 2) if parts <= min(most, isa.cluster)][:1]
+    memory = [(parts, True) for parts in (16, 12, 8, 6, 4, 3, 2) if parts <= most][: 1 if isa.cluster > 1 else 2]
+    spared = shape.slabs - -(-shape.slabs // memory[0][0]) if memory and not clusters else 0
+    pays = spared * len(tiles.passes(layer, isa.operation == "xor")) > _LAUNCH_STEPS
+    return [*clusters, *memory, (1, False)] if pays else [*clusters, (1, False), *memory]
 
 
 def _split_rows(layer, schedule, isa):
     """Most rows whose tiles all have their ``split`` blocks on multiprocessors of their own, and a schedule for them."""
-    tile, slices = _SPLIT_TILE * 2, schedule.slab // mma.INSTRUCTIONS[isa.operation].step
-    own = Schedule(MMA, *tile, schedule.slab, 4, slices, split=schedule.split)
-    return isa.multiprocessors // schedule.split // (_shape(layer, own).column_tiles * layer.groups) * own.rows, own
+    own = _small_tile(schedule, isa, split=schedule.split, in_memory=schedule.in_memory)
+    together = isa.multiprocessors // schedule.split
+    if layer.at_run_time and not layer.spec.shared:  # whole products
+        rows, count = _small_tiles(layer)
+        return together // count * rows, own
+    return together // (_shape(layer, own).column_tiles * layer.groups) * own.rows, own
+
+
+def _for_few_rows(layer, schedule, isa):
+    """``(most rows, schedule)`` of the kernels for fewer rows than the whole one is for, the most rows first."""
+    found = []
+    for wanted, of in ((schedule.few, _few_rows), (schedule.split > 1, _split_rows)):
+        limit, own = of(layer, schedule, isa) if wanted else (0, None)
+        if limit:
+            found = [(most, one) for most, one in found if most > limit] + [(limit, own)]
+    return found
 
 
 def _wgmma_fits(kernel, isa):
@@ -190,13 +229,24 @@ def _shape(layer, schedule, packed=0):
     return tiles.Shape(layer, schedule.rows, schedule.columns, schedule.slab, schedule.stages, schedule.resident, packed)
 
 
-def _kernel(layer, schedule, isa, name, packed=0, split=1):
-    shape = _shape(layer, schedule, packed)
-    if layer.at_run_time:
-        return products.ProductKernel(shape, schedule.warp_rows, schedule.warp_columns, schedule.slices, isa, name)
+def _kernel(layer, schedule, isa, name):
+    """The kernel for any number of rows."""
+    shape = _shape(layer, schedule)
     if schedule.engine == WGMMA:
         return wgmma.WgmmaKernel(shape, isa, name, schedule.cluster)
-    return mma.MmaKernel(shape, schedule.warp_rows, schedule.warp_columns, schedule.slices, isa, name, split)
+    kind = products.ProductKernel if layer.at_run_time else mma.MmaKernel
+    return kind(shape, schedule.warp_rows, schedule.warp_columns, schedule.slices, isa, name)
+
+
+def _kernel_for_few(layer, schedule, isa, name, packed, limit):
+    """The kernel for ``limit`` rows at most; ``packed``: columns of the tiles that weights were packed for."""
+    shape = _shape(layer, schedule, packed)
+    if schedule.engine == WGMMA:
+        return wgmma.WgmmaKernel(shape, isa, name, schedule.cluster)
+    arguments = shape, schedule.warp_rows, schedule.warp_columns, schedule.slices, isa, name, schedule.split
+    if schedule.in_memory:
+        return (parts.ProductParts if layer.at_run_time else parts.Parts)(*arguments, limit=limit)
+    return (products.ProductKernel if layer.at_run_time else mma.MmaKernel)(*arguments)
 
 
 def space(spec, isa):
@@ -246,10 +296,8 @@ class Footprint:
 def footprints(spec, schedule, isa):
     """Of a schedule for tensor cores: ``(footprint, most rows)``, those of kernels for few rows first; None: any number."""
     layer, found = Layer.of(spec), []
-    for wanted, of in ((schedule.few, _few_rows), (schedule.split > 1, _split_rows)):
-        if wanted:
-            limit, own = of(layer, schedule, isa)
-            found.insert(0, (_footprint(layer, _kernel(layer, own, isa, "", schedule.columns, own.split)), limit))
+    for limit, own in _for_few_rows(layer, schedule, isa):
+        found.insert(0, (_footprint(layer, _kernel_for_few(layer, own, isa, "", schedule.columns, limit)), limit))
     return [*found, (_footprint(layer, _kernel(layer, schedule, isa, "")), None)]
 
 
@@ -275,13 +323,12 @@ def build(spec, schedule, isa, name):
     layer = Layer.of(spec)
     if schedule.engine == CORES:
         return cores.Kernel(layer, schedule.rows, name).function()
-    kernel = _kernel(layer, schedule, isa, name)
-    function, rows = kernel.function(), simt.i32(kernel.batch) * layer.out_pixels
-    for wanted, of in ((schedule.few, _few_rows), (schedule.split > 1, _split_rows)):
-        if wanted:
-            limit, own = of(layer, schedule, isa)
-            small = _kernel(layer, own, isa, name, schedule.columns, own.split)
-            small.share(kernel)
-            function = simt.either(rows <= simt.i32(limit), small.function(), function)
-    return function
-
+    kernel, few = _kernel(layer, schedule, isa, name), _for_few_rows(layer, schedule, isa)
+    shared = next((parts.workspace(layer, own.split, limit) for limit, own in few if own.in_memory), None)
+    kernel.workspace = shared
+    function = kernel.function()
+    for limit, own in few:
+        small = _kernel_for_few(layer, own, isa, name, schedule.columns, limit)
+        small.share(kernel)
+        function = simt.either(kernel.all_rows() <= simt.i32(limit), small.function(), function)
+    return function if shared is None else function.with_attr(WORKSPACE, int(shared.shape[0]))

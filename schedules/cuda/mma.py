@@ -4,7 +4,8 @@ A block has a grid of warps, each of which computes ``warp_rows`` x ``warp_colum
 and add their sums up in shared memory, which keeps more warps busy where a result has few tiles.
 
 So can blocks: the ``split`` blocks of a cluster share the slabs of one tile (from sm_90 on). Each leaves its sums in its own shared memory,
-where the first one reads them; it alone has results. Sums are integers, so nothing depends on who comes first.
+where the first one reads them; it alone has results. Sums are integers, so nothing depends on who comes first. Without clusters they meet
+in the device's memory, see :mod:`.parts`.
 
 sm_75 has xor and 8 x 8 x 128 bits, later ones and, 16 x 8 x 256.
 """
@@ -50,10 +51,18 @@ class MmaKernel(FragmentKernel):
     slices : int
     split : int
         Blocks that share the slabs; not more than there are.
+
+    Attributes
+    ----------
+    cluster : int
+        Those of them that reach each other's shared memory.
     """
+
+    counts_columns = False
 
     def __init__(self, shape, warp_rows, warp_columns, slices, isa, name, split=1):
         self.warp_rows, self.warp_columns, self.slices, self.split = warp_rows, warp_columns, slices, split
+        self.cluster = split
         self.grid = shape.rows // warp_rows, shape.columns // warp_columns
         self.warps = self.grid[0] * self.grid[1]
         super().__init__(shape, self.warps * slices * simt.WARP, isa, name)
@@ -65,7 +74,7 @@ class MmaKernel(FragmentKernel):
     @property
     def ring_words(self):
         """Words of shared memory of the stages, which the reductions of slices and of blocks use again."""
-        reduction = max(self.slices - 1, int(self.split > 1)) * self.warps * self.sums_of_thread * simt.WARP
+        reduction = max(self.slices - 1, int(self.cluster > 1)) * self.warps * self.sums_of_thread * simt.WARP
         return max(self.shape.stages * self.shape.stage_words, reduction)
 
     @property
@@ -80,7 +89,7 @@ class MmaKernel(FragmentKernel):
 
     def function(self):
         blocks = self.row_tiles() * self.column_tiles * self.split
-        return simt.kernel(self.name, self.params, blocks, self.threads, self._body, cluster=self.split)
+        return simt.kernel(self.name, self.params, blocks, self.threads, self._body, cluster=self.cluster)
 
     def _body(self, block, thread):
         body = []
@@ -111,15 +120,24 @@ class MmaKernel(FragmentKernel):
             body += self._reduce_slices(self.totals if several else self.sums)
             body += self._publish()
             body.append(simt.sync() if self.counts else [])
-            body += self._reduce_blocks(self.totals if several else self.sums)
-            if self.layer.scaled:
-                body += self.scale(number)
-                body.append(simt.sync())  # the sums of rows are written again
-        return [*body, self._where_first(tir.seq(self.emit()))]
+            body += self._finish(number, self.totals if several else self.sums)
+        return [*body, *self._results()]
+
+    def _finish(self, number, sums):
+        """What is done with the sums of one product, which the first slice has."""
+        body = self._reduce_blocks(sums)
+        if self.layer.scaled:
+            body += self.scale(number)
+            body.append(simt.sync())  # the sums of rows are written again
+        return body
+
+    def _results(self):
+        """What is done with the sums of all."""
+        return [self._where_first(tir.seq(self.emit()))]
 
     def _where_first(self, statement):
         """What the first block does, the first of its slices: it has the sums of all."""
-        own = [tirx.EQ(one, simt.i32(0)) for one, count in ((self.slice, self.slices), (self.rank, self.split)) if count > 1]
+        own = [tirx.EQ(one, simt.i32(0)) for one, count in ((self.slice, self.slices), (self.rank, self.cluster)) if count > 1]
         for condition in own:
             statement = tirx.IfThenElse(condition, statement, None)
         return statement
@@ -292,8 +310,8 @@ class MmaKernel(FragmentKernel):
         ]
 
     def _reduce_blocks(self, sums):
-        """Add the sums of all blocks, and what they counted of rows and columns, to those of the first one."""
-        if self.split == 1:
+        """Add the sums of all blocks of a cluster, and what they counted of rows and columns, to those of the first one."""
+        if self.cluster == 1:
             return []
         here = [self._place_of_sum(simt.i32(0), i) for i in range(self.sums_of_thread)]
         give = [simt.put(self.memory, place, tirx.reinterpret("uint32", simt.at(sums, i))) for i, place in enumerate(here)]

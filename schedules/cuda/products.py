@@ -36,6 +36,8 @@ def epilogue_of(spec):
 class ProductKernel(MmaKernel):
     """The kernel; parameters as of :class:`.mma.MmaKernel`, ``shape`` of the layer of a :class:`bnntvm.spec.BinaryMatmul`."""
 
+    OPERANDS = "batch", "planes", "right", "emitter", "workspace"
+
     def declare(self):
         layer, spec = self.layer, self.layer.spec
         self.counts_columns = any(one.column_factor for one in self.passes)
@@ -48,7 +50,13 @@ class ProductKernel(MmaKernel):
 
     @property
     def params(self):
-        return [*self.planes, *self.right, *self.emitter.outputs]
+        return [*self.planes, *self.right, *self.written]
+
+    def all_rows(self):
+        return simt.i32(self.batch) * self.layer.spec.rows
+
+    def constant_of(self, number, place, channel):
+        return simt.i32(self.constant)
 
     @property
     def counts(self):
@@ -127,6 +135,8 @@ class ProductKernel(MmaKernel):
         return named("constants", (word * 32 + self._bit()) - self.column_tile * self.shape.columns + self._columns_begin)
 
     def constant_at(self, index):
-        if not self.counts_columns:
-            return simt.i32(self.constant)
-        return tirx.reinterpret("int32", simt.at(self.memory, index)) + self.constant
+        return self.column_count(index) + self.constant if self.counts_columns else simt.i32(self.constant)
+
+    def column_count(self, index):
+        """What was counted of a column, int32."""
+        return tirx.reinterpret("int32", simt.at(self.memory, index))

@@ -1,7 +1,11 @@
-"""Who may touch a word of shared memory: races, found by vector clocks, for :mod:`.emulate`.
+"""Who may touch a word: races, found for :mod:`.emulate`.
 
-Every thread has a clock, and has *seen* other threads up to some time of theirs: what they did before the last barrier that both took part
-in. An access of another thread that this one has not seen yet may happen at the same time; if one of the two writes, that is a race.
+In shared memory by vector clocks: every thread has a clock, and has *seen* other threads up to some time of theirs: what they did before
+the last barrier that both took part in. An access of another thread that this one has not seen yet may happen at the same time; if one of
+the two writes, that is a race.
+
+In the device's memory nothing orders the blocks of a launch: what one writes no other may touch before the next launch, unless both write
+the same.
 """
 
 from __future__ import annotations
@@ -19,6 +23,32 @@ class Trace:
         self.writer, self.written = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
         self.reader, self.read = np.full((*shape, slots), -1, np.int32), np.zeros((*shape, slots), np.int32)
         self.elsewhere = np.full(shape, -1, np.int32)  # meeting of the cluster behind which a thread of another block has read it last
+
+
+class Launch:
+    """Which blocks have touched the elements of an array of the device's memory in one launch."""
+
+    _NOBODY, _SEVERAL = -1, -2
+
+    def __init__(self, size):
+        self.writer, self.reader = (np.full(size, self._NOBODY, np.int64) for _ in range(2))
+
+    def reads(self, blocks, index):
+        """Note reads of ``blocks``; the block that each races with, -1 for none."""
+        writer, reader = self.writer[index], self.reader[index]
+        new = (reader == self._NOBODY) | (reader == blocks)
+        self.reader[index] = np.where(new, blocks, self._SEVERAL)
+        new &= self.reader[index] == blocks  # two of these at once
+        self.reader[index[~new]] = self._SEVERAL
+        return np.where(writer != blocks, writer, self._NOBODY)
+
+    def writes(self, blocks, index, before, after):
+        """Note writes of values ``after``, where values ``before`` are; as :meth:`reads`."""
+        writer, reader = self.writer[index], self.reader[index]
+        other = np.where((writer != blocks) & (before != after), writer, self._NOBODY)
+        other = np.where((reader != blocks) & (reader != self._NOBODY), np.maximum(reader, 0), other)
+        self.writer[index] = blocks
+        return other
 
 
 class Clocks:

@@ -11,6 +11,7 @@ from tvm import tirx
 
 from bnntvm.schedules import tir
 from bnntvm.schedules.cuda import device
+from bnntvm.spec import WORKSPACE
 
 WARP = 32
 _NAMED = ("int32", "int64", "uint32", "bool")
@@ -163,6 +164,17 @@ def either(condition, first, second):
     for name in attributes:
         made = made.with_attr(name, first.attrs[name])
     return made
+
+
+def both(first, second):
+    """A PrimFunc that starts two kernels with the same parameters, one after the other."""
+    return first.with_body(tirx.SeqStmt([first.body, second.body]))
+
+
+def workspace(function):
+    """``(elements, type)`` of a kernel's workspace, None if it has none."""
+    size = (function.attrs or {}).get(WORKSPACE)
+    return None if size is None else (int(size), "int32")
 
 
 def kernel(name, params, blocks, threads, body, blocks_of_multiprocessor=None, cluster=1):

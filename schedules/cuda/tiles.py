@@ -190,7 +190,16 @@ class TileKernel:
         Of a block.
     isa : CudaIsa
     name : str
+
+    Attributes
+    ----------
+    emits : bool
+        Whether the kernel has results; else it leaves sums in the ``workspace``.
     """
+
+    #: Attributes that parameters are made of.
+    OPERANDS = "batch", "planes", "weights", "scales", "emitter", "tables", "workspace"
+    emits, workspace = True, None
 
     def __init__(self, shape, threads, isa, name):
         self.shape, self.layer, self.threads, self.isa, self.name = shape, shape.layer, threads, isa, name
@@ -213,7 +222,16 @@ class TileKernel:
     @property
     def params(self):
         data, mask = self.planes[: self.layer.data_planes], self.planes[self.layer.data_planes :]
-        return [*data, self.weights, *mask, *self.scales, *self.emitter.inputs, *self.emitter.outputs]
+        return [*data, self.weights, *mask, *self.scales, *self.emitter.inputs, *self.written]
+
+    @property
+    def written(self):
+        """The parameters that are written: results, then the workspace if there is one."""
+        return [*self.emitter.outputs, *([] if self.workspace is None else [self.workspace])]
+
+    def all_rows(self):
+        """Rows of the batch, int32."""
+        return simt.i32(self.batch) * self.layer.out_pixels
 
     @property
     def column_tiles(self):
@@ -226,12 +244,12 @@ class TileKernel:
 
     def begin(self, named, body):
         """Statements in front of everything."""
-        for attribute, array in (("_planes", self.planes), ("_scales", self.scales)):
+        for attribute, array in (("_planes", self.planes), ("_scales", self.scales if self.emits else [])):
             pairs = [simt.flat(one) for one in array]
             setattr(self, attribute, [one for one, _ in pairs])
             body += [statement for _, statement in pairs]
-        body += self.emitter.declarations
-        self.total_rows = named("rows", simt.i32(self.batch) * self.layer.out_pixels)
+        body += self.emitter.declarations if self.emits else []
+        self.total_rows = named("rows", self.all_rows())
 
     def tile_of(self, named, block, together=1):
         """``(row tile, column tile of all groups)`` of a block: some row tiles go through all columns before the next ones.
@@ -248,8 +266,12 @@ class TileKernel:
 
     def share(self, other):
         """Take the parameters of another kernel of the same layer, whose packed weights this one reads."""
-        for name in ("batch", "planes", "weights", "scales", "emitter", "tables"):
+        for name in self.OPERANDS:
             setattr(self, name, getattr(other, name))
+
+    def constant_of(self, number, place, channel):
+        """What product ``number`` of a pixel and channel does not count, int32."""
+        return self.tables.at(self.tables.row(number, place) + channel)
 
     # The loader
 

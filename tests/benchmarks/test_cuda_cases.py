@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import cuda as steps_of_gpu
 from benchmarks import cuda_prepare
-from benchmarks.cuda_cases import cases, some, way
+from benchmarks.cuda_cases import _problems, cases, some, way
 from bnntvm import spec as sp
 from bnntvm.schedules import families
 from bnntvm.schedules.cuda import emulate
@@ -19,6 +19,11 @@ def all_cases():
     return list(cases(LEVELS["sm_90a"]))
 
 
+@pytest.fixture(scope="module")
+def specs():
+    return [spec for spec, *_ in _problems(np.random.default_rng(0))]
+
+
 def test_every_way(all_cases):
     """Of wgmma: resident weights or not, clusters, narrow tiles for few rows, K in parts; names differ."""
     ways = {way(case.schedule) for case in all_cases}
@@ -29,6 +34,18 @@ def test_every_way(all_cases):
     assert {w[4] for w in ways if w[0] == "mma"} >= {1, 2}
     names = [case.name for case in all_cases]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
+def test_parts_that_meet_in_memory(arch, specs):
+    """Of convolutions, dense layers, products, and sums of planes that tensor cores count; how many is a size, not a way."""
+    found, isa = {}, LEVELS[arch]
+    for spec in specs:
+        for schedule in some(families.of(spec, isa).space(spec, isa)):
+            if getattr(schedule, "in_memory", False):
+                found.setdefault(type(spec).__name__, set()).add(way(schedule)[4])
+    planes = {"PlanesDense"} if isa.operation == "and" else set()
+    assert set(found) == {"BinaryConv2d", "BinaryDense", "BinaryMatmul"} | planes and set.union(*found.values()) == {2}
 
 
 def test_one_of_each_way_of_a_space():

@@ -8,26 +8,15 @@ import pathlib
 
 import numpy as np
 import tvm
-from tvm import relax
+from onnx import TensorProto, helper, numpy_helper
 
 from bnntvm.cuda.backend import device_target, legalise, own_results
-from bnntvm.graph import bindings, op_name
-from bnntvm.importer import import_model
-from bnntvm.lower import Lower
-from bnntvm.passes.float_layers import FloatLayers
-from bnntvm.pipeline import optimise
 from bnntvm.schedules.cuda import emulate, finite
-from bnntvm.targets import registry
+from tests.walk import Walk
 
 
-class Network:
-    """A network, compiled for a GPU up to its kernels.
-
-    Parameters
-    ----------
-    model : str, path, bytes or onnx.ModelProto
-    target : str
-        Such as "sm_80".
+class Network(Walk):
+    """A network, compiled for a GPU up to its kernels; parameters as of :class:`tests.walk.Walk`.
 
     Attributes
     ----------
@@ -36,55 +25,31 @@ class Network:
     """
 
     def __init__(self, model, target):
-        self.isa = registry.resolve(target)
-        imported = import_model(model)
-        self.inputs, self.outputs = [i.name for i in imported.inputs], [o.name for o in imported.outputs]
-        lower = Lower(self.isa)
-        mod = FloatLayers()(lower.run(optimise(imported.mod, {})))
-        with device_target(self.isa):
-            self.mod = own_results(legalise(mod))
-        self.kernels = {gvar.name_hint: f for gvar, f in self.mod.functions_items() if isinstance(f, tvm.tirx.PrimFunc)}
+        super().__init__(model, target)
         self.kernels[finite.NAME] = finite.build(self.isa)
         self.on_processor = {}
 
+    def legalised(self, mod):
+        with device_target(self.isa):
+            return own_results(legalise(mod))
+
     def run(self, feed):
-        """Outputs by name."""
-        self.calls, sizes = [], {}
-        for param, name in zip(self.mod["main"].params, self.inputs):
-            sizes |= {d.name: s for d, s in zip(param.ty.shape, feed[name].shape) if isinstance(d, tvm.tirx.Var)}
-        main = relax.transform.BindSymbolicVars(sizes, "main")(self.mod)["main"] if sizes else self.mod["main"]
-        values = {p: np.ascontiguousarray(np.asarray(feed[n]).astype(str(p.ty.dtype))) for p, n in zip(main.params, self.inputs)}
+        self.calls = []
+        return super().run(feed)
 
-        def evaluate(expr):
-            if isinstance(expr, relax.Var):
-                return values[expr]
-            if isinstance(expr, relax.Tuple):
-                return [evaluate(field) for field in expr.fields]
-            if isinstance(expr, relax.TupleGetItem):
-                return evaluate(expr.tuple_value)[expr.index]
-            if op_name(expr) == "relax.reshape":
-                return np.ascontiguousarray(evaluate(expr.args[0])).reshape(_shape(expr.ty))
-            if op_name(expr) == "relax.call_tir":
-                return self._call(expr, evaluate(expr.args[1]))
-            return np.ascontiguousarray(expr.value.numpy())
-
-        for binding in bindings(main):
-            values[binding.var] = evaluate(binding.value)
-        results = evaluate(main.body.body)
-        return dict(zip(self.outputs, results if isinstance(results, list) else [results]))
-
-    def _call(self, call, arrays):
-        name = call.args[0].name_hint
-        types = list(call.ty.fields) if isinstance(call.ty, relax.TupleType) else [call.ty]
-        outputs = [np.full(_shape(ty), 77, str(ty.dtype)) for ty in types]
+    def call(self, name, arrays, outputs):
         params = [*arrays, *outputs]
         self.calls.append((name, [(a.shape, a.dtype) for a in params], self.emulated(name)))
         self.execute(name, params)
-        return outputs if len(types) > 1 else outputs[0]
+        return outputs
 
     def emulated(self, name):
         """Whether the emulator runs a kernel."""
         return "bnn.simt" in (self.kernels[name].attrs or {})
+
+    def launches(self, name, shapes):
+        """How many kernels a call starts for parameters of these ``(shape, type)``."""
+        return emulate.launches(self.kernels[name], shapes) if self.emulated(name) else 1
 
     def execute(self, name, params):
         """Run a kernel on arrays, which it writes in place."""
@@ -100,8 +65,23 @@ class Network:
             array[...] = tensor.numpy()
 
 
-def _shape(ty):
-    return tuple(int(d) for d in ty.shape)
+def long_layers():
+    """Signs of [n, 16384] times +-1, twice, of few columns: what has K in parts that meet in memory; the second layer is short."""
+    rng, nodes, tensors, name = np.random.default_rng(3), [], [], "x"
+    for number, (rows, columns) in enumerate(((16384, 40), (40, 24))):
+        tensors += [numpy_helper.from_array(rng.choice(np.float32([-1, 1]), (rows, columns)), f"w{number}")]
+        nodes += [
+            helper.make_node("GreaterOrEqual", [name, "zero"], [f"p{number}"]),
+            helper.make_node("Where", [f"p{number}", "one", "minus"], [f"s{number}"]),
+            helper.make_node("MatMul", [f"s{number}", f"w{number}"], [f"y{number}"]),
+        ]
+        name = f"y{number}"
+    tensors += [numpy_helper.from_array(np.float32(value), text) for text, value in (("zero", 0), ("one", 1), ("minus", -1))]
+    kinds = {
+        text: helper.make_tensor_value_info(text, TensorProto.FLOAT, ["n", size]) for text, size in (("x", 16384), ("y0", 40), ("y1", 24))
+    }
+    graph = helper.make_graph(nodes, "long", [kinds.pop("x")], list(kinds.values()), tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
 _HERE = pathlib.Path(__file__)

@@ -16,7 +16,7 @@ from bnntvm.cuda.device import Device, Stopwatch
 from bnntvm.cuda.tensor import DeviceArray, empty, part
 from bnntvm.schedules.cuda import finite
 from tests.cuda.fake import Fake
-from tests.cuda.network import Network
+from tests.cuda.network import Network, long_layers
 
 MODEL = pathlib.Path(__file__).with_name("data") / "exact_mlp.onnx"
 IMAGES = pathlib.Path(__file__).parents[2] / "tutorials" / "data" / "digits_bnn.onnx"
@@ -96,6 +96,18 @@ def batches(session):
             several.fake.check()
             np.testing.assert_array_equal(array, results[batch][name])
         assert several.fake.recorded == recorded + graphs
+
+
+def several_kernels(session):
+    """A layer of two kernels, which share memory of the plan, is recorded and replayed; a larger batch takes one kernel."""
+    several = Session(session.fake, long_layers())
+    feeds = {batch: several.here.random_feed(batch=batch) for batch in (1, 500)}
+    for batch, recorded in ((1, 0), (1, 1), (1, 0), (500, 0), (1, 0)):
+        several.expect(feeds[batch])
+        before = several.fake.recorded
+        several.same(feeds[batch])
+        assert several.fake.recorded == before + recorded
+    assert several.module._idle[0].not_recorded is None
 
 
 def not_finite(session):
@@ -266,7 +278,7 @@ def _setenv(name, value):
     os.environ[name] = value
 
 
-CHECKS = (host_arrays, batches, not_finite, device_arrays, wrong_arrays, threads, artefact, single_kernels)
+CHECKS = (host_arrays, batches, not_finite, device_arrays, wrong_arrays, threads, artefact, single_kernels, several_kernels)
 
 
 def main():

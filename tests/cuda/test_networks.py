@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import bnntvm
-from tests.cuda.network import Network
+from tests.cuda.network import Network, long_layers
 
 DATA = pathlib.Path(__file__).with_name("data")
 DIGITS = pathlib.Path(__file__).parents[2] / "tutorials" / "data" / "digits_bnn.onnx"
@@ -62,6 +62,19 @@ def test_attention_on_bits(target):
     assert right == [(2, 40, 2), (2, 64, 2)][:as_packed] + [(2, 2, 40), (2, 2, 64)][as_packed:]
     turned = [types for name, types, _ in network.calls if name.startswith("transpose") and types[0][1] == np.uint32]
     assert len(turned) == 2 - as_packed
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_80"])
+def test_parts_that_meet_in_memory(target):
+    """Their workspace is one more result, which nobody reads, behind two that the network has; a larger batch takes one kernel."""
+    model = long_layers()
+    network, here = Network(model, target), bnntvm.build(model, tuning=False)
+    for batch, kernels in ((1, 2), (200, 1)):
+        feed = here.random_feed(batch=batch)
+        for name, expected in here.run(feed).items():
+            np.testing.assert_array_equal(network.run(feed)[name], expected)
+        name, shapes, _ = next(call for call in network.calls if call[0].startswith("binary_dense"))
+        assert network.launches(name, shapes) == kernels and shapes[-1][1] == np.int32 and len(shapes) == 5
 
 
 def test_a_float_network_within_rounding():

@@ -29,24 +29,34 @@ class Device(fake.Fake):
     def __init__(self):
         super().__init__()
         self.libraries[1].pass_time.argtypes = [ctypes.c_double]
-        self.seen = set()
+        self.seen, self.begun = set(), (0, {})  # kernels of a candidate that were started, and their parameters
 
     def _start(self, name, params, stream):
         name, _, kernel = name.partition("/")
         folder, schedule, task, function, sources = candidate(name)
-        addresses = self._addresses_in(sources, kernel, params)
+        started, addresses = self.begun
+        addresses = addresses | self._addresses_in(sources, kernel, params)
         if isinstance(schedule, faulty.Schedule):
             self.libraries[1].pass_time(milliseconds(schedule))
             return faulty.execute(schedule, addresses)
         images, shapes = self._shapes(function, sources, kernel, params)
+        self.begun = started + 1, addresses
+        if started + 1 < self._count(function, shapes):
+            return 0
+        self.begun = 0, {}
         self.libraries[1].pass_time(milliseconds(schedule, images))
         if str(schedule) == os.environ.get(CRASHES):
             ctypes.string_at(0)
         if (name, *addresses.values()) not in self.seen:
             self.seen.add((name, *addresses.values()))
-            buffers = fake._buffers(function)
-            self._emulate(function, [fake._array(addresses[fake._identifier(b.name)], s, str(b.dtype)) for b, s in zip(buffers, shapes)])
+            self._emulate(function, fake.arrays_of(function, addresses, shapes))
         return 0
+
+    @staticmethod
+    def _count(function, shapes):
+        from bnntvm.schedules.cuda import emulate
+
+        return emulate.launches(function, shapes)
 
     @staticmethod
     def _emulate(function, arrays):
@@ -69,7 +79,7 @@ class Device(fake.Fake):
         buffers = fake._buffers(function)
         batch = next((d.name for buffer in buffers for d in buffer.shape if isinstance(d, tirx.Var)), None)
         images = 1 if batch is None else ctypes.cast(params[names.index(batch)], ctypes.POINTER(ctypes.c_int32))[0]
-        return images, [tuple(rows_of((d,), images) for d in buffer.shape) for buffer in buffers]
+        return images, [(tuple(rows_of((d,), images) for d in buffer.shape), str(buffer.dtype)) for buffer in buffers]
 
 
 @functools.lru_cache(maxsize=64)

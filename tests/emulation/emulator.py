@@ -15,6 +15,7 @@ import tvm_ffi
 
 from bnntvm.build import tvm_target
 from bnntvm.linker import compiler_for
+from tests.folders import of_process
 
 _CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 _HERE = pathlib.Path(__file__).parent
@@ -33,8 +34,7 @@ def emulator(machine):
 @functools.cache
 def _main(isa):
     """The object file of main.c for ``isa``, made once per process."""
-    folder = tempfile.mkdtemp(prefix="bnntvm-emulation-")
-    path = pathlib.Path(folder, f"main-{isa.machine}.o")
+    path = of_process("bnntvm-emulation-") / f"main-{isa.machine}.o"
     root = pathlib.Path(tvm_ffi.__file__).parent
     command = [*_c_compiler(isa), "-O1", "-c", "-I", str(root / "include"), str(_HERE / "main.c"), "-o", str(path)]
     subprocess.run(command, check=True)
@@ -115,7 +115,7 @@ class Program:
 @functools.cache
 def counter():
     """The plugin of count.c, made once per process. (QEMU built statically takes no plugins.)"""
-    path = pathlib.Path(tempfile.mkdtemp(prefix="bnntvm-emulation-"), "count.so")
+    path = of_process("bnntvm-emulation-") / "count.so"
     subprocess.run(["cc", "-O1", "-shared", "-fPIC", str(_HERE / "count.c"), "-o", str(path)], check=True)
     return path
 

@@ -3,6 +3,7 @@
 import collections
 import json
 import pathlib
+import pickle
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from bnntvm.tuning.store import FAILURES, Store
 from bnntvm.tuning.task import Operand
 from bnntvm.tuning.workload import chooser, levels
 from tests.cuda import faulty, tuning_build, tuning_program
+from tests.cuda.network import long_layers
 from tests.cuda.run_time import IMAGES, MODEL
 from tests.cuda.test_run_time import _has_driver
 
@@ -68,6 +70,23 @@ def test_bad_candidates_cost_a_program_and_nothing_else(tmp_path, device, monkey
     }
     on_the_device = len(reasons) + 1 - 2
     assert on_the_device <= programs(device) <= on_the_device + 1, "a program for each that failed there, and the first one"
+
+
+@needs_cc
+def test_a_candidate_of_two_kernels(tmp_path, device):
+    """It gets its workspace, between guards, and is right with every batch."""
+    task = next(task for task in tasks.extract(long_layers(), ISA) if getattr(task.spec, "in_features", 0) == 16384)
+    schedule = next(s for s in Space(task, 1, "the device").schedules if getattr(s, "in_memory", False))
+    (tmp_path / "task.pickle").write_bytes(pickle.dumps(task, protocol=5))
+    library = str(tmp_path / "candidate.so")
+    tuning_build.build(str(tmp_path), schedule, library, 600.0, 600.0, gpu.Gpu.images)
+    assert int(pathlib.Path(library + ".workspace").read_text()) % (32 * schedule.split) == 0
+    machine = gpu.Gpu(ISA)
+    try:
+        seconds = machine.program.call(600.0, "measure", str(tmp_path), library, 0.02)
+    finally:
+        machine.close()
+    assert seconds and min(seconds) > 0
 
 
 def measured(folder):

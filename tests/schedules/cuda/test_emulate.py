@@ -6,6 +6,7 @@ from tvm import tirx
 
 from bnntvm.schedules import tir
 from bnntvm.schedules.cuda import emulate, simt
+from bnntvm.spec import WORKSPACE
 
 THREADS = 64
 
@@ -228,6 +229,46 @@ def test_a_cluster_of_which_not_all_come(order):
 
     with pytest.raises(emulate.Fault, match="deadlock"):
         emulate.run(simt.kernel("k", [out], 4, THREADS, whole, cluster=2), [result], order=order)
+
+
+def two_kernels(first, second=None, same=False):
+    """One or two kernels of two blocks and a workspace of four words; bodies get ``(block, workspace, result)``."""
+    out, work = tir.buffer("y", (4,), "uint32"), tir.buffer("parts", (4,), "int32")
+    made = [simt.kernel("k", [out, work], 2, 32, lambda block, _, f=f: f(block, work, out)) for f in (first, second) if f]
+    function = made[0] if len(made) == 1 else simt.both(*made)
+    result = np.zeros(4, np.uint32)
+    emulate.run(function.with_attr(WORKSPACE, 4), [result], blocks_at_once=1)
+    return result
+
+
+def leave(block, work, out):
+    return [simt.put(work, block, block + 5)]
+
+
+def take(block, work, out):
+    return [simt.put(out, block, simt.u32(simt.at(work, simt.i32(1) - block)))]
+
+
+def test_a_second_kernel_sees_what_blocks_of_the_first_have_left():
+    np.testing.assert_array_equal(two_kernels(leave, take), [6, 5, 0, 0])
+
+
+@pytest.mark.parametrize("first, second, why", [
+    (lambda *a: leave(*a) + take(*a), None, "before it is written"),  # block 0 reads what block 1 has not written yet
+    (lambda *a: leave(*a) + [simt.put(a[1], simt.i32(3) - a[0], a[0])] + [simt.put(a[2], a[0], simt.u32(simt.at(a[1], 3 - a[0] * 3)))],
+     None, "race: block 1 reads"),
+    (lambda block, work, out: [simt.put(work, 0, block)], None, "race: block 1 writes"),
+    (leave, lambda *a: take(*a) + [simt.put(a[1], simt.i32(3) - a[0] * 2, a[0])], "race: block 1 writes"),  # what block 0 has read
+    (leave, lambda block, work, out: [simt.put(out, 0, simt.u32(simt.at(work, block + 1)))], "before it is written"),
+], ids=["early", "within", "two_writers", "read_by_another", "not_left"])  # fmt: skip
+def test_blocks_of_a_launch_do_not_meet_in_memory(first, second, why):
+    with pytest.raises(emulate.Fault, match=why):
+        two_kernels(first, second)
+
+
+def test_blocks_may_write_the_same():
+    """As those that have found something do."""
+    assert two_kernels(lambda block, work, out: [simt.put(out, 2, simt.u32(1))])[2] == 1
 
 
 def test_wrong_arrays_are_refused():

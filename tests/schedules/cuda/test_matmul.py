@@ -26,11 +26,11 @@ def arrays_of(spec, batch, rng):
     return [*words, *(one if spec.turned else np.ascontiguousarray(np.swapaxes(one, 1, 2)) for one in others)]
 
 
-def check(spec, isa, schedule=None, batch=2, seed=0):
+def check(spec, isa, schedule=None, batch=2, seed=0, **options):
     arrays = arrays_of(spec, batch, np.random.default_rng(seed))
     (expected,) = family.reference(spec, arrays)
     got = np.full(expected.shape, 77, expected.dtype)
-    emulate.run(family.build(spec, schedule or family.default_schedule(spec, isa), isa), [*arrays, got])
+    emulate.run(family.build(spec, schedule or family.default_schedule(spec, isa), isa), [*arrays, got], **options)
     np.testing.assert_array_equal(got, expected, err_msg=f"{spec}, {schedule}")
 
 
