@@ -1,0 +1,521 @@
+"""Float convolutions and dense layers on tensor cores: three products of tf32 for each product of float32 (from sm_80 on).
+
+A float32 is a tf32 (11 significant bits) and a rest: ``x = X + x'``, ``w = W + w'``. Tensor cores multiply tf32 exactly, so
+
+    x * w = x' * W + X * w' + X * W + x' * w'
+
+needs three products; the last one is below 2^-21 of ``x * w`` and left out, and so is what of the rests no tf32 has: 2^-21 at most, as
+much again. (The scheme is described in Ootomo, Yokota: Recovering single precision accuracy from Tensor Cores while surpassing the FP32
+theoretical peak performance, 2022.) Weights are split at compile time, ``W`` rounded to nearest, so that errors have either sign; data are
+split in registers, ``X`` cut off, which is one operation and cannot overflow. Two products of bfloat16 a number would be twice as fast, but
+leave 2^-16, which flips signs and levels that are decided by what is computed here.
+
+Tensor cores round their sums towards zero. They add up eight products at a time, from zero; these sums are added as elsewhere, rounded to
+nearest. So results are as close to the exact ones as those of CUDA cores, and where numbers have few bits (levels, signs, small integers),
+bit by bit the same.
+
+Infinity has no rest (it would be NaN), and makes NaN of a rest that is 0. So where a sum is not finite, it is computed once more as CUDA
+cores do, output by output; nothing else costs more.
+
+Layouts
+-------
+A block computes a tile of pixels by 32-bit words of channels, in the shapes of :mod:`.patches`; a warp has 64 pixels and a word. It walks
+the input channels in chunks: a ring of stages in shared memory has the patch of the image that the tile's windows cover, and the chunk's
+weights, which come asynchronously. Where all weights of a block's channels fit beside the ring they stay (``resident``), and so do blocks:
+they take one tile after another, and the next one's patch comes while this one's is multiplied.
+
+Along K, which is padded to a multiple of eight for each chunk, shared memory holds the patch
+
+* channels last: ``[rows, columns][units + 4]`` where a pixel's channels lie side by side, four of them a copy; K is ``[taps, units]``. Rows
+  of four channels are ``units + 4`` apart, so that those of eight pixels in a row lie in different banks;
+* as planes: ``[units][rows, columns]`` elsewhere (images in the order of an ONNX file, odd numbers of channels); K is ``[units, taps]``, and a
+  table says how far from its first pixel each element lies.
+
+Weights are ``uint32[column blocks, chunks, steps, words, 4, 32, 4]``: a lane reads what it needs of eight channels at once, ``W`` of rows t and t
++ 4 of K, then their rests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+
+from bnntvm.schedules import tir
+from bnntvm.schedules.cuda import cells, functions, patches, simt
+from bnntvm.schedules.cuda import epilogue as tail
+from bnntvm.schedules.cuda.patches import WARP_PIXELS, WORD
+
+STEP = 8  #: elements of K that tensor cores multiply at once
+SUMS = 64  #: of a thread
+_FRAGMENT = 512  # words of a step's weights for a word of channels
+_WARPS = ((2, 4), (4, 2), (8, 1), (2, 2), (4, 1))
+_UNITS = (32, 16, 8, 4, 2, 1)
+_REGISTERS = 128  # of a thread, so that 16 warps fit on a multiprocessor
+_RESERVED = 1 << 10  # bytes of shared memory that every block takes beside its own
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What may be tuned.
+
+    Attributes
+    ----------
+    warps : tuple of int
+        Warps along the pixels and along the channels of a block's tile.
+    shape : tuple of int
+        Rows and columns of a warp's 64 pixels, as in :class:`.patches.Schedule`.
+    units : int
+        Input channels of a chunk.
+    stages : int
+        Of the ring.
+    resident : bool
+        Whether all weights of a block stay in shared memory, and blocks on their multiprocessor.
+    """
+
+    warps: tuple[int, int]
+    shape: tuple[int, int]
+    units: int
+    stages: int
+    resident: bool
+
+
+class Layout:
+    """Sizes that follow from a problem and a schedule, in words of shared memory and elements."""
+
+    def __init__(self, problem, schedule):
+        self.problem, self.schedule, units = problem, schedule, schedule.units
+        self.together = in_fours(problem)
+        self.rows, self.columns, self.plane = patches.patch(problem, schedule.warps, schedule.shape)
+        self.pixels, self.pitch = self.rows * self.columns, units + 4
+        self.steps = -(-problem.taps * units // STEP)
+        self.chunks = -(-problem.units // units)
+        self.column_blocks = -(-problem.words // schedule.warps[1])
+        self.chunk_weights = self.steps * schedule.warps[1] * _FRAGMENT
+        self.patch_words = self.pixels * self.pitch if self.together else -(-units * self.plane // 4) * 4
+        self.table = 0 if self.together else self.steps * STEP
+        self.ring_at = self.table + (self.chunks * self.chunk_weights if schedule.resident else 0)
+        self.stage_words = self.patch_words + (0 if schedule.resident else self.chunk_weights)
+        self.shared_words = self.ring_at + schedule.stages * self.stage_words
+
+    @property
+    def threads(self):
+        """Threads of a block."""
+        return simt.WARP * self.schedule.warps[0] * self.schedule.warps[1]
+
+    @property
+    def weight_words(self):
+        """Elements of the packed weights."""
+        return self.column_blocks * self.chunks * self.chunk_weights
+
+    def blocks(self, isa):
+        """Blocks that fit on a multiprocessor."""
+        return min(
+            isa.shared_bytes // (4 * self.shared_words + _RESERVED), isa.threads // self.threads, (1 << 16) // (_REGISTERS * self.threads)
+        )
+
+    def element(self, k):
+        """``(unit, tap)`` of element k of a chunk; arrays. There are fewer elements than places in a chunk."""
+        units, taps = self.schedule.units, self.problem.taps
+        return (k % units, k // units) if self.together else (k // taps, k % taps)
+
+
+def in_fours(problem):
+    """Whether a pixel's channels come to shared memory four at a time."""
+    return problem.channels_last and problem.units % 4 == 0
+
+
+def pays(problem, isa):
+    """Whether tensor cores are the default: three products, with those of K's padding, in less time than CUDA cores take for one.
+
+    What surrounds the products is much the same on both. Where K is short that decides, and its padding is large.
+    """
+    return 3 * padded_depth(problem) < isa.tf32_rate * problem.taps * problem.units
+
+
+def padded_depth(problem):
+    """Elements along K with the padding of the fullest chunks."""
+    if in_fours(problem):
+        return problem.taps * (-(-problem.units // STEP) * STEP)
+    return min(layout.chunks * layout.steps * STEP for layout in (_depths(problem, units) for units in _chunks(problem)))
+
+
+def _depths(problem, units):
+    return Layout(problem, Schedule((1, 1), (8, 8) if not problem.pointwise else (0, WARP_PIXELS), units, 1, False))
+
+
+def _chunks(problem):
+    """Units of a chunk to choose from."""
+    if in_fours(problem):
+        return [units for units in _UNITS if units % STEP == 0 and units < problem.units + STEP]
+    return list(dict.fromkeys([*([problem.units] if problem.units < _UNITS[0] else []), *(u for u in _UNITS if u <= problem.units)]))
+
+
+def schedules(problem, isa):
+    """Valid schedules, a good one first; none where there is no tf32, or not even a chunk of the smallest tile fits."""
+    if not isa.tf32:
+        return []
+    found = []
+    for warps in _WARPS:
+        if warps[1] > 1 and warps[1] >= 2 * problem.words:
+            continue
+        for shape in [(0, WARP_PIXELS)] if problem.pointwise else patches.shapes(problem.window, warps[0]):
+            for units in _chunks(problem):
+                for resident, stages in ((True, 2), (True, 3), (False, 1), (False, 2), (False, 3)):
+                    one = Schedule(warps, shape, units, stages, resident)
+                    layout = Layout(problem, one)
+                    if (stages == 1) is (layout.chunks == 1) or resident:
+                        if 4 * layout.shared_words <= isa.block_shared_bytes:
+                            found.append(one)
+    return sorted(found, key=_wanted(problem, isa))
+
+
+def _wanted(problem, isa):
+    """What orders schedules.
+
+    Sixteen warps on a multiprocessor hide what each waits for; then the least work, channels that are all used, and weights that stay where
+    they are used for several taps: a tile of a window has few pixels beside them.
+    """
+    wide = 4 if problem.words >= 4 else 2 if problem.words >= 2 else 1
+
+    def key(schedule):
+        layout = Layout(problem, schedule)
+        warps = layout.blocks(isa) * layout.threads // simt.WARP
+        work = layout.chunks * layout.steps * _computed(problem, schedule)
+        return (warps < 16, work, abs(schedule.warps[1] - wide), -layout.threads, schedule.resident is (problem.taps == 1),
+                -schedule.units if problem.taps == 1 else 0, abs(schedule.stages - 2 - (not schedule.resident)))  # fmt: skip
+
+    return key
+
+
+def _computed(problem, schedule):
+    """Pixels that tiles compute for an image; where they are counted through images, all the same."""
+    if problem.pointwise:
+        return 1
+    window = problem.window
+    high, wide = schedule.shape[0] * schedule.warps[0], schedule.shape[1]
+    return -(-window.out_height // high) * high * (-(-window.out_width // wide) * wide)
+
+
+def split(values):
+    """``(W, w')`` of float32 numbers: the nearest tf32, and an exact rest of either sign, 0 for what is not finite."""
+    values = np.ascontiguousarray(values, np.float32)
+    nearest = functions.truncated((values.view(np.uint32) + np.uint32(0x1000)).view(np.float32))
+    with np.errstate(invalid="ignore"):
+        big = np.where(np.isfinite(values) & np.isfinite(nearest), nearest, functions.truncated(values))
+        big = np.where(np.isnan(values), np.float32(np.nan), big)
+        return big, np.where(np.isfinite(values), values - big, np.float32(0))
+
+
+def pack_weights(problem, schedule, weights):
+    """Weights in the order of :mod:`.tf32`.
+
+    Parameters
+    ----------
+    weights : ndarray
+        float32 ``[O, taps, I]``.
+
+    Returns
+    -------
+    ndarray
+        uint32, one axis; the bits of W and of the rests, 0 where there is no weight.
+    """
+    layout = Layout(problem, schedule)
+    k = np.arange(layout.steps * STEP)
+    unit, tap = layout.element(k)
+    full = np.zeros((layout.chunks, len(k), layout.column_blocks * schedule.warps[1] * WORD), np.float32)
+    for chunk in range(layout.chunks):
+        channel = chunk * schedule.units + unit
+        there = (channel < problem.units) & (tap < problem.taps) & (unit < schedule.units)
+        full[chunk, there, : len(weights)] = weights[:, tap[there], channel[there]].T
+    parts = np.stack(split(full))  # W and rests
+    shape = (2, layout.chunks, layout.steps, 2, 4, layout.column_blocks, schedule.warps[1], 4, 8)
+    # part, chunk, step, slot, t, block, word, piece, g -> block, chunk, step, word, piece, g, t, part, slot
+    return np.ascontiguousarray(parts.reshape(shape).transpose(5, 1, 2, 6, 7, 8, 4, 0, 3)).reshape(-1).view(np.uint32)
+
+
+class Kernel(patches.Kernel):
+    """Writes one kernel.
+
+    Parameters
+    ----------
+    name : str
+    problem : patches.Problem
+    schedule : Schedule
+    emitter : epilogue.Emitter
+    data, weights : Buffer
+        The anchor's operands.
+    batch : int64 expression
+    place : callable
+        ``place(image, y, x, channel)``: where a number lies in the data, int64.
+    isa : CudaIsa
+    """
+
+    def __init__(self, name, problem, schedule, emitter, data, weights, batch, place, isa):
+        super().__init__(name, problem, schedule, emitter, [data, weights], batch, None, None)
+        self.layout, self.isa, self.place = Layout(problem, schedule), isa, place
+        (self.source, declared), (self.packed, declared_too) = simt.flat(data), simt.flat(weights)
+        self.emitter.declarations[:0] = [declared, declared_too]
+
+    def function(self):
+        params = [*self.params, *self.emitter.inputs, *self.emitter.outputs]
+        self.tiles = simt.i32(self._tiles())
+        self.in_turn = self.tiles
+        if self.schedule.resident:
+            together = max(1, self.isa.multiprocessors * max(1, self.layout.blocks(self.isa)) // self.channel_blocks)
+            self.in_turn = tirx.min(self.tiles, simt.i32(together))
+        grid, most = self.in_turn * self.channel_blocks, (1 << 16) // (_REGISTERS * self.threads)
+        return simt.kernel(self.name, params, grid, self.threads, self._body, most)
+
+    def _body(self, block, thread):
+        layout, body = self.layout, []
+        named = simt.namer(body)
+        self.shared, allocate = simt.shared(layout.shared_words)
+        self.sums, allocate_sums = simt.registers("sums", SUMS, "float32")
+        self.a, allocate_a = simt.registers("a", 32, "uint32")
+        self.b, allocate_b = simt.registers("b", 16, "uint32")
+        body += [allocate, allocate_sums, allocate_a, allocate_b, *self.emitter.declarations]
+        self._who(named, block, thread)
+        self.block = named("column_block", simt.mod(block, self.channel_blocks))
+        self.first_tile = named("first_tile", simt.div(block, self.channel_blocks))
+        self._fragment_places(named)
+        body += self._table()
+        count = simt.i32(1)
+        if self.schedule.resident:
+            self.stride = named("stride", self.in_turn)
+            count = named("count", tirx.truncdiv(self.tiles - self.first_tile + self.stride - 1, self.stride))
+        self.slabs = named("slabs", count * layout.chunks)
+        body += self._start()
+        if not self.schedule.resident:
+            return [*body, *self._one_tile(simt.i32(0))]
+        return [*body, simt.loop("turn", count, self._one_tile, rolled=True)]
+
+    # Copies
+
+    def _start(self):
+        """Weights that stay, and the first copies."""
+        layout, body = self.layout, []
+        if self.schedule.resident:
+            words = layout.chunks * layout.chunk_weights
+            body += self._copy_weights(simt.wide(self.block) * words, simt.i32(layout.table), words)
+        for number in range(max(1, self.schedule.stages - 1)):
+            body += [self._copies(simt.i32(number), simt.i32(number)), simt.do("bnn_copy_commit")]
+        return body
+
+    def _copies(self, number, stage):
+        """Copies of the block's chunk ``number``, counted through its tiles, if there is one."""
+        layout, body = self.layout, []
+        named = simt.namer(body)
+        chunk = named("chunk", simt.mod(number, layout.chunks))
+        tile = self.first_tile
+        if self.schedule.resident:
+            tile = named("tile", self.first_tile + simt.div(number, layout.chunks) * self.stride)
+        self._where(named, tile)
+        begin = named("begin", stage * layout.stage_words + layout.ring_at)
+        body += self._copy_patch(chunk * self.schedule.units, begin)
+        if not self.schedule.resident:
+            first = simt.wide(self.block * layout.chunks + chunk) * layout.chunk_weights
+            body += self._copy_weights(named("source", first), begin + layout.patch_words, layout.chunk_weights)
+        return tirx.IfThenElse(number < self.slabs, tir.seq(body), None)
+
+    def _copy_weights(self, source, target, words):
+        """As they lie in memory; ``words`` is a multiple of what all threads copy at once, or nearly."""
+
+        def step(i):
+            index, named = simt.bind("index", (i * self.threads + self.thread) * 4)
+            copy = simt.do("bnn_copy_async4", simt.pointer(self.shared, target + index),
+                           simt.pointer(self.packed, source + simt.wide(index)), tir.constant(True, "bool"))  # fmt: skip
+            return [named, copy if words % (4 * self.threads) == 0 else tirx.IfThenElse(index < words, copy, None)]
+
+        return [simt.loop("step", -(-words // (4 * self.threads)), step)]
+
+    def _copy_patch(self, first, begin):
+        """The patch of ``units`` channels from ``first`` on; what is not in the image, or no channel, is 0."""
+        layout, units = self.layout, self.schedule.units
+        each = 4 if layout.together else 1
+        count = layout.pixels * units // each
+
+        def step(i):
+            body = []
+            named = simt.namer(body)
+            index = named("index", i * self.threads + self.thread)
+            if self.problem.channels_last:
+                unit, at = simt.mod(index, units // each) * each, named("at", simt.div(index, units // each))
+            else:
+                unit, at = simt.div(index, layout.pixels), named("at", simt.mod(index, layout.pixels))
+            unit = named("unit", unit)
+            image, y, x, exists = self._source(named, at)
+            exists = named("exists", self._unit_exists(first + unit, exists))
+            where = tirx.Select(exists, self.place(image, y, x, first + unit), tir.i64(0))
+            target = at * layout.pitch + unit if layout.together else unit * layout.plane + at
+            copy = simt.do(f"bnn_fetch{each}", simt.pointer(self.shared, begin + target), simt.pointer(self.source, where), exists)
+            body.append(copy)
+            return body if count % self.threads == 0 else [body[0], tirx.IfThenElse(index < count, tir.seq(body[1:]), None)]
+
+        return [simt.loop("step", -(-count // self.threads), step)]
+
+    def _table(self):
+        """How far from its pixel the elements of K lie in the patch; those of the padding, whose weights are 0, as the first one."""
+        layout, window = self.layout, self.problem.window
+        if layout.together:
+            return []
+
+        def step(i):
+            k, named = simt.bind("k", i * self.threads + self.thread)
+            unit, tap = simt.div(k, self.problem.taps), simt.mod(k, self.problem.taps)
+            r, s = simt.div(tap, window.kernel[1]), simt.mod(tap, window.kernel[1])
+            place = unit * layout.plane + (r * (window.dilations[0] * layout.columns) + s * window.dilations[1])
+            place = tirx.Select(k < self.problem.taps * self.schedule.units, place, simt.i32(0))
+            store = simt.put(self.shared, k, tirx.Cast("uint32", place))
+            return [named, tirx.IfThenElse(k < layout.table, store, None)]
+
+        return [simt.loop("step", -(-layout.table // self.threads), step)]
+
+    # Products
+
+    def _one_tile(self, turn):
+        layout, stages, body = self.layout, self.schedule.stages, []
+        named = simt.namer(body)
+        body += [simt.put(self.sums, i, tir.constant(0.0, "float32")) for i in range(SUMS)]
+
+        def walk(chunk):
+            inner = []
+            here = simt.namer(inner)
+            number = here("number", turn * layout.chunks + chunk)
+            inner += [simt.do(f"bnn_copy_wait{max(0, stages - 2)}"), simt.sync()]
+            if stages > 1:  # whoever read that stage before is behind the barrier
+                coming = here("coming", number + (stages - 1))
+                inner += [self._copies(coming, here("to", simt.mod(coming, stages))), simt.do("bnn_copy_commit")]
+            begin = here("patch", simt.mod(number, stages) * layout.stage_words + layout.ring_at)
+            weights = begin + layout.patch_words
+            if self.schedule.resident:
+                weights = chunk * layout.chunk_weights + layout.table
+            return inner + self._multiply_chunk(begin, here("weights", weights + self.warp_word * _FRAGMENT + self.lane * 4))
+
+        body.append(simt.loop("chunk", layout.chunks, walk, rolled=layout.chunks > 1))
+        self._where(named, self.first_tile + turn * self.stride if self.schedule.resident else self.first_tile)
+        return body + self._again_if_infinite() + self._finish()
+
+    def _fragment_places(self, named):
+        """Where in the patch a lane's first pixel lies, and how much further those of the other pieces of 16 pixels are.
+
+        Channels last: its row of the first of four 8 x 4 matrices, which follow each other by pixels, then by channels.
+        """
+        layout = self.layout
+        base, offsets = self._patch_places(named)
+        if not layout.together:
+            self.patch_base, self.offsets = base, offsets
+            return
+        row, half = simt.mod(self.lane, 8), simt.mod(simt.div(self.lane, 8), 2)
+        step = 1 if self.problem.pointwise else self.problem.window.strides[1]
+        base = base + (row - self.group) * step + half * (offsets[1] - offsets[0])
+        self.patch_base = named("row", base * layout.pitch + simt.div(self.lane, 16) * 4)
+        self.offsets = [offset * layout.pitch for offset in offsets]
+
+    def _multiply_chunk(self, patch, weights):
+        layout, window = self.layout, self.problem.window
+        first = patch + self.patch_base
+        if layout.together:
+            parts = self.schedule.units // STEP
+
+            def step(r, s, u):
+                tap = r * (window.dilations[0] * layout.columns * layout.pitch) + s * (window.dilations[1] * layout.pitch)
+                number = (r * window.kernel[1] + s) * parts + u
+                at, named = simt.bind("from", first + tap + u * STEP)
+                loads = [[simt.do("bnn_load_matrices", self._a(i), simt.pointer(self.shared, at + self.offsets[2 * i]))] for i in range(4)]
+                return [named, *self._step(loads, number, weights)]
+
+            rows, columns = window.kernel
+            return [simt.loop("r", rows, lambda r: simt.loop("s", columns, lambda s: simt.loop("u", parts, lambda u: step(r, s, u))))]
+
+        def planes(k):
+            body, lane = [], tirx.bitwise_and(self.lane, simt.i32(3))
+            named = simt.namer(body)
+            at = [named("from", first + tirx.Cast("int32", simt.at(self.shared, k * STEP + (lane + 4 * h)))) for h in (0, 1)]
+            loads = [
+                [simt.put(self.a, 8 * i + 2 * h + q, simt.at(self.shared, at[h] + self.offsets[2 * i + q])) for h in (0, 1) for q in (0, 1)]
+                for i in range(4)
+            ]
+            return [*body, *self._step(loads, k, weights)]
+
+        return [simt.loop("k", layout.steps, planes)]
+
+    def _a(self, i):
+        return simt.pointer(self.a, 8 * i)
+
+    def _step(self, loads, number, weights):
+        """The products of eight elements of K; ``loads`` of the data of each piece of 16 pixels."""
+        at, named = simt.bind("at", number * (self.schedule.warps[1] * _FRAGMENT) + weights)
+        body = [named, *(simt.do("bnn_load4", simt.pointer(self.b, 4 * j), simt.pointer(self.shared, at + 128 * j)) for j in range(4))]
+        for i, load in enumerate(loads):
+            body += [*load, simt.do("bnn_split_tf32", self._a(i))]
+            for j in range(4):
+                body.append(simt.do("bnn_mma_tf32", simt.pointer(self.sums, 16 * i + 4 * j), self._a(i), simt.pointer(self.b, 4 * j)))
+        return body
+
+    # Results
+
+    def _again_if_infinite(self):
+        """Sums that are not finite, computed once more."""
+        again, allocate = simt.registers("again", SUMS, "float32")  # in memory, of threads that need it
+        keep = [simt.put(again, i, simt.at(self.sums, i)) for i in range(SUMS)]
+        back = [simt.put(self.sums, i, simt.at(again, i)) for i in range(SUMS)]
+
+        def one(number):
+            body = []
+            named = simt.namer(body)
+            j = named("j", simt.div(number, 16) * 2 + simt.mod(simt.div(number, 2), 2))
+            channel = self.quad * 2 + simt.mod(simt.div(number, 4), 4) * 8 + simt.mod(number, 2)
+            channel = named("channel", (self.first_word + self.warp_word) * WORD + channel)
+            statements, pixel = self._pixel(j)
+            exists = tirx.And(pixel.exists, channel < self.problem.out_channels)
+            finite = simt.call("bnn_all_finite1", simt.pointer(again, number), dtype="bool")
+            compute = [*body, *statements, tirx.IfThenElse(exists, tir.seq(self._alone(again, number, pixel, channel)), None)]
+            return tirx.IfThenElse(tirx.Not(finite), tir.seq(compute), None)
+
+        finite = simt.call("bnn_all_finite64", simt.pointer(self.sums, 0), dtype="bool")
+        body = [*keep, simt.loop("number", SUMS, one, rolled=True), *back]
+        return [allocate, tirx.IfThenElse(tirx.Not(finite), tir.seq(body), None)]
+
+    def _alone(self, sums, number, pixel, channel):
+        """One sum as on CUDA cores, of the weights as they were: W plus its rest."""
+        window, layout, schedule = self.problem.window, self.layout, self.schedule
+        body = [simt.put(sums, number, tir.constant(0.0, "float32"))]
+        named = simt.namer(body)
+        top = named("y", simt.div(pixel.inside, window.out_width) * window.strides[0] - window.pads[0])
+        left = named("x", simt.mod(pixel.inside, window.out_width) * window.strides[1] - window.pads[1])
+        inside = simt.mod(channel, schedule.warps[1] * WORD)
+        column = named("column", simt.div(inside, 8) * 128 + simt.mod(inside, 8) * 16)
+
+        def step(r, s, c):
+            y, x = top + r * window.dilations[0], left + s * window.dilations[1]
+            chunk, unit, tap = simt.div(c, schedule.units), simt.mod(c, schedule.units), r * window.kernel[1] + s
+            k = tap * schedule.units + unit if layout.together else unit * self.problem.taps + tap
+            number_of_step = (self.block * layout.chunks + chunk) * layout.steps + simt.div(k, STEP)
+            at = simt.wide(number_of_step) * (schedule.warps[1] * _FRAGMENT)
+            at = at + simt.wide(column + simt.mod(k, 4) * 4 + simt.div(simt.mod(k, STEP), 4))
+            weight = simt.call("bnn_add", *(tirx.reinterpret("float32", simt.at(self.packed, at + 2 * h)) for h in (0, 1)), dtype="float32")
+            value = simt.at(self.source, self.place(pixel.image, y, x, c))
+            product = simt.call("bnn_fma", value, weight, simt.at(sums, number), dtype="float32")
+            there = cells.within(y, window.in_height, x, window.in_width)
+            return tirx.IfThenElse(there, tir.seq([simt.put(sums, number, product)]), None)
+
+        rows, columns = window.kernel
+        walk = simt.loop("r", rows, lambda r: simt.loop("s", columns, lambda s: simt.loop("c", self.problem.units, lambda c: step(r, s, c), True),
+                                                        True), True)  # fmt: skip
+        return [*body, walk]
+
+    def _finish(self):
+        word, named = simt.bind("word", self.first_word + self.warp_word)
+        exists = None if self.problem.words % self.schedule.warps[1] == 0 else word < self.problem.words
+        scope, body = {}, [named]
+        many = sum(one.kind == "channel" for one in self.emitter.epilogue.inputs) > 1  # too many to stay in registers for all pixels
+        for i in range(4):
+            for half in range(2):
+                statements, pixel = self._pixel(2 * i + half)
+                values = [
+                    tail.Value(simt.at(self.sums, 16 * i + 4 * j + 2 * half + e), self.quad * 2, 8 * j + e) for j in range(4) for e in (0, 1)
+                ]
+                body += [*statements, *self.emitter.emit(values, pixel, word, tail.Quad(self.lane), {} if many else scope, exists)]
+        return body
