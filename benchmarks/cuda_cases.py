@@ -66,7 +66,7 @@ def some(space):
 
 def way(schedule):
     """What decides which code a schedule runs; the other fields are sizes."""
-    kind, few = getattr(schedule, "engine", type(schedule).__name__), getattr(schedule, "few", 0) > 0
+    kind, few = getattr(schedule, "engine", type(schedule).__module__), getattr(schedule, "few", 0) > 0
     return kind, getattr(schedule, "resident", False), getattr(schedule, "cluster", 1), few, getattr(schedule, "split", 1)
 
 

@@ -8,9 +8,9 @@ Facts, by the document that they come from:
   ``m16n8k256`` with ``.xor.popc`` or ``.and.popc`` from sm_80, ``wgmma.m64nNk256`` with ``.and.popc`` on sm_90a; ``cp.async`` from sm_80,
   ``cp.async.bulk.tensor`` from sm_90.
 * PTX ISA, "mma", target notes: ``mma.m16n8k8`` on ``.tf32`` from sm_80 on, on every later architecture too.
-* White papers, peak rates of TF32 without sparsity and of FP32, in TFLOPS: A100 156 and 19.5; H100 SXM 494.7 and 66.9; GeForce RTX 3090 35.6 and
-  35.6 (GA102); GeForce RTX 4090 82.6 and 82.6 (AD102). On sm_90 ``mma`` reaches less of it than ``wgmma`` does, about 0.6: taken from published
-  microbenchmarks, not measured here.
+* White papers, peak rates of TF32 without sparsity and of FP32, in TFLOPS: A100 156 and 19.5; H100 SXM 494.7 and 66.9; GeForce RTX 3090
+  35.6 and 35.6 (GA102); GeForce RTX 4090 82.6 and 82.6 (AD102). On sm_90 ``mma`` reaches about 0.6 of what ``wgmma`` does: taken from
+  published microbenchmarks, not measured here.
 * CUDA C++ Programming Guide, "Thread Block Clusters": eight blocks are portable, from compute capability 9.0 on.
 * CUDA C++ Programming Guide, "Sub-byte Operations": the tensor cores have no xor from compute capability 9.0 on.
 

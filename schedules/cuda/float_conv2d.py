@@ -1,8 +1,8 @@
 """float32 convolution on a GPU, NHWC or planar data: :class:`bnntvm.spec.FloatConv2d` except its depthwise case.
 
-Tiles in shared memory: on tensor cores, three products of tf32 for one of float32 (:mod:`.tf32`), where those are faster, else on CUDA cores
-(:mod:`.patches`), where products contract with additions (one rounding), in the reduction only. Grouped convolutions, and windows too large
-for shared memory, are computed one output after the other (:mod:`.cells`).
+Tiles in shared memory: on tensor cores, three products of tf32 for one of float32 (:mod:`.tf32`), where those are faster, else on CUDA
+cores (:mod:`.patches`), where products contract with additions (one rounding), in the reduction only. Grouped convolutions, and windows too
+large for shared memory, are computed one output after the other (:mod:`.cells`).
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ Tensor cores round their sums towards zero. They add up eight products at a time
 nearest. So results are as close to the exact ones as those of CUDA cores, and where numbers have few bits (levels, signs, small integers),
 bit by bit the same.
 
-Infinity has no rest (it would be NaN), and makes NaN of a rest that is 0. So where a sum is not finite, it is computed once more as CUDA
-cores do, output by output; nothing else costs more.
+Infinity has no rest (it would be NaN), and makes NaN of a rest that is 0. So where a sum is not finite, or so large that it may have been
+cut off, it is computed once more as CUDA cores do, output by output.
 
 Layouts
 -------
@@ -26,13 +26,13 @@ they take one tile after another, and the next one's patch comes while this one'
 
 Along K, which is padded to a multiple of eight for each chunk, shared memory holds the patch
 
-* channels last: ``[rows, columns][units + 4]`` where a pixel's channels lie side by side, four of them a copy; K is ``[taps, units]``. Rows
-  of four channels are ``units + 4`` apart, so that those of eight pixels in a row lie in different banks;
-* as planes: ``[units][rows, columns]`` elsewhere (images in the order of an ONNX file, odd numbers of channels); K is ``[units, taps]``, and a
-  table says how far from its first pixel each element lies.
+* channels last: ``[rows, columns][units + 4]`` where a pixel's channels lie side by side, four of them a copy; K is ``[taps, units]``.
+  Rows of four channels are ``units + 4`` apart, so that those of eight pixels in a row lie in different banks;
+* as planes: ``[units][rows, columns]`` elsewhere (images in the order of an ONNX file, odd numbers of channels); K is ``[units, taps]``,
+  and a table says how far from its first pixel each element lies.
 
-Weights are ``uint32[column blocks, chunks, steps, words, 4, 32, 4]``: a lane reads what it needs of eight channels at once, ``W`` of rows t and t
-+ 4 of K, then their rests.
+Weights are ``uint32[column blocks, chunks, steps, words, 4, 32, 4]``: a lane reads what it needs of eight channels at once, ``W`` of rows t
+and t + 4 of K, then their rests.
 """
 
 from __future__ import annotations
@@ -50,10 +50,11 @@ from bnntvm.schedules.cuda.patches import WARP_PIXELS, WORD
 STEP = 8  #: elements of K that tensor cores multiply at once
 SUMS = 64  #: of a thread
 _FRAGMENT = 512  # words of a step's weights for a word of channels
-_WARPS = ((2, 4), (4, 2), (8, 1), (2, 2), (4, 1))
+_WARPS = ((3, 4), (2, 4), (6, 2), (4, 2), (3, 2), (2, 2), (6, 1), (4, 1))
 _UNITS = (32, 16, 8, 4, 2, 1)
-_REGISTERS = 128  # of a thread, so that 16 warps fit on a multiprocessor
+_WARPS_TOGETHER = 12  # that registers are for on a multiprocessor, so that a thread has 168
 _RESERVED = 1 << 10  # bytes of shared memory that every block takes beside its own
+_TF32_OF_CYCLE, _BYTES_OF_CYCLE = 640, 32  # about what a multiprocessor of an H200 multiplies by mma, and gets from its second-level cache
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,12 @@ class Layout:
 
     def blocks(self, isa):
         """Blocks that fit on a multiprocessor."""
-        return min(
-            isa.shared_bytes // (4 * self.shared_words + _RESERVED), isa.threads // self.threads, (1 << 16) // (_REGISTERS * self.threads)
-        )
+        return min(isa.shared_bytes // (4 * self.shared_words + _RESERVED), self.most_blocks)
+
+    @property
+    def most_blocks(self):
+        """Blocks of a multiprocessor for which there are registers."""
+        return max(1, _WARPS_TOGETHER * simt.WARP // self.threads)
 
     def element(self, k):
         """``(unit, tap)`` of element k of a chunk; arrays. There are fewer elements than places in a chunk."""
@@ -168,32 +172,36 @@ def schedules(problem, isa):
                     if (stages == 1) is (layout.chunks == 1) or resident:
                         if 4 * layout.shared_words <= isa.block_shared_bytes:
                             found.append(one)
-    return sorted(found, key=_wanted(problem, isa))
+    return sorted(found, key=_cost(problem, isa))
 
 
-def _wanted(problem, isa):
-    """What orders schedules.
+def _cost(problem, isa):
+    """A function that orders schedules: cycles of a multiprocessor for each result. Estimated, not measured.
 
-    Sixteen warps on a multiprocessor hide what each waits for; then the least work, channels that are all used, and weights that stay where
-    they are used for several taps: a tile of a window has few pixels beside them.
+    Tensor cores take so many for their products, padding included; what passes through shared memory comes from the second-level cache. Few
+    warps wait for each other, and a block that is alone computes nothing while it stores its results.
     """
-    wide = 4 if problem.words >= 4 else 2 if problem.words >= 2 else 1
+    window = problem.window
 
     def key(schedule):
         layout = Layout(problem, schedule)
-        warps = layout.blocks(isa) * layout.threads // simt.WARP
-        work = layout.chunks * layout.steps * _computed(problem, schedule)
-        return (warps < 16, work, abs(schedule.warps[1] - wide), -layout.threads, schedule.resident is (problem.taps == 1),
-                -schedule.units if problem.taps == 1 else 0, abs(schedule.stages - 2 - (not schedule.resident)))  # fmt: skip
+        pixels, channels = WARP_PIXELS * schedule.warps[0], WORD * schedule.warps[1]
+        used = window.out_height * window.out_width / _computed(problem, schedule)
+        used *= problem.out_channels / (layout.column_blocks * channels)
+        products = layout.chunks * layout.steps * STEP * pixels * channels * 3 / _TF32_OF_CYCLE
+        fetched = 4 * layout.chunks * (layout.patch_words + (0 if schedule.resident else layout.chunk_weights)) / _BYTES_OF_CYCLE
+        blocks = layout.blocks(isa)
+        waiting = 1 + 4 / (blocks * layout.threads // simt.WARP) + 0.1 * (blocks == 1)
+        return (products + fetched) / (pixels * channels * used) * waiting, -schedule.units, schedule.stages
 
     return key
 
 
 def _computed(problem, schedule):
-    """Pixels that tiles compute for an image; where they are counted through images, all the same."""
-    if problem.pointwise:
-        return 1
+    """Pixels that tiles compute for an image; where they are counted through images, its own."""
     window = problem.window
+    if problem.pointwise:
+        return window.out_height * window.out_width
     high, wide = schedule.shape[0] * schedule.warps[0], schedule.shape[1]
     return -(-window.out_height // high) * high * (-(-window.out_width // wide) * wide)
 
@@ -265,8 +273,8 @@ class Kernel(patches.Kernel):
         if self.schedule.resident:
             together = max(1, self.isa.multiprocessors * max(1, self.layout.blocks(self.isa)) // self.channel_blocks)
             self.in_turn = tirx.min(self.tiles, simt.i32(together))
-        grid, most = self.in_turn * self.channel_blocks, (1 << 16) // (_REGISTERS * self.threads)
-        return simt.kernel(self.name, params, grid, self.threads, self._body, most)
+        grid = self.in_turn * self.channel_blocks
+        return simt.kernel(self.name, params, grid, self.threads, self._body, self.layout.most_blocks)
 
     def _body(self, block, thread):
         layout, body = self.layout, []
@@ -481,30 +489,33 @@ class Kernel(patches.Kernel):
     def _alone(self, sums, number, pixel, channel):
         """One sum as on CUDA cores, of the weights as they were: W plus its rest."""
         window, layout, schedule = self.problem.window, self.layout, self.schedule
-        body = [simt.put(sums, number, tir.constant(0.0, "float32"))]
+        total, allocate = simt.registers("alone", 1, "float32")
+        body = [allocate, simt.put(total, 0, tir.constant(0.0, "float32"))]
         named = simt.namer(body)
         top = named("y", simt.div(pixel.inside, window.out_width) * window.strides[0] - window.pads[0])
         left = named("x", simt.mod(pixel.inside, window.out_width) * window.strides[1] - window.pads[1])
         inside = simt.mod(channel, schedule.warps[1] * WORD)
         column = named("column", simt.div(inside, 8) * 128 + simt.mod(inside, 8) * 16)
 
-        def step(r, s, c):
-            y, x = top + r * window.dilations[0], left + s * window.dilations[1]
-            chunk, unit, tap = simt.div(c, schedule.units), simt.mod(c, schedule.units), r * window.kernel[1] + s
-            k = tap * schedule.units + unit if layout.together else unit * self.problem.taps + tap
+        def step(place):
+            one = []
+            here = simt.namer(one)
+            tap, c = here("tap", simt.div(place, self.problem.units)), here("c", simt.mod(place, self.problem.units))
+            y = here("y", top + simt.div(tap, window.kernel[1]) * window.dilations[0])
+            x = here("x", left + simt.mod(tap, window.kernel[1]) * window.dilations[1])
+            chunk, unit = simt.div(c, schedule.units), simt.mod(c, schedule.units)
+            k = here("k", tap * schedule.units + unit if layout.together else unit * self.problem.taps + tap)
             number_of_step = (self.block * layout.chunks + chunk) * layout.steps + simt.div(k, STEP)
             at = simt.wide(number_of_step) * (schedule.warps[1] * _FRAGMENT)
-            at = at + simt.wide(column + simt.mod(k, 4) * 4 + simt.div(simt.mod(k, STEP), 4))
+            at = here("at", at + simt.wide(column + simt.mod(k, 4) * 4 + simt.div(simt.mod(k, STEP), 4)))
             weight = simt.call("bnn_add", *(tirx.reinterpret("float32", simt.at(self.packed, at + 2 * h)) for h in (0, 1)), dtype="float32")
             value = simt.at(self.source, self.place(pixel.image, y, x, c))
-            product = simt.call("bnn_fma", value, weight, simt.at(sums, number), dtype="float32")
+            add = simt.put(total, 0, simt.call("bnn_fma", value, weight, simt.at(total, 0), dtype="float32"))
             there = cells.within(y, window.in_height, x, window.in_width)
-            return tirx.IfThenElse(there, tir.seq([simt.put(sums, number, product)]), None)
+            return [*one, tirx.IfThenElse(there, add, None)]
 
-        rows, columns = window.kernel
-        walk = simt.loop("r", rows, lambda r: simt.loop("s", columns, lambda s: simt.loop("c", self.problem.units, lambda c: step(r, s, c), True),
-                                                        True), True)  # fmt: skip
-        return [*body, walk]
+        walk = simt.loop("place", self.problem.taps * self.problem.units, step, rolled=True)
+        return [*body, walk, simt.put(sums, number, simt.at(total, 0))]
 
     def _finish(self):
         word, named = simt.bind("word", self.first_word + self.warp_word)
@@ -514,8 +525,7 @@ class Kernel(patches.Kernel):
         for i in range(4):
             for half in range(2):
                 statements, pixel = self._pixel(2 * i + half)
-                values = [
-                    tail.Value(simt.at(self.sums, 16 * i + 4 * j + 2 * half + e), self.quad * 2, 8 * j + e) for j in range(4) for e in (0, 1)
-                ]
+                places = [(16 * i + 4 * j + 2 * half + e, 8 * j + e) for j in range(4) for e in (0, 1)]
+                values = [tail.Value(simt.at(self.sums, number), self.quad * 2, place) for number, place in places]
                 body += [*statements, *self.emitter.emit(values, pixel, word, tail.Quad(self.lane), {} if many else scope, exists)]
         return body
