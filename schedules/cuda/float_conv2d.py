@@ -11,7 +11,7 @@ import numpy as np
 from tvm import tirx
 
 from bnntvm.schedules import tir
-from bnntvm.schedules.cuda import cells, patches, simt, tf32
+from bnntvm.schedules.cuda import cells, patches, simt, tf32, tf32_groups
 from bnntvm.schedules.cuda import epilogue as tail
 from bnntvm.schedules.float_conv2d import reference
 
@@ -131,7 +131,8 @@ def _on_tensor_cores(spec, schedule, isa):
     data, place, dims = _data(spec, batch)
     weights = tir.buffer("w", (tf32.Layout(problem, schedule).weight_words,), "uint32")
     emitter = tail.Emitter(spec.epilogue, spec.out_channels, dims, "float32")
-    return tf32.Kernel("float_conv2d", problem, schedule, emitter, data, weights, batch, place, isa).function()
+    kernel = tf32_groups.GroupKernel if schedule.grouped else tf32.Kernel
+    return kernel("float_conv2d", problem, schedule, emitter, data, weights, batch, place, isa).function()
 
 
 def _one_by_one(spec, source, place, weight):

@@ -279,5 +279,68 @@ bool bnn_all_finite{count}(const float* v) {{
         return total < np.inf
 
 
-_finite_ones(SIDE * SIDE)
-_finite_ones(1)
+for _count in (1, 16, 32, 64):
+    _finite_ones(_count)
+
+
+#: Steps of eight elements of K that are one group of asynchronous products.
+TOGETHER = 2
+
+
+def _wgmma_tf32(columns):
+    count = columns // 2
+    registers = ", ".join(f"%{i}" for i in range(count))
+    outputs = ", ".join(f'"+f"(d[{i}])' for i in range(count))
+    data = ", ".join(f"%{count + i}" for i in range(4))
+
+    @device.define(f"bnn_wgmma_tf32_{columns}", "", f"""
+void bnn_wgmma_tf32_{columns}(float* d, const unsigned* a, const unsigned* b, int add) {{
+  // Rows of 128 bytes, eight of them a swizzled kilobyte: stride 1024 bytes, 128-byte swizzle.
+  const unsigned long long fixed = (1ull << 62) | (64ull << 32) | (1ull << 16);
+  unsigned long long db = fixed | (((unsigned)__cvta_generic_to_shared(b) & 0x3ffff) >> 4);
+  asm volatile("{{\\n.reg .pred p;\\nsetp.ne.b32 p, %{count + 5}, 0;\\n"
+               "wgmma.mma_async.sync.aligned.m64n{columns}k8.f32.tf32.tf32 {{{registers}}}, {{{data}}}, %{count + 4}, p, 1, 1;\\n}}"
+               : {outputs} : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(db), "r"(add));
+}}""", needs=90)  # fmt: skip
+    def multiply(threads, d, a, b, add):
+        """64 rows in registers times ``columns`` rows in shared memory, eight elements each, by four warps; done when waited for.
+
+        Lane 4 g + t of warp w has of A rows 16 w + g, 16 w + g + 8 of column t, then of t + 4. Without ``add`` sums start at 0.
+        """
+        threads.by_warpgroup(b.index, f"bnn_wgmma_tf32_{columns}")
+        groups = threads.running().reshape(-1, 128)
+        add = np.broadcast_to(add, (threads.count,))[groups[:, 0]].astype(bool)
+
+        def run():
+            for group, more in zip(groups, add):
+                at = a.index[group][:, None] + np.arange(4)
+                words = a.memory.data[group[:, None], at].reshape(4, 8, 4, 4)  # warp, g, t, word
+                rows = np.stack([_columns(words[..., h], words[..., 2 + h]) for h in (0, 1)], 1).reshape(64, 8)
+                others = truncated(threads.swizzled(b, group, columns).view(np.float32)).astype(np.float64)
+                begin = d.index[group][:, None] + np.arange(count)
+                before = d.memory.data[group[:, None], begin] if more else np.zeros((128, count), np.float32)
+                tile = (rows @ others.T).reshape(4, 2, 8, columns // 8, 4, 2)  # warp, half, g, piece, t, e
+                lanes = tile.transpose(0, 2, 4, 3, 1, 5).reshape(128, -1)  # lane 4 g + t; piece, half, e
+                d.memory.data[group[:, None], begin] = _towards_zero(lanes + before)
+                d.memory.written[group[:, None], begin] = True
+
+        threads.later("wgmma", run)
+
+    def waiting(left):
+        words = 8 * TOGETHER
+        tied = ", ".join([*(f'"+f"(d[{i}])' for i in range(count)), *(f'"+r"(a[{i}])' for i in range(words))])
+
+        @device.define(f"bnn_wait_tf32_{columns}_{left}", "", f"""
+void bnn_wait_tf32_{columns}_{left}(float* d, unsigned* a) {{
+  asm volatile("wgmma.wait_group.sync.aligned {left};" : {tied} :: "memory");
+}}""", needs=90)  # fmt: skip
+        def wait_for(threads, d, a):
+            """Until at most so many groups are under way; what the oldest one wrote and read is there from here on."""
+            threads.wait("wgmma", left)
+
+    waiting(0)
+    waiting(1)
+
+
+for _count in (32, 64):
+    _wgmma_tf32(_count)

@@ -161,6 +161,7 @@ class Kernel:
         self.threads = 32 * schedule.warps[0] * schedule.warps[1]
         self.block_channels = schedule.warps[1] * WORD
         self.weights_at = -(-schedule.units * self.plane // 4) * 4
+        self.lead = 0  # columns of the patch in front of those that windows cover
 
     def function(self):
         grid = simt.i32(self._tiles() * self.channel_blocks)
@@ -228,7 +229,7 @@ class Kernel:
         if self.problem.pointwise:
             return bind("base", self.warp_row * WARP_PIXELS + self.group), [8 * j for j in range(SIDE)]
         down = self.columns * window.strides[0]
-        base = bind("base", self.warp_row * (shape[0] * down) + self.group * window.strides[1])
+        base = bind("base", self.warp_row * (shape[0] * down) + self.group * window.strides[1] + self.lead)
         return base, [8 * j // shape[1] * down + 8 * j % shape[1] * window.strides[1] for j in range(SIDE)]
 
     # One chunk of input channels
@@ -291,7 +292,7 @@ class Kernel:
             y, x = simt.div(inside, window.out_width) * window.strides[0], simt.mod(inside, window.out_width) * window.strides[1]
             return image, y, x, pixel < self.total
         y = bind("y", self.top * window.strides[0] - window.pads[0] + simt.div(at, self.columns))
-        x = bind("x", self.left * window.strides[1] - window.pads[1] + simt.mod(at, self.columns))
+        x = bind("x", self.left * window.strides[1] - (window.pads[1] + self.lead) + simt.mod(at, self.columns))
         return self.image, y, x, cells.within(y, window.in_height, x, window.in_width)
 
     def _unit_exists(self, unit, exists):

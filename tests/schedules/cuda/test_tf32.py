@@ -1,5 +1,7 @@
 """Float layers on tensor cores: three products of tf32 for each of float32, as the emulator runs them and as they are compiled."""
 
+import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -19,6 +21,8 @@ HOPPER = registry.resolve("sm_90a")
 STEM = specs.FloatConv2d(specs.Window(224, 224, (7, 7), (2, 2), (3, 3, 3, 3)), 3, 64, 1, EPILOGUES["bias_relu"], True)
 POINTWISE = specs.FloatConv2d(specs.Window(28, 28, (1, 1)), 128, 256, 1, EPILOGUES["residual_and_bits"])
 MMA = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
+WGMMA = "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32"
+ISAS = st.sampled_from([ISA, HOPPER])
 
 
 def schedules(spec, isa=ISA):
@@ -32,11 +36,22 @@ def operands(rng, spec, images, make=small_integers):
     return data, make(rng, (spec.out_channels, *window.kernel, spec.in_channels))
 
 
-def exactly(spec, images, seed, schedule):
+def of_each_kind(spec):
+    """A schedule of warps whose blocks stay and one whose do not, and of warpgroups, with their architectures."""
+    kinds = {}
+    for isa in (ISA, HOPPER):
+        for schedule in schedules(spec, isa):
+            kinds.setdefault((schedule.resident, schedule.grouped), (schedule, isa))
+    assert len(kinds) == 3
+    return kinds.values()
+
+
+def exactly(spec, images, seed, schedule, isa=ISA):
     """Numbers of few bits: the reference, bit by bit."""
     rng = np.random.default_rng(seed)
     data, weights = operands(rng, spec, images)
-    check(float_conv2d, spec, [data], weights, spec.out_channels, (images, spec.window.out_height, spec.window.out_width), rng, schedule)
+    dims = (images, spec.window.out_height, spec.window.out_width)
+    check(float_conv2d, spec, [data], weights, spec.out_channels, dims, rng, schedule, isa=isa)
 
 
 def run(spec, schedule, data, weights, isa=ISA):
@@ -57,60 +72,61 @@ def normal(rng, shape):
 @given(
     window=geometries(most=9, kernel=3), channels=st.tuples(st.integers(1, 9), st.integers(1, 70)), epilogue=epilogue_names(),
     images=st.integers(1, 3), planar=st.booleans(), seed=st.integers(0, 999),
+    isa=ISAS,
 )  # fmt: skip
-def test_convolutions(window, channels, epilogue, images, planar, seed):
+def test_convolutions(window, channels, epilogue, images, planar, seed, isa):
     spec = specs.FloatConv2d(window, *channels, 1, EPILOGUES[epilogue], planar)
-    found = schedules(spec)
-    exactly(spec, images, seed, found[seed % len(found)])
+    found = schedules(spec, isa)
+    exactly(spec, images, seed, found[seed % len(found)], isa)
 
 
 @FEW
 @given(
     window=geometries(most=9, kernel=3), fours=st.integers(1, 12), outputs=st.integers(1, 140), epilogue=epilogue_names(),
-    images=st.integers(1, 2), seed=st.integers(0, 999),
+    images=st.integers(1, 2), seed=st.integers(0, 999), isa=ISAS,
 )  # fmt: skip
-def test_channels_that_come_four_at_a_time(window, fours, outputs, epilogue, images, seed):
+def test_channels_that_come_four_at_a_time(window, fours, outputs, epilogue, images, seed, isa):
     spec = specs.FloatConv2d(window, 4 * fours, outputs, 1, EPILOGUES[epilogue])
     assert tf32.in_fours(float_conv2d.problem_of(spec))
-    found = schedules(spec)
-    exactly(spec, images, seed, found[seed % len(found)])
+    found = schedules(spec, isa)
+    exactly(spec, images, seed, found[seed % len(found)], isa)
 
 
 @FEW
 @given(
     size=st.tuples(st.integers(1, 20), st.integers(1, 9)), channels=st.tuples(st.integers(1, 70), st.integers(1, 140)),
     strides=st.tuples(st.integers(1, 2), st.integers(1, 2)), epilogue=epilogue_names(), images=st.integers(1, 4), seed=st.integers(0, 999),
+    isa=ISAS,
 )  # fmt: skip
-def test_pointwise_convolutions(size, channels, strides, epilogue, images, seed):
+def test_pointwise_convolutions(size, channels, strides, epilogue, images, seed, isa):
     spec = specs.FloatConv2d(specs.Window(*size, (1, 1), strides), *channels, 1, EPILOGUES[epilogue])
-    found = schedules(spec)
-    exactly(spec, images, seed, found[seed % len(found)])
+    found = schedules(spec, isa)
+    exactly(spec, images, seed, found[seed % len(found)], isa)
 
 
 @pytest.mark.parametrize("isa", [ISA, HOPPER], ids=lambda isa: isa.name)
 def test_a_stem(isa):
     spec = specs.FloatConv2d(specs.Window(31, 29, (7, 7), (2, 2), (3, 3, 3, 3)), 3, 64, 1, EPILOGUES["bias_relu"], True)
     schedule = float_conv2d.default_schedule(spec, isa)
-    assert isinstance(schedule, tf32.Schedule) and schedule.resident
-    exactly(spec, 2, 3, schedule)
+    assert isinstance(schedule, tf32.Schedule) and schedule.resident and schedule.grouped is isa.wgmma
+    exactly(spec, 2, 3, schedule, isa)
 
 
 def test_blocks_that_stay_take_all_tiles():
     """More tiles than blocks: each takes several, with stages of the ring that go on from one to the next."""
-    isa = registry.resolve("sm_80")
-    few = isa.__class__(**{**vars(isa), "multiprocessors": 1})
+    few = dataclasses.replace(HOPPER, multiprocessors=1)
     spec = specs.FloatConv2d(specs.Window(24, 25, (3, 3), (1, 1), (1, 1, 1, 1)), 12, 40, 1, EPILOGUES["bias_relu"])
     rng = np.random.default_rng(0)
     data, weights = operands(rng, spec, 2)
-    for stages in (2, 3):
-        found = [s for s in schedules(spec) if s.resident and s.stages == stages and s.units == 8 and s.warps == (4, 1)]
-        layout = tf32.Layout(float_conv2d.problem_of(spec), found[0])
-        assert layout.chunks == 2
-        dims, channel = (2, 24, 25), np.zeros(64, np.float32)
-        packed = float_conv2d.pack_weights(spec, found[0], few, weights)
-        kernel = float_conv2d.build(spec, found[0], few)
-        (got,) = execute(kernel, [data, packed, channel], [((*dims, 40), "float32")])
-        np.testing.assert_array_equal(got, float_conv2d.reference(spec, [data, weights], [channel])[0])
+    channel = np.zeros(64, np.float32)
+    expected = float_conv2d.reference(spec, [data, weights], [channel])[0]
+    stay = [s for s in schedules(spec, few) if s.resident and s.units == 8 and s.warps[1] == 1]
+    for stages, grouped in itertools.product((2, 3), (False, True)):
+        schedule = next(s for s in stay if (s.stages, s.grouped) == (stages, grouped))
+        assert tf32.Layout(float_conv2d.problem_of(spec), schedule).chunks == 2
+        arrays = [data, float_conv2d.pack_weights(spec, schedule, few, weights), channel]
+        (got,) = execute(float_conv2d.build(spec, schedule, few), arrays, [(expected.shape, "float32")])
+        np.testing.assert_array_equal(got, expected)
 
 
 # Numbers --------------------------------------------------------------------------------------------------------------------------------
@@ -124,8 +140,8 @@ def test_sums_are_those_of_float32(planar):
     data, weights = operands(rng, spec, 2, normal)
     exact = float_conv2d.reference(spec, [data.astype(np.float64), weights.astype(np.float64)], [])[0]
     absolute = float_conv2d.reference(spec, [abs(data).astype(np.float64), abs(weights).astype(np.float64)], [])[0]
-    for schedule in schedules(spec)[:2]:
-        got = run(spec, schedule, data, weights)
+    for schedule, isa in of_each_kind(spec):
+        got = run(spec, schedule, data, weights, isa)
         error = abs(got - exact) / absolute
         assert error.max() < 2.0**-20 and np.sqrt((error**2).mean()) < 2.0**-23
     cut = [functions.truncated(data).astype(np.float64), tf32.split(weights)[0].astype(np.float64)]
@@ -160,8 +176,8 @@ def test_infinity_stays_infinity(planar, bad):
         expected = float_conv2d.reference(spec, [data, weights], [])[0]
     strange = ~np.isfinite(expected)
     assert strange.any() and not strange.all()
-    for schedule in schedules(spec)[:2]:
-        got = run(spec, schedule, data, weights)
+    for schedule, isa in of_each_kind(spec):
+        got = run(spec, schedule, data, weights, isa)
         np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
         np.testing.assert_array_equal(got[strange], expected[strange])
         np.testing.assert_allclose(got[~strange], expected[~strange], rtol=1e-5, atol=1e-5)
@@ -176,17 +192,19 @@ def test_the_end_of_float32(planar):
     with np.errstate(over="ignore"):
         expected = float_conv2d.reference(spec, [data, weights], [])[0]
     assert np.isinf(expected).any() and (expected == largest).any()
-    np.testing.assert_allclose(run(spec, schedules(spec)[0], data, weights), expected, rtol=1e-5, atol=1e-5)
+    for schedule, isa in of_each_kind(spec):
+        np.testing.assert_allclose(run(spec, schedule, data, weights, isa), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_weights_that_are_not_finite():
     spec = specs.FloatConv2d(specs.Window(5, 5, (3, 3)), 4, 33, 1, specs.store())
     data, weights = operands(np.random.default_rng(3), spec, 1, normal)
     weights[1, 0, 0, 0], weights[2, 1, 1, 3] = math.inf, math.nan
-    got = run(spec, schedules(spec)[0], data, weights)
     expected = float_conv2d.reference(spec, [data, weights], [])[0]
-    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
-    np.testing.assert_array_equal(got[np.isinf(expected)], expected[np.isinf(expected)])
+    for schedule, isa in of_each_kind(spec):
+        got = run(spec, schedule, data, weights, isa)
+        np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
+        np.testing.assert_array_equal(got[np.isinf(expected)], expected[np.isinf(expected)])
 
 
 # Which layers ---------------------------------------------------------------------------------------------------------------------------
@@ -222,26 +240,33 @@ def test_schedules_fit(spec, isa):
         layout = tf32.Layout(problem, schedule)
         assert 4 * layout.shared_words <= isa.block_shared_bytes and layout.threads % 32 == 0 and layout.blocks(isa) >= 0
     layout = tf32.Layout(problem, found[0])
-    assert layout.blocks(isa) * layout.threads >= 256
+    assert layout.blocks(isa) * layout.warps >= 8
 
 
 # What is compiled -----------------------------------------------------------------------------------------------------------------------
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90", "sm_90a"])
 @pytest.mark.parametrize("spec", [STEM, POINTWISE])
 def test_instructions(spec, arch):
     isa = registry.resolve(arch)
     schedule = float_conv2d.default_schedule(spec, isa)
     ptx, log = compiled(source(float_conv2d.build(spec, schedule, isa), isa), isa.mcpu)
-    assert (MMA in ptx) == (arch != "sm_75") == ("cp.async.c" in ptx)
-    if arch != "sm_75":
-        assert ptx.count(MMA) % 48 == 0 and (("ldmatrix" in ptx) is (spec is POINTWISE))
-        assert isinstance(schedule, tf32.Schedule)
-    else:
-        assert isinstance(schedule, patches.Schedule)
-    assert usage(log)[1] == 0
+    assert (MMA in ptx) is (arch in ("sm_80", "sm_90")) and (WGMMA in ptx) is (arch == "sm_90a") and ("mma" in ptx) is (arch != "sm_75")
+    assert ("cp.async.c" in ptx) is (arch != "sm_75") and ("ldmatrix" in ptx) is (arch != "sm_75" and spec is POINTWISE)
+    assert isinstance(schedule, tf32.Schedule if arch != "sm_75" else patches.Schedule)
+    assert usage(log)[1] <= 64 and "serialized" not in log  # bytes of spills: a value or two that live through the loops
+
+
+@needs_nvcc
+def test_products_of_long_chunks_stay_asynchronous():
+    """Runs of groups in a loop."""
+    spec = specs.FloatConv2d(specs.Window(56, 56, (3, 3), (1, 1), (1, 1, 1, 1)), 32, 32, 1, EPILOGUES["bias_relu"])
+    schedule = next(s for s in schedules(spec, HOPPER) if s.grouped and s.units == 32)
+    assert tf32.Layout(float_conv2d.problem_of(spec), schedule).steps == 36
+    ptx, log = compiled(source(float_conv2d.build(spec, schedule, HOPPER), HOPPER), "sm_90a")
+    assert ptx.count(WGMMA.replace("n64", "n32")) == 3 * (16 + 4) and "serialized" not in log and usage(log)[1] == 0
 
 
 @pytest.mark.parametrize("where", [0, 1])
