@@ -214,7 +214,8 @@ def _floats(rng):
         yield spec, [data], weights, spec.out_channels, _conv(spec.window, images), 0
     yield from _of_many_bits(rng, half, same)
     yield sp.FloatConv2d(same, 40, 40, 40, BIAS), [_small(rng, _image(same, 2, 40))], _small(rng, (40, 3, 3, 1)), 40, _conv(same, 2), 0
-    yield sp.FloatDense(300, 70, BIAS), [_small(rng, (11, 300))], _small(rng, (70, 300)), 70, (11,), 0
+    for rows in (11, 100):  # few rows, and tiles
+        yield sp.FloatDense(300, 70, BIAS), [_small(rng, (rows, 300))], _small(rng, (70, 300)), 70, (rows,), 0
     yield sp.Pool2d(same, 70, "max", RESIDUAL), [_small(rng, _image(same, 2, 70))], None, 70, _conv(same, 2), 0
     yield sp.Pool2d(same, 40, "avg", sp.store()), [_small(rng, _image(same, 2, 40))], None, 40, _conv(same, 2), 0
     yield sp.GlobalPool("avg", (7, 7), 70, sp.store()), [_small(rng, (3, 7, 7, 70))], None, 70, (3, 1, 1), 0
@@ -254,3 +255,6 @@ def _of_many_bits(rng, half, same):
         weights = rng.integers(-weight_most, weight_most + 1, (spec.out_channels, *spec.window.kernel, spec.in_channels)).astype(np.float32)
         weights[weights == 0] = 1  # times infinity it would be NaN
         yield spec, [data], weights, spec.out_channels, _conv(spec.window, 2), 0
+    data, weights = rng.integers(-4095, 4096, (70, 300)).astype(np.float32), _small(rng, (70, 300)) + 0.5
+    data[33, 200] = np.inf
+    yield sp.FloatDense(300, 70, sp.store()), [data], weights, 70, (70,), 0

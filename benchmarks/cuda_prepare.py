@@ -147,10 +147,13 @@ def timed(isa):
             yield entry(f"few_{name}_split{schedule.split}", spec, 1, None, channels, operations, schedule=schedule)
     stem = sp.FloatConv2d(sp.Window(224, 224, (7, 7), (2, 2), (3, 3, 3, 3)), 3, 64, 1, sp.store(), True)
     point = sp.FloatConv2d(sp.Window(28, 28, (1, 1)), 128, 256, 1, sp.store())
-    for name, spec, operations in (("stem", stem, 112 * 112 * 147 * 64), ("pointwise", point, 28 * 28 * 128 * 256)):
+    dense = sp.FloatDense(512, 1000, sp.store())
+    floats = ("stem", stem, 112 * 112 * 147 * 64), ("pointwise", point, 28 * 28 * 128 * 256), ("classifier", dense, 512 * 1000)
+    for name, spec, operations in floats:
         for number, schedule in enumerate(some(families.of(spec, isa).space(spec, isa))):  # every way; the default first
             way = f"_{number}" if number else ""
-            yield entry(f"{name}_b256{way}", spec, 256, None, spec.out_channels, 2 * 256 * operations, schedule=schedule)
+            channels = getattr(spec, "out_channels", None) or spec.out_features
+            yield entry(f"{name}_b256{way}", spec, 256, None, channels, 2 * 256 * operations, schedule=schedule)
     assert tail
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnntvm import spec as specs
-from bnntvm.schedules.cuda import emulate, float_conv2d, functions, patches, tf32
+from bnntvm.schedules.cuda import emulate, float_conv2d, float_dense, functions, patches, rows, tf32, tf32_dense
 from bnntvm.targets import registry
 from tests.schedules.cuda.compiler import compiled, needs_nvcc, source, usage
 from tests.schedules.cuda.floats import EPILOGUES, ISA, check, epilogue_names, execute, geometries, small_integers
@@ -129,6 +129,20 @@ def test_blocks_that_stay_take_all_tiles():
         np.testing.assert_array_equal(got, expected)
 
 
+@MANY
+@given(
+    count=st.one_of(st.integers(1, 40), st.integers(60, 150)), fours=st.integers(16, 60), outputs=st.integers(1, 70),
+    epilogue=epilogue_names(2), slices=st.sampled_from([4, 8]), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_dense_layers(count, fours, outputs, epilogue, slices, seed):
+    """Few rows and many; features that fill no group of 16, and no share of the warps."""
+    rng, spec = np.random.default_rng(seed), specs.FloatDense(4 * fours, outputs, EPILOGUES[epilogue])
+    schedule = next((s for s in float_dense.space(spec, ISA) if s == tf32_dense.Schedule(slices)), None)
+    assert (schedule is not None) is (4 * fours >= 16 * slices)
+    data, weights = small_integers(rng, (count, 4 * fours)), small_integers(rng, (outputs, 4 * fours))
+    check(float_dense, spec, [data], weights, outputs, (count,), rng, schedule)
+
+
 # Numbers --------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +221,24 @@ def test_weights_that_are_not_finite():
         np.testing.assert_array_equal(got[np.isinf(expected)], expected[np.isinf(expected)])
 
 
+@pytest.mark.parametrize("count", [5, 70])
+def test_numbers_of_dense_layers(count):
+    spec, rng = specs.FloatDense(200, 40, specs.store()), np.random.default_rng(6)
+    data, weights = normal(rng, (count, 200)), normal(rng, (40, 200))
+    schedule = tf32_dense.Schedule(8)
+    kernel, packed = float_dense.build(spec, schedule, ISA), float_dense.pack_weights(spec, schedule, ISA, weights)
+    (got,) = execute(kernel, [data, packed], [((count, 40), "float32")])
+    exact, absolute = data.astype(np.float64) @ weights.T.astype(np.float64), abs(data).astype(np.float64) @ abs(weights).T
+    assert (abs(got - exact) / absolute).max() < 2.0**-20
+    data[1, 7], data[2, 8], data[3, 9] = math.inf, -math.inf, math.nan
+    weights[3], weights[:, 7] = 0.0, 1.0  # infinity times 0, and times a number without a rest
+    with np.errstate(invalid="ignore"):
+        expected = (data.astype(np.float64) @ weights.T.astype(np.float64)).astype(np.float32)
+    (got,) = execute(kernel, [data, float_dense.pack_weights(spec, schedule, ISA, weights)], [((count, 40), "float32")])
+    np.testing.assert_array_equal(np.isfinite(got), np.isfinite(expected))
+    np.testing.assert_array_equal(got[~np.isfinite(expected)], expected[~np.isfinite(expected)])
+
+
 # Which layers ---------------------------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +261,16 @@ def test_where_tensor_cores_are_the_default(arch, expected):
 ])  # fmt: skip
 def test_short_sums_stay_on_cuda_cores(spec, expected):
     assert isinstance(float_conv2d.default_schedule(spec, HOPPER), tf32.Schedule) is expected
+
+
+@pytest.mark.parametrize("arch, features, expected", [
+    ("sm_75", 512, False), ("sm_80", 512, True), ("sm_86", 512, False), ("sm_90a", 512, True), ("sm_90a", 100, False),
+    ("sm_90a", 510, False),
+])  # fmt: skip
+def test_which_dense_layers(arch, features, expected):
+    """Where every warp has a share of the features, four of which come at once."""
+    chosen = float_dense.default_schedule(specs.FloatDense(features, 1000), registry.resolve(arch))
+    assert isinstance(chosen, tf32_dense.Schedule if expected else rows.Schedule)
 
 
 @pytest.mark.parametrize("isa", [ISA, HOPPER], ids=lambda isa: isa.name)
@@ -257,6 +299,14 @@ def test_instructions(spec, arch):
     assert ("cp.async.c" in ptx) is (arch != "sm_75") and ("ldmatrix" in ptx) is (arch != "sm_75" and spec is POINTWISE)
     assert isinstance(schedule, tf32.Schedule if arch != "sm_75" else patches.Schedule)
     assert usage(log)[1] <= 64 and "serialized" not in log  # bytes of spills: a value or two that live through the loops
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
+def test_instructions_of_dense_layers(arch):
+    spec, isa = specs.FloatDense(512, 1000, EPILOGUES["bias_relu"]), registry.resolve(arch)
+    ptx, log = compiled(source(float_dense.build(spec, float_dense.default_schedule(spec, isa), isa), isa), isa.mcpu)
+    assert (MMA in ptx) is (arch != "sm_75") and "fma.rn.f32" in ptx and usage(log)[1] == 0
 
 
 @needs_nvcc
