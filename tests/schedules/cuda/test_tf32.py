@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import cuda_cases
 from bnntvm import spec as specs
 from bnntvm.schedules.cuda import emulate, float_conv2d, float_dense, functions, patches, rows, tf32, tf32_dense
 from bnntvm.targets import registry
@@ -219,6 +220,18 @@ def test_weights_that_are_not_finite():
         got = run(spec, schedule, data, weights, isa)
         np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
         np.testing.assert_array_equal(got[np.isinf(expected)], expected[np.isinf(expected)])
+
+
+def test_rests_are_multiplied_too():
+    """The cases for a device whose numbers have 13 bits: three products are exact, one or two are not."""
+    rng = np.random.default_rng(7)
+    half, same = specs.Window(31, 29, (7, 7), (2, 2), (3, 3, 3, 3)), specs.Window(9, 11, (3, 3), (1, 1), (1, 1, 1, 1))
+    for spec, (data,), weights, channels, dims, _ in cuda_cases._of_many_bits(rng, half, same):
+        if isinstance(spec, specs.FloatDense):
+            check(float_dense, spec, [data], weights, channels, dims, rng)
+            continue
+        schedule, isa = rng.choice(np.array([*of_each_kind(spec)], dtype=object))
+        check(float_conv2d, spec, [data], weights, channels, dims, rng, schedule, isa=isa)
 
 
 @pytest.mark.parametrize("count", [5, 70])
