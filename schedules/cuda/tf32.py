@@ -479,7 +479,7 @@ class Kernel(patches.Kernel):
         weights = named("weights", weights + self.warp_word * _FRAGMENT + self.lane * 4)
         if layout.together:
             return [self._over_taps(lambda number, tap: self._step(self._matrices(first + tap), number, weights))]
-        return [simt.loop("k", layout.steps, lambda k: self._step(self._elements(first, k), k, weights), rolled=True)]
+        return [simt.loop("k", layout.steps, lambda k: self._step(self._elements(first, k), k, weights))]
 
     def _over_taps(self, step):
         """A loop over the steps of a chunk, channels last: ``step(number, how far in the patch it lies)``."""
@@ -489,11 +489,8 @@ class Kernel(patches.Kernel):
         def one(r, s, u):
             return step((r * window.kernel[1] + s) * parts + u, r * down + s * across + u * STEP)
 
-        def along(name, count, body):
-            return simt.loop(name, count, body, rolled=True)  # several steps written out would need too many registers
-
         rows, columns = window.kernel
-        return along("r", rows, lambda r: along("s", columns, lambda s: along("u", parts, lambda u: one(r, s, u))))
+        return simt.loop("r", rows, lambda r: simt.loop("s", columns, lambda s: simt.loop("u", parts, lambda u: one(r, s, u))))
 
     def _matrices(self, at):
         """``(statements, loads of each piece of 16 pixels)`` of a step, channels last."""

@@ -23,6 +23,8 @@ STEM = specs.FloatConv2d(specs.Window(224, 224, (7, 7), (2, 2), (3, 3, 3, 3)), 3
 POINTWISE = specs.FloatConv2d(specs.Window(28, 28, (1, 1)), 128, 256, 1, EPILOGUES["residual_and_bits"])
 MMA = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
 WGMMA = "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32"
+#: Bytes of spills, stores and loads, that are no matter: a few values that live through the loops.
+FEW_BYTES = 128
 ISAS = st.sampled_from([ISA, HOPPER])
 
 
@@ -311,7 +313,7 @@ def test_instructions(spec, arch):
     assert (MMA in ptx) is (arch in ("sm_80", "sm_90")) and (WGMMA in ptx) is (arch == "sm_90a") and ("mma" in ptx) is (arch != "sm_75")
     assert ("cp.async.c" in ptx) is (arch != "sm_75") and ("ldmatrix" in ptx) is (arch != "sm_75" and spec is POINTWISE)
     assert isinstance(schedule, tf32.Schedule if arch != "sm_75" else patches.Schedule)
-    assert usage(log)[1] <= 64 and "serialized" not in log  # bytes of spills: a value or two that live through the loops
+    assert usage(log)[1] <= FEW_BYTES and "serialized" not in log
 
 
 @needs_nvcc
