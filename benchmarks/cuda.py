@@ -304,7 +304,7 @@ def step_matrices(folder, write):
 
 def step_convolutions(folder, write):
     """3x3 convolutions of bits, and float ones."""
-    _timed(folder, write, ("conv_", "few_", "stem", "pointwise"))
+    _timed(folder, write, ("conv_", "few_", "stem", "pointwise", "classifier"))
 
 
 def step_networks(folder, write):

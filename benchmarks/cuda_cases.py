@@ -66,11 +66,10 @@ def some(space):
 
 def way(schedule):
     """What decides which code a schedule runs; the other fields are sizes, as is the number of parts that meet in memory."""
-    kind, few = getattr(schedule, "engine", type(schedule).__name__), getattr(schedule, "few", 0) > 0
+    kind, few = getattr(schedule, "engine", type(schedule).__module__), getattr(schedule, "few", 0) > 0
     split, in_memory = getattr(schedule, "split", 1), getattr(schedule, "in_memory", False)
-    return (
-        kind, getattr(schedule, "resident", False), getattr(schedule, "cluster", 1), few, min(split, 2) if in_memory else split, in_memory,
-    )  # fmt: skip
+    resident, cluster, grouped = getattr(schedule, "resident", False), getattr(schedule, "cluster", 1), getattr(schedule, "grouped", False)
+    return kind, resident, cluster, few, min(split, 2) if in_memory else split, in_memory, grouped
 
 
 def _case(name, family, spec, schedule, isa, data, weights, channels, dims, tolerance, rng):
@@ -215,8 +214,10 @@ def _floats(rng):
         data = _small(rng, (shape[0], shape[3], *shape[1:3]) if spec.planar else shape)
         weights = _small(rng, (spec.out_channels, *spec.window.kernel, spec.in_channels // spec.groups))
         yield spec, [data], weights, spec.out_channels, _conv(spec.window, images), 0
+    yield from _of_many_bits(rng, half, same)
     yield sp.FloatConv2d(same, 40, 40, 40, BIAS), [_small(rng, _image(same, 2, 40))], _small(rng, (40, 3, 3, 1)), 40, _conv(same, 2), 0
-    yield sp.FloatDense(300, 70, BIAS), [_small(rng, (11, 300))], _small(rng, (70, 300)), 70, (11,), 0
+    for rows in (11, 100):  # few rows, and tiles
+        yield sp.FloatDense(300, 70, BIAS), [_small(rng, (rows, 300))], _small(rng, (70, 300)), 70, (rows,), 0
     yield sp.Pool2d(same, 70, "max", RESIDUAL), [_small(rng, _image(same, 2, 70))], None, 70, _conv(same, 2), 0
     yield sp.Pool2d(same, 40, "avg", sp.store()), [_small(rng, _image(same, 2, 40))], None, 40, _conv(same, 2), 0
     yield sp.GlobalPool("avg", (7, 7), 70, sp.store()), [_small(rng, (3, 7, 7, 70))], None, 70, (3, 1, 1), 0
@@ -242,3 +243,20 @@ def _floats(rng):
         _conv(same, 2),
         0,
     )
+
+
+def _of_many_bits(rng, half, same):
+    """Data, or weights, of 13 bits, more than a tf32 has, whose sums are exact all the same; and an infinity, which stays one."""
+    stem, plain = sp.FloatConv2d(half, 3, 64, 1, BIAS, True), sp.FloatConv2d(same, 20, 70, 1, BIAS)
+    odd = sp.FloatConv2d(same, 10, 40, 1, sp.store())
+    for spec, data_most, weight_most, infinite in ((stem, 4095, 4, 0), (plain, 4, 4095, 0), (odd, 4095, 4, 1), (plain, 4, 4, 1)):
+        shape = _image(spec.window, 2, spec.in_channels)
+        shape = (shape[0], shape[3], *shape[1:3]) if spec.planar else shape
+        data = rng.integers(-data_most, data_most + 1, shape).astype(np.float32)
+        data.reshape(-1)[rng.integers(0, data.size, infinite)] = np.inf
+        weights = rng.integers(-weight_most, weight_most + 1, (spec.out_channels, *spec.window.kernel, spec.in_channels)).astype(np.float32)
+        weights[weights == 0] = 1  # times infinity it would be NaN
+        yield spec, [data], weights, spec.out_channels, _conv(spec.window, 2), 0
+    data, weights = rng.integers(-4095, 4096, (70, 300)).astype(np.float32), _small(rng, (70, 300)) + 0.5
+    data[33, 200] = np.inf
+    yield sp.FloatDense(300, 70, sp.store()), [data], weights, 70, (70,), 0

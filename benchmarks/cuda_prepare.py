@@ -111,7 +111,7 @@ def _cases(options, isa):
 
 def timed(isa):
     """Kernels to time: ``(name, spec, shapes and types of parameters, operations)``; the first dimension of the data is the batch."""
-    from benchmarks.cuda_cases import THRESHOLD
+    from benchmarks.cuda_cases import THRESHOLD, some
     from bnntvm.schedules import epilogue as tail
     from bnntvm.schedules import families
     from bnntvm.schedules.cuda import simt
@@ -155,9 +155,14 @@ def timed(isa):
             way = f"split{schedule.split}" + "_in_memory" * schedule.in_memory
             yield entry(f"few_{name}_{way}", spec, 1, None, channels, operations, schedule=schedule)
     stem = sp.FloatConv2d(sp.Window(224, 224, (7, 7), (2, 2), (3, 3, 3, 3)), 3, 64, 1, sp.store(), True)
-    yield entry("stem_b256", stem, 256, None, 64, 2 * 256 * 112 * 112 * 147 * 64)
     point = sp.FloatConv2d(sp.Window(28, 28, (1, 1)), 128, 256, 1, sp.store())
-    yield entry("pointwise_b256", point, 256, None, 256, 2 * 256 * 28 * 28 * 128 * 256)
+    dense = sp.FloatDense(512, 1000, sp.store())
+    floats = ("stem", stem, 112 * 112 * 147 * 64), ("pointwise", point, 28 * 28 * 128 * 256), ("classifier", dense, 512 * 1000)
+    for name, spec, operations in floats:
+        for number, schedule in enumerate(some(families.of(spec, isa).space(spec, isa))):  # every way; the default first
+            way = f"_{number}" if number else ""
+            channels = getattr(spec, "out_channels", None) or spec.out_features
+            yield entry(f"{name}_b256{way}", spec, 256, None, channels, 2 * 256 * operations, schedule=schedule)
     assert tail
 
 

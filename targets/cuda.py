@@ -7,6 +7,10 @@ Facts, by the document that they come from:
 * PTX ISA, "mma" and "wgmma.mma_async", target notes: ``mma.m8n8k128`` on one bit with ``.xor.popc`` from sm_75, ``m16n8k128`` and
   ``m16n8k256`` with ``.xor.popc`` or ``.and.popc`` from sm_80, ``wgmma.m64nNk256`` with ``.and.popc`` on sm_90a; ``cp.async`` from sm_80,
   ``cp.async.bulk.tensor`` from sm_90.
+* PTX ISA, "mma", target notes: ``mma.m16n8k8`` on ``.tf32`` from sm_80 on, on every later architecture too.
+* White papers, peak rates of TF32 without sparsity and of FP32, in TFLOPS: A100 156 and 19.5; H100 SXM 494.7 and 66.9; GeForce RTX 3090
+  35.6 and 35.6 (GA102); GeForce RTX 4090 82.6 and 82.6 (AD102). On sm_90 ``mma`` reaches about 0.6 of what ``wgmma`` does: taken from
+  published microbenchmarks, not measured here.
 * CUDA C++ Programming Guide, "Thread Block Clusters": eight blocks are portable, from compute capability 9.0 on.
 * CUDA C++ Programming Guide, "Sub-byte Operations": the tensor cores have no xor from compute capability 9.0 on.
 
@@ -54,6 +58,10 @@ class CudaIsa(Isa):
         Most blocks of a cluster, which reach each other's shared memory, on every device; 1: there are no clusters.
     popcounts : int
         32-bit population counts of a multiprocessor per cycle.
+    tf32 : bool
+        Whether ``mma`` multiplies tf32.
+    tf32_rate : float
+        How many of these products ``mma`` makes in the time of one on CUDA cores; 0: not known.
     """
 
     mma: tuple[int, ...] = ()
@@ -67,6 +75,8 @@ class CudaIsa(Isa):
     multiprocessors: int = 108
     cluster: int = 1
     popcounts: int = 16
+    tf32: bool = True
+    tf32_rate: float = 0.0
 
 
 def _level(arch, block_shared, shared, threads, mma=(), operation="", **more):
@@ -78,13 +88,13 @@ def _level(arch, block_shared, shared, threads, mma=(), operation="", **more):
 
 #: Best first.
 LEVELS = (
-    _level("sm_90a", 227, 228, 2048, (16, 8, 256), "and", wgmma=True, tensor_copy=True, multiprocessors=132, cluster=8),
-    _level("sm_90", 227, 228, 2048, (16, 8, 256), "and", tensor_copy=True, multiprocessors=132, cluster=8),
-    _level("sm_89", 99, 100, 1536, (16, 8, 256), "and"),
+    _level("sm_90a", 227, 228, 2048, (16, 8, 256), "and", wgmma=True, tensor_copy=True, multiprocessors=132, cluster=8, tf32_rate=4.5),
+    _level("sm_90", 227, 228, 2048, (16, 8, 256), "and", tensor_copy=True, multiprocessors=132, cluster=8, tf32_rate=4.5),
+    _level("sm_89", 99, 100, 1536, (16, 8, 256), "and", tf32_rate=1.0),
     _level("sm_87", 163, 164, 1536, (16, 8, 256), "and"),
-    _level("sm_86", 99, 100, 1536, (16, 8, 256), "and"),
-    _level("sm_80", 163, 164, 2048, (16, 8, 256), "and"),
-    _level("sm_75", 64, 64, 1024, (8, 8, 128), "xor", async_copy=False),
+    _level("sm_86", 99, 100, 1536, (16, 8, 256), "and", tf32_rate=1.0),
+    _level("sm_80", 163, 164, 2048, (16, 8, 256), "and", tf32_rate=8.0),
+    _level("sm_75", 64, 64, 1024, (8, 8, 128), "xor", async_copy=False, tf32=False),
 )
 
 #: Where no device is at hand: its machine code runs on 8.0, 8.6, 8.7 and 8.9, its PTX on everything newer.
@@ -93,7 +103,7 @@ DEFAULT = "sm_80"
 
 def newer(arch):
     """The row of a compute capability above the last one: CUDA cores only, with what every capability since 8.6 has at least."""
-    return replace(level("sm_86"), name=arch, mcpu=arch, mma=(), operation="")
+    return replace(level("sm_86"), name=arch, mcpu=arch, mma=(), operation="", tf32_rate=0.0)
 
 
 def level(name):

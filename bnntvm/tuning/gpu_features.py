@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from bnntvm.schedules.cuda import cores, layers, patches, rows
+from bnntvm.schedules.cuda import cores, layers, patches, rows, tf32, tf32_dense
 from bnntvm.tuning.features import log, number, sizes
 from bnntvm.tuning.gpu_program import BATCHES
 from bnntvm.tuning.space import fields
@@ -60,12 +60,15 @@ def _waves(blocks, together, isa):
 
 
 def _others(task, schedule):
-    """The same of every other schedule, where it has them: on CUDA cores."""
+    """The same of every other schedule, where it has them."""
     isa, found = task.isa, []
     channels, threads = 32, 256
     own = dict(fields(schedule))
-    if isinstance(schedule, patches.Schedule):
+    if isinstance(schedule, (patches.Schedule, tf32.Schedule)):
         pixels, channels = patches.WARP_PIXELS * schedule.warps[0], patches.WORD * schedule.warps[1]
+        threads = 32 * schedule.warps[0] * schedule.warps[1]
+    elif isinstance(schedule, tf32_dense.Schedule):
+        pixels, threads = tf32_dense.ROWS, 32 * schedule.slices
     elif isinstance(schedule, rows.Schedule):
         pixels, threads = schedule.rows, 32 * schedule.warps
     elif isinstance(schedule, layers.Schedule):

@@ -302,12 +302,12 @@ def _load_matrices(threads, dst, row):
 # Products of bits on tensor cores ---------------------------------------------------------------------------------------------------------
 
 
-def _fragment(threads, pointer, count):
+def fragment(threads, pointer, count):
     """[warps, 8, 4, count]: words of a fragment by row (or column) and place of the lane in its group."""
     return np.stack([threads.load(pointer.memory, pointer.index + k) for k in range(count)], -1).reshape(-1, 8, 4, count)
 
 
-def _add(threads, acc, products):
+def add(threads, acc, products):
     """Add [warps, rows, 8] to accumulators: lane 4 g + t has columns 2 t and 2 t + 1 of rows g, g + 8, ..."""
     for e in range(products.shape[1] // 4):
         part = products[:, 8 * (e // 2) : 8 * (e // 2) + 8].reshape(len(products), 8, 4, 2)[..., e % 2].reshape(-1)
@@ -322,10 +322,10 @@ void bnn_mma_and(int* d, const unsigned* a, const unsigned* b) {
 def _mma_and(threads, d, a, b):
     """16 x 8 sums over 256 bits; words of a row of A (a column of B): lane t of a group has words t and t + 4."""
     threads.by_warp(a.index, "bnn_mma_and")
-    a, b = _fragment(threads, a, 4), _fragment(threads, b, 2)
+    a, b = fragment(threads, a, 4), fragment(threads, b, 2)
     rows = np.concatenate([np.concatenate([a[..., h], a[..., 2 + h]], -1) for h in (0, 1)], 1)  # [warps, 16, 8]
     columns = np.concatenate([b[..., 0], b[..., 1]], -1)  # [warps, 8, 8]
-    _add(threads, d, np.bitwise_count(rows[:, :, None] & columns[:, None]).sum(-1, dtype=np.int32))
+    add(threads, d, np.bitwise_count(rows[:, :, None] & columns[:, None]).sum(-1, dtype=np.int32))
 
 
 @define("bnn_mma_xor", "", """
@@ -336,8 +336,8 @@ void bnn_mma_xor(int* d, const unsigned* a, const unsigned* b) {
 def _mma_xor(threads, d, a, b):
     """8 x 8 counts of differing bits of 128; lane t of a group has word t."""
     threads.by_warp(a.index, "bnn_mma_xor")
-    rows, columns = _fragment(threads, a, 1)[..., 0], _fragment(threads, b, 1)[..., 0]
-    _add(threads, d, np.bitwise_count(rows[:, :, None] ^ columns[:, None]).sum(-1, dtype=np.int32))
+    rows, columns = fragment(threads, a, 1)[..., 0], fragment(threads, b, 1)[..., 0]
+    add(threads, d, np.bitwise_count(rows[:, :, None] ^ columns[:, None]).sum(-1, dtype=np.int32))
 
 
 # Barriers in shared memory (mbarrier) and bulk copies, sm_90 ----------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """float32 convolution on a GPU, NHWC or planar data: :class:`bnntvm.spec.FloatConv2d` except its depthwise case.
 
-Tiles in shared memory (:mod:`.patches`) on CUDA cores, in exact float32: products contract with additions (one rounding), in the
-reduction only. Grouped convolutions, and windows too large for shared memory, are computed one output after the other (:mod:`.cells`).
+Tiles in shared memory: on tensor cores, three products of tf32 for one of float32 (:mod:`.tf32`), where those are faster, else on CUDA
+cores (:mod:`.patches`), where products contract with additions (one rounding), in the reduction only. Grouped convolutions, and windows too
+large for shared memory, are computed one output after the other (:mod:`.cells`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import numpy as np
 from tvm import tirx
 
 from bnntvm.schedules import tir
-from bnntvm.schedules.cuda import cells, patches, simt
+from bnntvm.schedules.cuda import cells, patches, simt, tf32, tf32_groups
 from bnntvm.schedules.cuda import epilogue as tail
 from bnntvm.schedules.float_conv2d import reference
 
@@ -29,6 +30,15 @@ def default_schedule(spec, isa):
 
 def space(spec, isa):
     """Valid schedules, the default one first."""
+    if spec.groups > 1:
+        return on_cores(spec)
+    problem = problem_of(spec)
+    found = tf32.schedules(problem, isa)
+    return [*found, *on_cores(spec)] if tf32.pays(problem, isa) else [*on_cores(spec), *found]
+
+
+def on_cores(spec):
+    """Schedules for CUDA cores, a good one first."""
     found = patches.schedules(problem_of(spec)) if spec.groups == 1 else []
     return [*found, cells.Schedule(1), cells.Schedule(2)]
 
@@ -44,8 +54,10 @@ def pack_weights(spec, schedule, isa, weights):
     Returns
     -------
     ndarray
-        float32 ``[kh * kw, I', O']``, padded with zeros to whole chunks and blocks.
+        float32 ``[kh * kw, I', O']``, padded with zeros to whole chunks and blocks; for tensor cores see :func:`.tf32.pack_weights`.
     """
+    if isinstance(schedule, tf32.Schedule):
+        return tf32.pack_weights(problem_of(spec), schedule, weights.reshape(weights.shape[0], -1, weights.shape[3]))
     taps = weights.reshape(weights.shape[0], -1, weights.shape[3]).transpose(1, 2, 0)
     units, channels = sizes(spec, schedule)
     packed = np.zeros((taps.shape[0], units, channels), weights.dtype)
@@ -62,6 +74,8 @@ def sizes(spec, schedule):
 
 def build(spec, schedule, isa):
     """The kernel: data ``float32[N, H, W, I]`` (``[N, I, H, W]`` if planar), packed weights, the epilogue's inputs and outputs."""
+    if isinstance(schedule, tf32.Schedule):
+        return _on_tensor_cores(spec, schedule, isa)
     shape = (spec.window.kernel[0] * spec.window.kernel[1], *sizes(spec, schedule))
     weights = tir.buffer("w", shape, "float32")
     array, declared = simt.flat(weights)
@@ -83,18 +97,11 @@ def convolution(name, spec, schedule, operands, declarations, weight):
     weight : callable
         ``weight(tap, unit, channel)``: ``(statements, bits of the float)``; for groups the unit counts within the group.
     """
-    window, batch = spec.window, tirx.Var("n", "int64")
-    image = (window.in_height, window.in_width)
-    data = tir.buffer("x", (batch, spec.in_channels, *image) if spec.planar else (batch, *image, spec.in_channels), "float32")
+    batch = tirx.Var("n", "int64")
+    data, place, dims = _data(spec, batch)
     source, declared = simt.flat(data)
-    dims = (batch, window.out_height, window.out_width)
     emitter = tail.Emitter(spec.epilogue, spec.out_channels, dims, "float32")
     emitter.declarations[:0] = [declared, *declarations]
-
-    def place(n, y, x, channel):
-        if spec.planar:
-            return (simt.wide(n * spec.in_channels + channel) * window.in_height + simt.wide(y)) * window.in_width + simt.wide(x)
-        return simt.wide((n * window.in_height + y) * window.in_width + x) * spec.in_channels + simt.wide(channel)
 
     def unit(n, y, x, channel, exists):
         return [], tirx.reinterpret("uint32", cells.guarded(exists, source, place(n, y, x, channel)))
@@ -103,6 +110,29 @@ def convolution(name, spec, schedule, operands, declarations, weight):
         value = _one_by_one(spec, source, place, weight)
         return cells.build(name, [data, *operands], emitter, dims, value, schedule.cells)
     return patches.Kernel(name, problem_of(spec), schedule, emitter, [data, *operands], batch, unit, weight).function()
+
+
+def _data(spec, batch):
+    """``(buffer, place, dims)``: the data, where ``place(image, y, x, channel)`` of them lies, and the result's dimensions but channels."""
+    window, channels = spec.window, spec.in_channels
+    image = (window.in_height, window.in_width)
+    data = tir.buffer("x", (batch, channels, *image) if spec.planar else (batch, *image, channels), "float32")
+
+    def place(n, y, x, channel):
+        if spec.planar:
+            return (simt.wide(n * channels + channel) * window.in_height + simt.wide(y)) * window.in_width + simt.wide(x)
+        return simt.wide((n * window.in_height + y) * window.in_width + x) * channels + simt.wide(channel)
+
+    return data, place, (batch, window.out_height, window.out_width)
+
+
+def _on_tensor_cores(spec, schedule, isa):
+    problem, batch = problem_of(spec), tirx.Var("n", "int64")
+    data, place, dims = _data(spec, batch)
+    weights = tir.buffer("w", (tf32.Layout(problem, schedule).weight_words,), "uint32")
+    emitter = tail.Emitter(spec.epilogue, spec.out_channels, dims, "float32")
+    kernel = tf32_groups.GroupKernel if schedule.grouped else tf32.Kernel
+    return kernel("float_conv2d", problem, schedule, emitter, data, weights, batch, place, isa).function()
 
 
 def _one_by_one(spec, source, place, weight):

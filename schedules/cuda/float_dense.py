@@ -1,17 +1,27 @@
-"""float32 dense layers on a GPU: :class:`bnntvm.spec.FloatDense`. See :mod:`.rows`."""
+"""float32 dense layers on a GPU: :class:`bnntvm.spec.FloatDense`. See :mod:`.rows`, and :mod:`.tf32_dense` for many rows."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from bnntvm.schedules import tir
-from bnntvm.schedules.cuda import functions, rows, simt
-from bnntvm.schedules.cuda.rows import Schedule, default_schedule, space
+from bnntvm.schedules.cuda import functions, rows, simt, tf32_dense
 from bnntvm.schedules.float_dense import reference
 
-__all__ = ["Schedule", "build", "default_schedule", "pack_weights", "reference", "space"]
+__all__ = ["build", "default_schedule", "pack_weights", "reference", "space"]
 
 assert functions.SIDE  # bnn_fma is defined there
+
+
+def default_schedule(spec, isa):
+    """A schedule that is fast without tuning."""
+    return space(spec, isa)[0]
+
+
+def space(spec, isa):
+    """Valid schedules, the default one first."""
+    found, plain = tf32_dense.schedules(spec, isa), rows.space(spec, isa)
+    return [*found, *plain] if tf32_dense.pays(spec, isa) else [*plain, *found]
 
 
 def pack_weights(spec, schedule, isa, weights):
@@ -30,4 +40,8 @@ def build(spec, schedule, isa):
     def weight(feature, channel):
         return [], simt.at(array, feature * channels + channel)
 
-    return rows.build("float_dense", spec, schedule, [weights], [declared], weight)
+    operands = rows.Operands(spec, [weights], [declared], arrays=[array])
+    if not isinstance(schedule, tf32_dense.Schedule):
+        return rows.function("float_dense", spec, schedule, operands, weight)
+    few = rows.function("float_dense", spec, rows.Schedule(schedule.few, 8), operands, weight)
+    return tf32_dense.function("float_dense", spec, schedule, operands, few)

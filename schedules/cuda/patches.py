@@ -92,14 +92,14 @@ def schedules(problem):
     for pair in [warps[first], *warps[:first], *warps[first + 1 :]]:
         if pair[1] > 1 and pair[1] >= 2 * problem.words:
             continue
-        for shape in [(0, WARP_PIXELS)] if problem.pointwise else _shapes(problem.window, pair[0]):
+        for shape in [(0, WARP_PIXELS)] if problem.pointwise else shapes(problem.window, pair[0]):
             fitting = [u for u in _CHUNKS if u <= 2 * problem.units and _shared_words(problem, pair, shape, u) <= _SHARED_WORDS]
             for units in fitting[:2]:
                 found.append(Schedule(pair, shape, units))
     return found
 
 
-def _shapes(window, rows_of_warps):
+def shapes(window, rows_of_warps):
     """Shapes of a warp's pixels, the one that computes the fewest that do not exist first."""
 
     def computed(shape):
@@ -109,7 +109,7 @@ def _shapes(window, rows_of_warps):
     return sorted([(8, 8), (4, 16), (2, 32), (1, 64)], key=computed)[:2]
 
 
-def _patch(problem, warps, shape):
+def patch(problem, warps, shape):
     """Rows, columns, and words of a unit's plane of the patch."""
     window = problem.window
     if problem.pointwise:
@@ -121,7 +121,7 @@ def _patch(problem, warps, shape):
 
 
 def _shared_words(problem, warps, shape, units):
-    return -(-units * _patch(problem, warps, shape)[2] // 4) * 4 + problem.taps * units * warps[1] * WORD
+    return -(-units * patch(problem, warps, shape)[2] // 4) * 4 + problem.taps * units * warps[1] * WORD
 
 
 def padded(problem, schedule):
@@ -157,24 +157,30 @@ class Kernel:
         self.name, self.problem, self.schedule, self.emitter, self.params = name, problem, schedule, emitter, params
         self.batch, self.load_unit, self.load_weight = batch, load_unit, load_weight
         self.products, self.dtype = products, dtype
-        self.rows, self.columns, self.plane = _patch(problem, schedule.warps, schedule.shape)
+        self.rows, self.columns, self.plane = patch(problem, schedule.warps, schedule.shape)
         self.threads = 32 * schedule.warps[0] * schedule.warps[1]
         self.block_channels = schedule.warps[1] * WORD
         self.weights_at = -(-schedule.units * self.plane // 4) * 4
+        self.lead = 0  # columns of the patch in front of those that windows cover
 
     def function(self):
-        window, problem = self.problem.window, self.problem
-        self.channel_blocks = -(-problem.words // self.schedule.warps[1])
-        pixels = window.out_height * window.out_width
-        if problem.pointwise:
-            tiles = simt.ceil_div(simt.wide(self.batch) * pixels, self.columns)
-        else:
-            self.high, self.wide = self.schedule.shape[0] * self.schedule.warps[0], self.schedule.shape[1]
-            self.down, self.across = -(-window.out_height // self.high), -(-window.out_width // self.wide)
-            tiles = simt.wide(self.batch) * (self.down * self.across)
-        grid = simt.i32(tiles * self.channel_blocks)
+        grid = simt.i32(self._tiles() * self.channel_blocks)
         params = [*self.params, *self.emitter.inputs, *self.emitter.outputs]
         return _two_blocks(simt.kernel(self.name, params, grid, self.threads, self._body))
+
+    @property
+    def channel_blocks(self):
+        """Blocks along the output channels."""
+        return -(-self.problem.words // self.schedule.warps[1])
+
+    def _tiles(self):
+        """Tiles of pixels, an int64 expression."""
+        window, shape = self.problem.window, self.schedule.shape
+        if self.problem.pointwise:
+            return simt.ceil_div(simt.wide(self.batch) * (window.out_height * window.out_width), self.columns)
+        self.high, self.wide = shape[0] * self.schedule.warps[0], shape[1]
+        self.down, self.across = -(-window.out_height // self.high), -(-window.out_width // self.wide)
+        return simt.wide(self.batch) * (self.down * self.across)
 
     # Where a thread is
 
@@ -184,30 +190,10 @@ class Kernel:
         self.sums, allocate_sums = simt.registers("sums", SIDE * SIDE, self.dtype)
         self.x, allocate_x = simt.registers("tile_x", SIDE, "uint32")
         self.w, allocate_w = simt.registers("tile_w", SIDE, "uint32")
-        self.thread = thread
         named = []
-
-        def bind(name, value):
-            variable, statement = simt.bind(name, value)
-            named.append(statement)
-            return variable
-
-        lane, warp = bind("lane", tirx.bitwise_and(thread, simt.i32(31))), simt.div(thread, 32)
-        self.lane, self.group, self.quad = lane, bind("group", simt.div(lane, 4)), bind("quad", tirx.bitwise_and(lane, simt.i32(3)))
-        self.warp_row = bind("warp_row", simt.div(warp, self.schedule.warps[1]))
-        self.warp_word = bind("warp_word", simt.mod(warp, self.schedule.warps[1]))
-        self.first_word = bind("first_word", simt.mod(block, self.channel_blocks) * self.schedule.warps[1])
-        tile = bind("tile", simt.div(block, self.channel_blocks))
-        if self.problem.pointwise:
-            self.first_pixel = bind("first_pixel", tile * self.columns)
-            self.total = bind("pixels", simt.i32(simt.wide(self.batch) * (self.problem.window.out_height * self.problem.window.out_width)))
-        else:
-            self.image = bind("image", simt.div(tile, self.down * self.across))
-            place = bind("place", simt.mod(tile, self.down * self.across))
-            self.top, self.left = (
-                bind("top", simt.div(place, self.across) * self.high),
-                bind("left", simt.mod(place, self.across) * self.wide),
-            )
+        bind = simt.namer(named)
+        self._who(bind, block, thread)
+        self._where(bind, bind("tile", simt.div(block, self.channel_blocks)))
         self.patch_base, self.offsets = self._patch_places(bind)
         clear = [simt.put(self.sums, i, tir.constant(0, self.dtype)) for i in range(SIDE * SIDE)]
         chunks = padded(self.problem, self.schedule)[0] // self.schedule.units
@@ -215,13 +201,35 @@ class Kernel:
         allocations = [allocate, allocate_sums, allocate_x, allocate_w]
         return [*allocations, *self.emitter.declarations, *named, *clear, walk, *self._finish()]
 
+    def _who(self, bind, block, thread):
+        """Names for the thread's place in its warp and the warp's in the block, and the block's first word of channels."""
+        self.thread = thread
+        lane, warp = bind("lane", tirx.bitwise_and(thread, simt.i32(31))), simt.div(thread, 32)
+        self.lane, self.group, self.quad = lane, bind("group", simt.div(lane, 4)), bind("quad", tirx.bitwise_and(lane, simt.i32(3)))
+        self.warp_row = bind("warp_row", simt.div(warp, self.schedule.warps[1]))
+        self.warp_word = bind("warp_word", simt.mod(warp, self.schedule.warps[1]))
+        self.first_word = bind("first_word", simt.mod(block, self.channel_blocks) * self.schedule.warps[1])
+
+    def _where(self, bind, tile):
+        """Names for the place of a tile: its first pixel of all, or its image and place there."""
+        if self.problem.pointwise:
+            self.first_pixel = bind("first_pixel", tile * self.columns)
+            self.total = bind("pixels", simt.i32(simt.wide(self.batch) * (self.problem.window.out_height * self.problem.window.out_width)))
+            return
+        self.image = bind("image", simt.div(tile, self.down * self.across))
+        place = bind("place", simt.mod(tile, self.down * self.across))
+        self.top, self.left = (
+            bind("top", simt.div(place, self.across) * self.high),
+            bind("left", simt.mod(place, self.across) * self.wide),
+        )
+
     def _patch_places(self, bind):
         """``(expression, ints)``: where the patch's words for the thread's first pixel begin, and how much further the others are."""
         window, shape = self.problem.window, self.schedule.shape
         if self.problem.pointwise:
             return bind("base", self.warp_row * WARP_PIXELS + self.group), [8 * j for j in range(SIDE)]
         down = self.columns * window.strides[0]
-        base = bind("base", self.warp_row * (shape[0] * down) + self.group * window.strides[1])
+        base = bind("base", self.warp_row * (shape[0] * down) + self.group * window.strides[1] + self.lead)
         return base, [8 * j // shape[1] * down + 8 * j % shape[1] * window.strides[1] for j in range(SIDE)]
 
     # One chunk of input channels
@@ -270,18 +278,22 @@ class Kernel:
         return [self._each(units * size, one)]
 
     def _patch_value(self, unit, at):
+        body = []
+        image, y, x, exists = self._source(simt.namer(body), at)
+        statements, value = self.load_unit(image, y, x, unit, self._unit_exists(unit, exists))
+        return [*body, *statements], value
+
+    def _source(self, bind, at):
+        """``(image, y, x, whether there is such a pixel)`` of place ``at`` of the patch."""
         window = self.problem.window
         if self.problem.pointwise:
-            pixel, named = simt.bind("pixel", self.first_pixel + at)
+            pixel = bind("pixel", self.first_pixel + at)
             inside, image = simt.mod(pixel, window.out_height * window.out_width), simt.div(pixel, window.out_height * window.out_width)
             y, x = simt.div(inside, window.out_width) * window.strides[0], simt.mod(inside, window.out_width) * window.strides[1]
-            statements, value = self.load_unit(image, y, x, unit, self._unit_exists(unit, pixel < self.total))
-            return [named, *statements], value
-        y, named_y = simt.bind("y", self.top * window.strides[0] - window.pads[0] + simt.div(at, self.columns))
-        x, named_x = simt.bind("x", self.left * window.strides[1] - window.pads[1] + simt.mod(at, self.columns))
-        inside = cells.within(y, window.in_height, x, window.in_width)
-        statements, value = self.load_unit(self.image, y, x, unit, self._unit_exists(unit, inside))
-        return [named_y, named_x, *statements], value
+            return image, y, x, pixel < self.total
+        y = bind("y", self.top * window.strides[0] - window.pads[0] + simt.div(at, self.columns))
+        x = bind("x", self.left * window.strides[1] - (window.pads[1] + self.lead) + simt.mod(at, self.columns))
+        return self.image, y, x, cells.within(y, window.in_height, x, window.in_width)
 
     def _unit_exists(self, unit, exists):
         return exists if self.problem.units % self.schedule.units == 0 else tirx.And(exists, unit < self.problem.units)
@@ -332,13 +344,15 @@ class Kernel:
         return body
 
     def _pixel(self, j):
+        """``(statements, Pixel)`` of a thread's pixel j, an int or an expression."""
         window, shape = self.problem.window, self.schedule.shape
+        down, across = divmod(8 * j, shape[1]) if isinstance(j, int) else (simt.div(8 * j, shape[1]), simt.mod(8 * j, shape[1]))
         area = window.out_height * window.out_width
         if self.problem.pointwise:
             number, named = simt.bind("row", self.first_pixel + self.warp_row * WARP_PIXELS + self.group + 8 * j)
             return [named], tail.Pixel(simt.wide(number), simt.div(number, area), simt.mod(number, area), number < self.total)
-        y, named_y = simt.bind("y", self.top + self.warp_row * shape[0] + 8 * j // shape[1])
-        x, named_x = simt.bind("x", self.left + self.group + 8 * j % shape[1])
+        y, named_y = simt.bind("y", self.top + self.warp_row * shape[0] + down)
+        x, named_x = simt.bind("x", self.left + self.group + across)
         exists, named = simt.bind("exists", tirx.And(y < window.out_height, x < window.out_width))
         inside = y * window.out_width + x
         row = simt.wide(self.image) * area + simt.wide(inside)

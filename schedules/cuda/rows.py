@@ -55,15 +55,36 @@ def build(name, spec, schedule, operands, declarations, weight, dtype="float32",
     read : callable, optional
         What becomes of a value of the data.
     """
-    rows, features = tirx.Var("m", "int64"), spec.in_features
-    data = tir.buffer("x", (rows, features), "float32")
-    source, declared = simt.flat(data)
-    emitter = tail.Emitter(spec.epilogue, spec.out_features, (rows,), dtype)
-    emitter.declarations[:0] = [declared, *declarations]
-    writer = _Writer(spec, schedule, emitter, rows, source, weight, dtype, read or (lambda value: value))
-    blocks = simt.i32(simt.ceil_div(simt.wide(rows), schedule.rows) * emitter.words)
-    params = [data, *operands, *emitter.inputs, *emitter.outputs]
-    return simt.kernel(name, params, blocks, 32 * schedule.warps, writer.body)
+    return function(name, spec, schedule, Operands(spec, operands, declarations, dtype), weight, dtype, read)
+
+
+class Operands:
+    """What kernels of one layer share: buffers, and how they are named in a kernel.
+
+    Attributes
+    ----------
+    rows : int64 expression
+    params : list of Buffer
+    source : Buffer
+        The data as one run.
+    arrays : list of Buffer
+        The other operands as such, if they were declared here.
+    """
+
+    def __init__(self, spec, operands, declarations, dtype="float32", arrays=()):
+        self.rows, self.arrays = tirx.Var("m", "int64"), list(arrays)
+        data = tir.buffer("x", (self.rows, spec.in_features), "float32")
+        self.source, declared = simt.flat(data)
+        self.emitter = tail.Emitter(spec.epilogue, spec.out_features, (self.rows,), dtype)
+        self.emitter.declarations[:0] = [declared, *declarations]
+        self.params = [data, *operands, *self.emitter.inputs, *self.emitter.outputs]
+
+
+def function(name, spec, schedule, operands, weight, dtype="float32", read=None):
+    """A kernel of :class:`Operands`; see :func:`build`."""
+    writer = _Writer(spec, schedule, operands.emitter, operands.rows, operands.source, weight, dtype, read or (lambda value: value))
+    blocks = simt.i32(simt.ceil_div(simt.wide(operands.rows), schedule.rows) * operands.emitter.words)
+    return simt.kernel(name, operands.params, blocks, 32 * schedule.warps, writer.body)
 
 
 class _Writer:

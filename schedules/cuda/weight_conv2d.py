@@ -8,10 +8,19 @@ from __future__ import annotations
 from tvm import tirx
 
 from bnntvm.schedules.cuda import coding, float_conv2d
-from bnntvm.schedules.cuda.float_conv2d import default_schedule, space
 from bnntvm.schedules.weight_conv2d import reference
 
 __all__ = ["build", "default_schedule", "pack_weights", "reference", "space"]
+
+
+def default_schedule(spec, isa):
+    """A schedule that is fast without tuning."""
+    return space(spec, isa)[0]
+
+
+def space(spec, isa):
+    """Valid schedules, the default one first: on CUDA cores."""
+    return float_conv2d.on_cores(spec)
 
 
 def pack_weights(spec, schedule, isa, weights):

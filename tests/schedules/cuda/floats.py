@@ -22,18 +22,18 @@ def execute(kernel, arrays, outputs):
     return made
 
 
-def check(family, spec, data, weights, channels, dims, rng, schedule=None, inputs=None):
+def check(family, spec, data, weights, channels, dims, rng, schedule=None, inputs=None, isa=ISA):
     """Run the kernel that ``family`` builds for ``spec`` and compare every output with the reference, bit by bit.
 
     ``weights`` is what ``pack_weights`` takes, or None; further operands behind the weights are in ``data`` behind a None.
     """
-    schedule = schedule or family.default_schedule(spec, ISA)
+    schedule = schedule or family.default_schedule(spec, isa)
     inputs = epilogue_inputs(rng, spec.epilogue, channels, dims) if inputs is None else inputs
     at = next((i for i, one in enumerate(data) if one is None), len(data))
     before, after = data[:at], data[at + 1 :]
     plain = [*before, *([] if weights is None else [weights]), *after]
-    packed = [*before, *([] if weights is None else [family.pack_weights(spec, schedule, ISA, weights)]), *after]
+    packed = [*before, *([] if weights is None else [family.pack_weights(spec, schedule, isa, weights)]), *after]
     outputs = [(epilogues.output_shape(o, channels, dims), epilogues.output_dtype(o)) for o in spec.epilogue.outputs]
-    got = execute(family.build(spec, schedule, ISA), [*packed, *inputs], outputs)
+    got = execute(family.build(spec, schedule, isa), [*packed, *inputs], outputs)
     for actual, expected in zip(got, family.reference(spec, plain, inputs), strict=True):
         np.testing.assert_array_equal(actual, expected, err_msg=f"{spec} {schedule}")

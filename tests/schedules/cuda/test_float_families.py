@@ -28,6 +28,9 @@ from bnntvm.schedules.cuda import (
 from bnntvm.schedules.cuda import (
     map as maps,
 )
+from bnntvm.schedules.cuda import (
+    rows as rows_of_blocks,
+)
 from tests.schedules.cuda.floats import EPILOGUES, ISA, check, epilogue_names, execute, geometries, small_integers
 
 FEW = settings(max_examples=6, deadline=None, derandomize=True)
@@ -50,7 +53,7 @@ def convolution(window, channels, groups, epilogue, images, seed, schedule=None,
 )  # fmt: skip
 def test_convolutions_by_patches(window, channels, epilogue, images, planar, seed):
     spec = specs.FloatConv2d(window, *channels, 1, planar=planar)
-    schedules = float_conv2d.space(spec, ISA)
+    schedules = float_conv2d.on_cores(spec)
     assert isinstance(schedules[0], patches.Schedule)
     convolution(window, channels, 1, epilogue, images, seed, schedules[seed % (len(schedules) - 2)], planar)
 
@@ -61,7 +64,8 @@ def test_convolutions_by_patches(window, channels, epilogue, images, planar, see
     strides=st.tuples(st.integers(1, 2), st.integers(1, 2)), epilogue=epilogue_names(), images=st.integers(1, 3),
 )  # fmt: skip
 def test_pointwise_convolutions_count_pixels_through_images(size, channels, strides, epilogue, images):
-    convolution(specs.Window(*size, (1, 1), strides), channels, 1, epilogue, images, 1)
+    window = specs.Window(*size, (1, 1), strides)
+    convolution(window, channels, 1, epilogue, images, 1, float_conv2d.on_cores(specs.FloatConv2d(window, *channels))[0])
 
 
 @MANY
@@ -75,7 +79,9 @@ def test_grouped_convolutions(window, groups, per_group, epilogue, images, count
 
 
 def test_a_stem():
-    convolution(specs.Window(31, 29, (7, 7), (2, 2), (3, 3, 3, 3)), (3, 64), 1, "bias_relu", 1, 3, planar=True)
+    window = specs.Window(31, 29, (7, 7), (2, 2), (3, 3, 3, 3))
+    schedule = float_conv2d.on_cores(specs.FloatConv2d(window, 3, 64, planar=True))[0]
+    convolution(window, (3, 64), 1, "bias_relu", 1, 3, schedule, planar=True)
 
 
 @MANY
@@ -95,7 +101,8 @@ def test_dense_layers(rows, sizes, epilogue, number):
     rng = np.random.default_rng(rows)
     spec = specs.FloatDense(*sizes, EPILOGUES[epilogue])
     data, weights = small_integers(rng, (rows, sizes[0])), small_integers(rng, sizes[::-1])
-    check(float_dense, spec, [data], weights, sizes[1], (rows,), rng, float_dense.space(spec, ISA)[number])
+    found = [s for s in float_dense.space(spec, ISA) if isinstance(s, rows_of_blocks.Schedule)]
+    check(float_dense, spec, [data], weights, sizes[1], (rows,), rng, found[number])
 
 
 @MANY
