@@ -11,8 +11,10 @@ block ``task``, beside the strings
 * ``bnn.task``: sixteen hexadecimal digits, see :func:`task_id`,
 * ``bnn.isa``: instruction-set level, ``bnn.threads``: threads it ran on, ``bnn.machine``: processor that measured it,
 * ``bnn.place``: of a record of a last comparison. ``network``: the time is that of a call within the network, ``network 17a5...`` with the
-  name of the comparison (later ones have greater names); ``device 17a5...``: in turns with the default on a GPU
-  (:mod:`.gpu_program`). Not there otherwise.
+  name of the comparison (later ones have greater names); ``alone``, ``board`` and ``device 17a5...``: in turns with the default on this
+  machine, a board, or a GPU (:mod:`.gpu_program`). Not there otherwise. Seconds are those of turns then, the same ones for all records of
+  a comparison,
+* ``bnn.default``: 1 where the schedule was the default, else 0. Older records lack it.
 
 So a record is complete without its workload's line. TVM's reader refuses a whole file because of one bad line; :func:`mend` takes such
 lines out first. A candidate that failed has the time 1e10, MetaSchedule's mark of failure.
@@ -37,13 +39,13 @@ from dataclasses import dataclass, field
 
 from bnntvm.errors import BnnError
 from bnntvm.targets.isa import vendor_of
+from bnntvm.tuning import turns
+from bnntvm.tuning.turns import LEAST_GAIN
 
 WORKLOADS, RECORDS = "database_workload.json", "database_tuning_record.json"
 #: Version of what a key means. It is part of every task's id, so records of another version are never found.
 FORMAT = 1
 FAILED = 1e10
-#: A schedule must be this much faster than the default before it replaces it.
-LEAST_GAIN = 1.01
 
 
 def task_id(key):
@@ -71,7 +73,10 @@ class Record:
     line : list
         The parsed line.
     place : str
-        Of a last comparison: ``network ...`` where it ran within its network, ``device ...`` where it took turns on a GPU.
+        Of a last comparison: ``network ...`` where it ran within its network, ``alone ...``, ``board ...`` or ``device ...`` where it took
+        turns with the default without one.
+    default : bool or None
+        Whether it is of the default schedule; None where the record does not say.
     """
 
     task: str
@@ -82,6 +87,7 @@ class Record:
     seconds: tuple
     line: list = field(compare=False, hash=False, repr=False)
     place: str = ""
+    default: bool | None = field(default=None, compare=False)
 
     @property
     def compared(self):
@@ -150,6 +156,7 @@ def parse(line):
             seconds,
             entry,
             texts.get("bnn.place", ""),
+            bool(texts["bnn.default"]) if "bnn.default" in texts else None,
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
@@ -158,7 +165,7 @@ def parse(line):
 def _lines(path):
     try:
         return path.read_bytes().decode("utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise BnnError("the tuning records cannot be read", where=str(path), why=error.strerror) from error
@@ -194,6 +201,30 @@ def workloads(folder):
         except (ValueError, TypeError, KeyError, AttributeError, binascii.Error):
             found.append(None)
     return found
+
+
+def damage(folder):
+    """What cannot be read in a folder, in words.
+
+    Returns
+    -------
+    list of str
+        File and lines, and what that costs; empty if all is sound.
+    """
+    found, bad = read(folder)
+    entries = _lines(pathlib.Path(folder, WORKLOADS))
+    needed = max((record.line[0] + 1 for record in found), default=0)
+    unreadable = [number for number, line in enumerate(entries, 1) if not _is_workload(line)]
+    told = []
+    for name, numbers, what, cost in (
+        (RECORDS, bad, "cannot be read", "these measurements are left out"),
+        (WORKLOADS, unreadable, "cannot be read", "the records count, but their kernels have no name"),
+        (WORKLOADS, range(len(entries) + 1, needed + 1), "missing", "the records count, but their kernels have no name"),
+    ):
+        if numbers:
+            which = ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
+            told.append(f"{pathlib.Path(folder, name)}: line{'s' * (len(numbers) > 1)} {which} {what}; {cost}")
+    return told
 
 
 def keys(folder):
@@ -308,9 +339,12 @@ def _merge(sources, target):
     for folder in [*([target] if (target / RECORDS).exists() else []), *sources]:
         folder = pathlib.Path(folder)
         if not (folder / RECORDS).exists():
-            raise BnnError("no tuning records here", where=str(folder), hint=f"a folder with a file {RECORDS} is expected")
+            raise no_records(folder)
         found, unreadable = read(folder)
         bad += len(unreadable)
+        if folder == target:  # it is written anew: what cannot be read is not thrown away
+            texts = _lines(folder / RECORDS)
+            _append(folder / (RECORDS + ".damaged"), [texts[number - 1] for number in unreadable])
         lines, known = _lines(folder / WORKLOADS), workloads(folder)
         for record in found:
             at = record.line[0]
@@ -338,16 +372,72 @@ def by_task(found):
     return groups
 
 
-def times(schedules):
-    """Schedule -> seconds of a task's schedules. The last record counts: the finalists are measured again, beside the default.
+def comparisons(schedules):
+    """What is known of a task's schedules, by occasion.
 
-    A schedule that failed once is left out. Where some were compared within the network, or on a GPU, only the last such comparison counts:
-    kernels that run alone, or on another day, take another time.
+    Parameters
+    ----------
+    schedules : dict
+        Schedule to its records, as in :func:`by_task`.
+
+    Returns
+    -------
+    list of (str, dict)
+        Place, and schedule to seconds: the last comparison first; behind them, with an empty place, what was measured alone, for one
+        machine after the other. Times of different occasions cannot be compared: kernels that run alone, on another machine, or on another
+        day, take another time. A schedule that failed once is left out; where one was measured twice, the last record counts.
     """
-    sound = {s: r for s, r in schedules.items() if not any(one.failed for one in r)}
-    last = max((one.place for r in sound.values() for one in r), default="")
-    counting = {s: [one for one in r if one.place == last] for s, r in sound.items()}
-    return {s: r[-1].time for s, r in counting.items() if r}
+    groups = defaultdict(dict)
+    for schedule, own in schedules.items():
+        for record in own if not any(one.failed for one in own) else ():
+            groups[record.place, "" if record.place else record.machine][schedule] = record.seconds
+    return [(place, groups[place, machine]) for place, machine in sorted(groups, key=lambda one: one[0], reverse=True)]
+
+
+def judge(place, schedules, default):
+    """The :class:`.turns.Judged` of what was measured on one occasion, ``schedules``: schedule to seconds."""
+    if place:
+        return turns.judge(schedules, default)
+    seconds = {schedule: statistics.median(own) for schedule, own in schedules.items()}
+    best = min(seconds, key=seconds.get)
+    if seconds[best] * LEAST_GAIN >= seconds[default]:
+        best = default
+    return turns.Judged(best, seconds[default], seconds[default] / seconds[best], False)
+
+
+def verdict(occasions, default):
+    """What the last comparison that can be judged says; where none can, what was measured alone.
+
+    Parameters
+    ----------
+    occasions : list of (str, dict)
+        See :func:`comparisons`.
+    default : object
+        The default schedule.
+
+    Returns
+    -------
+    (turns.Judged or None, str)
+        None where the default was never measured; and the place.
+
+    Notes
+    -----
+    A comparison whose record of the default is lost still says which of its schedules was fastest. That one counts if it was faster than
+    the default on another occasion.
+    """
+    lost = noisy = None
+    for place, schedules in occasions:
+        if noisy and not place:
+            break  # a comparison that could not be judged is no reason to believe what was measured alone
+        if default in schedules and (lost is None or lost in schedules):
+            kept = schedules if lost is None else {one: schedules[one] for one in (default, lost)}
+            found = judge(place, kept, default), place
+            if not found[0].noisy:
+                return found
+            noisy = noisy or found
+        elif place and lost is None and default not in schedules:
+            lost = min(schedules, key=lambda one: statistics.median(schedules[one]))
+    return noisy or (None, "")
 
 
 class Tuned:
@@ -362,7 +452,7 @@ class Tuned:
     """
 
     def __init__(self, folders, shipped=None):
-        self.own, self.shipped = [_ranked(pathlib.Path(folder), _stamp(folder)) for folder in folders], shipped
+        self.own, self.shipped = [_occasions(pathlib.Path(folder), _stamp(folder)) for folder in folders], shipped
 
     def schedule(self, task, levels, threads, valid, default, vendor=""):
         """The schedule to use.
@@ -386,7 +476,7 @@ class Tuned:
         -------
         Schedule
         """
-        shipped = [_ranked(pathlib.Path(self.shipped), _stamp(self.shipped), vendor)] if self.shipped else []
+        shipped = [_occasions(pathlib.Path(self.shipped), _stamp(self.shipped), vendor)] if self.shipped else []
         for groups, trusted in [(one, True) for one in self.own] + [(one, False) for one in shipped]:
             for level in levels:
                 for key in dict.fromkeys([(task, level, threads), (task, level, 1)]):
@@ -395,31 +485,53 @@ class Tuned:
         return default
 
 
-def _choose(ranked, valid, default, own):
+def _choose(occasions, valid, default, own):
     """The fastest valid schedule, if it is sufficiently faster than the default was, where the default was measured (as it must have been
     where the records are not the user's ``own``, of this level)."""
-    made = [(seconds, valid(dict(fields))) for seconds, fields in ranked]
-    limit = next((seconds for seconds, schedule in made if schedule == default), None)
-    for seconds, schedule in made if own or limit is not None else []:
-        if schedule is not None:
-            return schedule if limit is None or seconds * LEAST_GAIN < limit else default
-    return default
+    made = [(place, _valid(schedules, valid)) for place, schedules in occasions]
+    made = [(place, schedules) for place, schedules in made if schedules]
+    found, _ = verdict(made, default)
+    if found is None and own and made and not any(default in schedules for _, schedules in made):
+        return min(made[0][1], key=lambda one: statistics.median(made[0][1][one]))
+    return found.schedule if found else default
+
+
+def _valid(schedules, valid):
+    """Schedule to seconds, of those fields to seconds that are a schedule (still)."""
+    found = {valid(dict(fields)): seconds for fields, seconds in schedules.items()}
+    found.pop(None, None)
+    return found
 
 
 def _stamp(folder):
+    """What changes whenever the records of a folder do."""
     try:
-        return os.stat(pathlib.Path(folder, RECORDS)).st_mtime_ns
+        facts = os.stat(pathlib.Path(folder, RECORDS))
     except OSError as error:
-        raise BnnError(
-            "no tuning records here", where=str(folder), why=error.strerror, hint="give a folder that `bnntvm tune` wrote"
-        ) from error
+        raise no_records(folder, error) from error
+    return facts.st_mtime_ns, facts.st_size, facts.st_ino
+
+
+def no_records(folder, error=None):
+    """The BnnError for a folder in which there are none; ``error``: the OSError that said so."""
+    folder = pathlib.Path(folder)
+    if not folder.exists():
+        why = "there is no such folder"
+    elif not folder.is_dir():
+        why = "this is a file, records are a folder"
+    elif error is not None and not isinstance(error, FileNotFoundError):
+        why = error.strerror
+    else:
+        why = f"the folder {'has no file ' + RECORDS if any(folder.iterdir()) else 'is empty'}"
+    hint = "give a folder that `bnntvm tune MODEL --database DIR` wrote; a session that measured nothing leaves no records"
+    return BnnError("no tuning records here", where=str(folder), why=why, hint=hint)
 
 
 @functools.lru_cache(maxsize=8)
-def _ranked(folder, _modified, vendor=""):
-    """(task, isa, threads) -> [(seconds, schedule)], fastest first; of records that ``vendor``'s processors measured."""
+def _occasions(folder, _modified, vendor=""):
+    """(task, isa, threads) -> :func:`comparisons`, of records that ``vendor``'s processors measured."""
     found = [record for record in read(folder)[0] if vendor in ("", vendor_of(record.machine))]
-    return {key: sorted(((t, s) for s, t in times(schedules).items()), key=lambda one: one[0]) for key, schedules in by_task(found).items()}
+    return {key: comparisons(schedules) for key, schedules in by_task(found).items()}
 
 
 def shipped():

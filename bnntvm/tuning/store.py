@@ -7,7 +7,9 @@ import functools
 import json
 import os
 import pathlib
+import re
 import threading
+import time
 
 from tvm.s_tir import meta_schedule as ms
 
@@ -47,11 +49,18 @@ class Store:
         self.workloads = {}
 
     def measured(self, space):
-        """Schedule -> seconds of a space's schedules that were measured alone before; infinite for those that failed."""
-        known = self.known.get((space.task.id, space.task.isa.name, space.threads), {})
-        found = {space.schedule_from(dict(own)): [r for r in results if not r.compared] for own, results in known.items()}
-        found = {s: results for s, results in found.items() if s is not None and results}
-        return {s: float("inf") if any(r.failed for r in results) else results[-1].time for s, results in found.items()}
+        """Schedule -> seconds of a space's schedules that its machine measured alone before; infinite for those that failed."""
+        found = {s: [r for r in results if not r.compared] for s, results in self._known(space).items()}
+        return {s: float("inf") if any(r.failed for r in own) else own[-1].time for s, own in found.items() if own}
+
+    def _known(self, space):
+        """Schedule -> records of the space's machine."""
+        found = {}
+        for fields_, results in self.known.get((space.task.id, space.task.isa.name, space.threads), {}).items():
+            schedule, own = space.schedule_from(dict(fields_)), [r for r in results if r.machine == space.machine]
+            if schedule is not None and own:
+                found[schedule] = found.get(schedule, []) + own
+        return found
 
     def commit(self, space, schedule, seconds, failure=None, place=""):
         """Append a measured candidate.
@@ -96,11 +105,17 @@ class Store:
             return file.read() == b"\n"
 
     def compared(self, space):
-        """Schedule -> seconds of the last comparison within the network; empty where there was none."""
-        known = self.known.get((space.task.id, space.task.isa.name, space.threads), {})
-        within = {own: results for own, results in known.items() if any(r.compared for r in results)}
-        found = {space.schedule_from(dict(own)): seconds for own, seconds in records.times(within).items()} if within else {}
-        return {s: seconds for s, seconds in found.items() if s is not None}
+        """The last comparison of a space's machine that can be judged: schedule -> seconds in every turn; empty where there is none."""
+        for place, schedules in records.comparisons(self._known(space)):
+            if place and space.default in schedules and not records.judge(place, schedules, space.default).noisy:
+                return schedules
+        return {}
+
+    def comparison(self, kind):
+        """Place of the records of a new comparison: greater than those that are there, whatever the clock says."""
+        names = (r.place.partition(" ")[2] for own in self.known.values() for results in own.values() for r in results)
+        last = max((int(name, 16) for name in names if re.fullmatch("[0-9a-f]+", name)), default=0)
+        return f"{kind} {max(time.time_ns(), last + 1):016x}"
 
     def close(self):
         with contextlib.suppress(OSError):

@@ -90,15 +90,16 @@ def test_ctrl_c_ends_the_last_comparison(model, tmp_path, monkeypatch):
     """It takes some seconds, for which nobody who has pressed Ctrl-C wants to wait; what was measured before is kept."""
     asked = []
 
-    def press(self, future):
+    def press(self, future, end=None):
         asked.append(future)
         os.kill(os.getpid(), signal.SIGINT)
-        return wait_as_before(self, future)
+        return wait_as_before(self, future, end)
 
     wait_as_before = Tuner._wait
     monkeypatch.setattr(Tuner, "_wait", press)
     result = bnntvm.tune(str(model), trials=12, database=tmp_path, progress=False)
     assert len(asked) == 1 and result.interrupted == "interrupted" and result.measured == 12
+    assert result.uncompared and result.gain == 1, "what was not compared is no gain yet"
     assert not any("bnn.place" in line for line in lines(tmp_path))
 
 
