@@ -446,7 +446,7 @@ def _show(database, picture):
     from bnntvm.tuning import records, report
 
     summaries, _ = report.summarise(database)
-    click.echo("\n".join([*filter(None, [report.table(summaries)]), *records.damage(database)]))
+    click.echo("\n".join([report.table(summaries) or f"{database}: nothing was measured yet", *records.damage(database)]))
     if picture:
         try:
             report.plot(summaries, picture)

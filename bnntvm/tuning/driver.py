@@ -420,9 +420,7 @@ def tune(
 
     _check_installed(["cloudpickle", "psutil", *(["tornado"] if rpc else [])])
     isa = _resolve(target)
-    if trials < 0 or threads < 1:
-        raise BnnError("trials must not be negative, threads at least 1")
-    deadline = None if time_limit is None else time.monotonic() + float(time_limit)
+    deadline = _deadline(trials, threads, time_limit)
     options = dict(assume_nonzero=assume_nonzero, weight_tolerance=weight_tolerance)
     with contextlib.ExitStack() as ending:
         device = _device(isa, threads, rpc, key)  # first: it says whether anything can be measured
@@ -436,6 +434,19 @@ def tune(
         ending.callback(tuner.close)
         shown.start(tuner)
         return tuner.run(trials)
+
+
+def _deadline(trials, threads, time_limit):
+    """time.monotonic() at which a session ends, or None; a BnnError if one of the numbers is none."""
+    begin = time.monotonic()
+    if not (isinstance(trials, int) and isinstance(threads, int)) or trials < 0 or threads < 1:
+        where = f"trials={trials!r}, threads={threads!r}"
+        raise BnnError("trials must not be negative, threads at least 1, both whole numbers", where=where)
+    if time_limit is None:
+        return None
+    if not isinstance(time_limit, (int, float)) or not time_limit >= 0:
+        raise BnnError("a time limit is a number of seconds", where=f"time_limit={time_limit!r}")
+    return begin + min(float(time_limit), threading.TIMEOUT_MAX / 2)
 
 
 def _check_installed(names):

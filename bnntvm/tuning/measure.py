@@ -203,8 +203,12 @@ class Pipeline:
     def __init__(self, store, device, stop):
         self.store, self.device, self.stop = store, device, stop
         _remove_abandoned()
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self.held = open(self.folder / _LOCK, "w")
+        try:
+            self.folder = pathlib.Path(tempfile.mkdtemp(prefix=_PREFIX))
+            self.held = open(self.folder / _LOCK, "w")
+        except OSError as error:
+            hint = "make room, or point TMPDIR at a folder that can be written"
+            raise ToolchainError("no place for temporary files", where=tempfile.gettempdir(), why=error.strerror, hint=hint) from error
         fcntl.flock(self.held, fcntl.LOCK_EX)
         self.numbers, self.lock, self.observers = itertools.count(), threading.Lock(), []
         self.kept = {}  # task id -> {schedule: (seconds, folder, library)}

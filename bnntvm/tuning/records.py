@@ -25,12 +25,12 @@ Nothing here imports TVM's compiler: looking records up is part of every build.
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -122,6 +122,15 @@ def _frozen(value):
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
+#: What reading something that is not what it should be may raise.
+_BROKEN = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError)
+
+
+def _refuse(text):
+    """NaN and Infinity, which Python's reader takes, are no JSON."""
+    raise ValueError(text)
+
+
 def parse(line):
     """A :class:`Record` from a line of text.
 
@@ -131,7 +140,7 @@ def parse(line):
         If the line is not a complete record of this project.
     """
     try:
-        entry = json.loads(line)
+        entry = json.loads(line, parse_constant=_refuse)
         number, (trace, seconds, _target, _arguments) = entry
         instructions, decisions = trace
         values, fields, texts = {}, {}, {}
@@ -145,20 +154,17 @@ def parse(line):
             elif kind == "Annotate":
                 texts[attributes[0]] = json.loads(inputs[1]) if isinstance(inputs[1], str) else inputs[1]
         seconds = tuple(float(s) for s in seconds)
-        if type(number) is not int or number < 0 or not seconds or min(seconds) <= 0:
+        names = [texts["bnn.task"], texts["bnn.isa"], texts.get("bnn.machine", ""), texts.get("bnn.place", "")]
+        if type(number) is not int or number < 0 or not seconds or not all(0 < s < math.inf for s in seconds):
             raise ValueError("no time or no workload")
-        return Record(
-            texts["bnn.task"],
-            texts["bnn.isa"],
-            int(texts["bnn.threads"]),
-            texts.get("bnn.machine", ""),
-            tuple(fields.items()),
-            seconds,
-            entry,
-            texts.get("bnn.place", ""),
-            bool(texts["bnn.default"]) if "bnn.default" in texts else None,
-        )
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("no names")
+        task, isa, machine, place = names
+        default = bool(texts["bnn.default"]) if "bnn.default" in texts else None
+        record = Record(task, isa, int(texts["bnn.threads"]), machine, tuple(fields.items()), seconds, entry, place, default)
+        hash(record)  # values are what schedules have, not lists or objects
+        return record
+    except _BROKEN as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
@@ -198,7 +204,7 @@ def workloads(folder):
             nodes = json.loads(base64.b64decode(text, validate=True)[8:])["nodes"]
             texts = [n.get("data") for n in nodes if n.get("type") == "ffi.String"]
             found.append(next((t for t in texts if isinstance(t, str) and t.startswith('{"family"')), None))
-        except (ValueError, TypeError, KeyError, AttributeError, binascii.Error):
+        except _BROKEN:
             found.append(None)
     return found
 
@@ -213,13 +219,13 @@ def damage(folder):
     """
     found, bad = read(folder)
     entries = _lines(pathlib.Path(folder, WORKLOADS))
-    needed = max((record.line[0] + 1 for record in found), default=0)
+    missing = sorted({record.line[0] + 1 for record in found} - set(range(len(entries) + 1)))
     unreadable = [number for number, line in enumerate(entries, 1) if not _is_workload(line)]
     told = []
     for name, numbers, what, cost in (
         (RECORDS, bad, "cannot be read", "these measurements are left out"),
         (WORKLOADS, unreadable, "cannot be read", "the records count, but their kernels have no name"),
-        (WORKLOADS, range(len(entries) + 1, needed + 1), "missing", "the records count, but their kernels have no name"),
+        (WORKLOADS, missing, "missing", "the records count, but their kernels have no name"),
     ):
         if numbers:
             which = ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
@@ -248,26 +254,29 @@ def mend(folder, placeholder, *, whole=parse):
         Number of damaged lines.
     """
     folder = pathlib.Path(folder)
-    lines, kept, damaged = _lines(folder / RECORDS), [], []
-    for line in lines:
+    kept, damaged, entries = [], [], _lines(folder / WORKLOADS)
+    for line in _lines(folder / RECORDS):
         try:
             kept.append((whole(line), line))
         except ValueError:
             damaged.append(line)
-    entries, known = _lines(folder / WORKLOADS), workloads(folder)
+    unreadable = [i for i, line in enumerate(entries) if not _is_workload(line)]
     owners = {record.line[0]: record.task for record, _ in kept}
-    broken = [i for i in range(max([len(known), *(n + 1 for n in owners)])) if i >= len(known) or known[i] is None]
-    unreadable = [i for i in broken if i >= len(entries) or not _is_workload(entries[i])]
-    if not damaged and not unreadable:
+    lost = {i: len(entries) + n for n, i in enumerate(sorted(i for i in owners if i >= len(entries)))}  # whose line is not there at all
+    if not (damaged or unreadable or lost):
         return 0
     _append(folder / (RECORDS + ".damaged"), damaged)
-    _append(folder / (WORKLOADS + ".damaged"), [entries[i] for i in unreadable if i < len(entries)])
-    entries += [""] * (max([-1, *unreadable]) + 1 - len(entries))
+    _append(folder / (WORKLOADS + ".damaged"), [entries[i] for i in unreadable])
     for i in unreadable:
         entries[i] = placeholder(owners.get(i, "unknown"))
-    _replace(folder / WORKLOADS, entries)
-    _replace(folder / RECORDS, [line for _, line in kept])
-    return len(damaged) + len(unreadable)
+    _replace(folder / WORKLOADS, [*entries, *(placeholder(owners[i]) for i in lost)])
+    _replace(folder / RECORDS, [_numbered(lost[r.line[0]], r) if r.line[0] in lost else line for r, line in kept])
+    return len(damaged) + len(unreadable) + len(lost)
+
+
+def _numbered(number, record):
+    """A record's line, of the workload in another line."""
+    return json.dumps([number, record.line[1]], separators=(",", ":"))
 
 
 def _is_workload(line):
@@ -275,7 +284,7 @@ def _is_workload(line):
         _, text = json.loads(line)
         json.loads(base64.b64decode(text, validate=True)[8:])
         return True
-    except (ValueError, TypeError, binascii.Error):
+    except _BROKEN:
         return False
 
 
@@ -350,10 +359,10 @@ def _merge(sources, target):
             at = record.line[0]
             if at < len(lines) and _is_workload(lines[at]) and (known[at] is not None or record.task not in described):
                 described[record.task] = lines[at]
-            seen[record] = record.line[1]
+            seen[record] = record
     numbers = {task: number for number, task in enumerate(dict.fromkeys(record.task for record in seen))}
     _replace(target / WORKLOADS, [described.get(task) or _placeholder(task) for task in numbers])
-    _replace(target / RECORDS, [json.dumps([numbers[r.task], own], separators=(",", ":")) for r, own in seen.items()])
+    _replace(target / RECORDS, [_numbered(numbers[r.task], r) for r in seen.values()])
     return len(seen), bad
 
 
@@ -429,6 +438,8 @@ def verdict(occasions, default):
     for place, schedules in occasions:
         if noisy and not place:
             break  # a comparison that could not be judged is no reason to believe what was measured alone
+        if place and set(schedules) == {default}:
+            continue  # the tuner was killed before it had recorded the others
         if default in schedules and (lost is None or lost in schedules):
             kept = schedules if lost is None else {one: schedules[one] for one in (default, lost)}
             found = judge(place, kept, default), place

@@ -76,6 +76,14 @@ def title(key):
     return " ".join(parts)
 
 
+def _title(key, task):
+    """:func:`title`, or the task's id where another version wrote the key."""
+    try:
+        return title(key)
+    except (LookupError, TypeError, AttributeError, ValueError):
+        return task
+
+
 def summarise(folder):
     """Every task of a folder.
 
@@ -85,7 +93,7 @@ def summarise(folder):
         Longest with default schedules first; and the numbers of lines that could not be read.
     """
     found, bad = records.read(folder)
-    names = {task: title(key) for task, key in records.keys(folder).items()}
+    names = {task: _title(key, task) for task, key in records.keys(folder).items()}
     groups = {}
     for record in found:
         groups.setdefault((record.task, record.isa, record.threads, record.machine), []).append(record)

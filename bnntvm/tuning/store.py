@@ -36,17 +36,23 @@ class Store:
     """
 
     def __init__(self, folder):
-        self.folder, self.lock = pathlib.Path(folder), threading.Lock()
+        self.folder, self.lock, self.workloads = pathlib.Path(folder), threading.Lock(), {}
+        with contextlib.ExitStack() as held:
+            self._open(held)
+            self._held = held.pop_all()  # until close, but not if opening failed
+
+    def _open(self, held):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._held = contextlib.ExitStack()
-            self._held.enter_context(records.only_writer(self.folder))
+            held.enter_context(records.only_writer(self.folder))
+            self.damaged = records.mend(self.folder, placeholder, whole=_whole)
         except OSError as error:
-            raise BnnError("the tuning database cannot be written", where=str(folder), why=error.strerror) from error
-        self.damaged = records.mend(self.folder, placeholder, whole=_whole)
-        self.database = ms.database.JSONDatabase(work_dir=str(self.folder))
+            raise _unwritable(self.folder, error.strerror or str(error)) from error
+        try:
+            self.database = ms.database.JSONDatabase(work_dir=str(self.folder))
+        except Exception as error:  # TVM's errors have no common base
+            raise _unwritable(self.folder, str(error).strip().splitlines()[-1]) from error
         self.known = records.by_task(records.read(self.folder)[0])
-        self.workloads = {}
 
     def measured(self, space):
         """Schedule -> seconds of a space's schedules that its machine measured alone before; infinite for those that failed."""
@@ -90,9 +96,15 @@ class Store:
                     hint="what was recorded before is sound: make room, and tune again",
                 )  # fmt: skip
             if failure:
-                with open(self.folder / FAILURES, "a", encoding="utf-8") as file:
-                    entry = dict(task=space.task.id, isa=space.task.isa.name, schedule=dict(fields(schedule)), reason=failure)
-                    file.write(json.dumps(entry) + "\n")
+                self._note(dict(task=space.task.id, isa=space.task.isa.name, schedule=dict(fields(schedule)), reason=failure))
+
+    def _note(self, failure):
+        """Append to the list of failures."""
+        try:
+            with open(self.folder / FAILURES, "a", encoding="utf-8") as file:
+                file.write(json.dumps(failure) + "\n")
+        except OSError as error:
+            raise _unwritable(self.folder, error.strerror or str(error)) from error
 
     def _size(self):
         path = self.folder / records.RECORDS
@@ -107,7 +119,7 @@ class Store:
     def compared(self, space):
         """The last comparison of a space's machine that can be judged: schedule -> seconds in every turn; empty where there is none."""
         for place, schedules in records.comparisons(self._known(space)):
-            if place and space.default in schedules and not records.judge(place, schedules, space.default).noisy:
+            if place and space.default in schedules and len(schedules) > 1 and not records.judge(place, schedules, space.default).noisy:
                 return schedules
         return {}
 
@@ -122,6 +134,11 @@ class Store:
             self._held.close()
 
 
+def _unwritable(folder, why):
+    hint = "what is there is sound: make room, or give a folder that can be written"
+    return BnnError("the tuning database cannot be written", where=str(folder), why=why, hint=hint)
+
+
 def placeholder(task):
     """A line of the workload file that stands for the task of an id."""
     return json.dumps(ms.database.Workload(workload_module(task)).as_json())
@@ -130,11 +147,20 @@ def placeholder(task):
 def _whole(line):
     """Parse a record, as this project and as TVM do: TVM's database gives up at the first line that it cannot read."""
     record = records.parse(line)
+    if _has_null(record.line):  # TVM 0.27 crashes on one
+        raise ValueError("null")
     try:
         ms.database.TuningRecord.from_json(record.line[1], _any_workload())
     except Exception as error:  # TVM's errors have no common base
         raise ValueError(str(error)) from error
     return record
+
+
+def _has_null(value):
+    """Whether there is a null anywhere in JSON."""
+    if isinstance(value, (list, dict)):
+        return any(map(_has_null, value.values() if isinstance(value, dict) else value))
+    return value is None
 
 
 @functools.lru_cache(maxsize=1)

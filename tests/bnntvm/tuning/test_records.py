@@ -1,8 +1,13 @@
 """Records on disk: complete without anything beside them, and robust line by line."""
 
+import base64
+import errno
 import json
+import os
+import pathlib
 import random
 import shutil
+import tempfile
 from dataclasses import field, make_dataclass, replace
 from dataclasses import fields as dataclass_fields
 
@@ -425,3 +430,101 @@ def test_where_there_are_no_records(tmp_path):
                       ("none", "there is no such folder")):  # fmt: skip
         with pytest.raises(bnntvm.BnnError, match=f"(?s)no tuning records here.*where: {tmp_path / name}.*{why}.*bnntvm tune MODEL"):
             records.Tuned([tmp_path / name])
+
+
+nonsense = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["bnn.task", "bnn.field.x:1|[2", "v1"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2), max_leaves=6)  # fmt: skip
+
+
+def _places(value, at=()):
+    """Where the parts of nested lists are."""
+    yield at
+    for i, one in enumerate(value if isinstance(value, list) else ()):
+        yield from _places(one, (*at, i))
+
+
+@settings(max_examples=300, deadline=None)
+@given(pick=st.integers(0, 10**6), instead=nonsense)
+def test_whatever_a_line_says(tmp_path_factory, pick, instead):
+    """Any part of a line may be anything: it is a record, or it is none, and nothing else is lost."""
+    line = _a_line()
+    places = list(_places(line))
+    changed = part = [json.loads(json.dumps(line))]
+    for i in (path := (0, *places[pick % len(places)]))[:-1]:
+        part = part[i]
+    part[path[-1]] = instead
+    folder = tmp_path_factory.mktemp("db")
+    (folder / records.RECORDS).write_text(json.dumps(changed[0]) + "\n" + json.dumps(line) + "\n")
+    found, bad = records.read(folder)
+    assert len(found) + len(bad) == 2 and 1 not in bad[1:] and found
+    chosen(folder, CONV)
+    report.table(report.summarise(folder)[0])
+    records.damage(folder)
+    store = Store(folder)
+    assert len(store.database) >= 1
+    store.close()
+    assert len((folder / records.WORKLOADS).read_text().splitlines()) <= 3, "a number that is far off costs no memory"
+
+
+def _a_line():
+    if not hasattr(_a_line, "kept"):
+        with tempfile.TemporaryDirectory() as folder:
+            commit(pathlib.Path(folder), (Space(CONV, 1).default, [1e-3, 2e-3]))
+            _a_line.kept = json.loads(pathlib.Path(folder, records.RECORDS).read_text())
+    return _a_line.kept
+
+
+def test_lines_that_no_parser_takes(tmp_path):
+    """Deeply nested brackets, numbers without end, in both files."""
+    folder = fill(tmp_path)
+    count = len(records.read(folder)[0])
+    for name in (records.RECORDS, records.WORKLOADS):
+        with open(folder / name, "a") as file:
+            file.write("[" * 100_000 + "\n" + '["1", ' + "9" * 5000 + "]\n" + json.dumps(["1", "A" * 8 + base64.b64encode(
+                b"[" * 99_999).decode()]) + "\n")  # fmt: skip
+    assert len(records.read(folder)[0]) == count and len(records.damage(folder)) == 2
+    report.summarise(folder)
+    store = Store(folder)
+    assert store.damaged == 6 and len(store.database) == count
+    store.close()
+    assert records.damage(folder) == []
+
+
+def test_a_session_that_was_killed_while_it_compared(tmp_path):
+    """Of a comparison there is the default only: it does not count, and the next session compares."""
+    default, first = Space(CONV, 1).schedules[:2]
+    commit(tmp_path, (default, [1e-3]), (first, [5e-4]))
+    compare(tmp_path, [(default, [1e-3] * 8)])
+    assert chosen(tmp_path, CONV) == first
+    store = Store(tmp_path)
+    assert store.compared(Space(CONV, 1)) == {}
+    store.close()
+
+
+def test_databases_that_cannot_be_written(tmp_path, monkeypatch):
+    """Wherever that shows: a message."""
+    (tmp_path / "file").touch()
+    with pytest.raises(bnntvm.BnnError, match="(?s)cannot be written.*where: .*file"):
+        Store(tmp_path / "file")
+    folder = fill(tmp_path / "a")
+    with open(folder / records.RECORDS, "a") as file:
+        file.write("[0, \n")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def no_room(*_args, **_kwargs):
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "_replace", no_room)
+        with pytest.raises(bnntvm.BnnError, match="(?s)cannot be written.*No space left"):
+            Store(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(ms.database, "JSONDatabase", no_room)
+        with pytest.raises(bnntvm.BnnError, match="(?s)cannot be written.*No space left"):
+            Store(folder)
+    store = Store(folder)
+    (folder / "failures.json").mkdir()
+    with pytest.raises(bnntvm.BnnError, match="(?s)cannot be written.*Is a directory"):
+        store.commit(Space(CONV, 1), Space(CONV, 1).default, [], "crashed")
+    store.close()
