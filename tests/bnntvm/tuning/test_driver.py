@@ -151,7 +151,7 @@ def test_bad_arguments(model, tmp_path):
 
 
 class Device(measure.Measures):
-    """Measures nothing: a candidate takes what ``times`` says, and a comparison takes ``seconds``."""
+    """Measures nothing: a candidate takes a microsecond; in a comparison, which takes ``seconds``, what ``times`` says of its number."""
 
     build_cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
@@ -166,10 +166,13 @@ class Device(measure.Measures):
                 self.backlog.changed.wait_for(lambda: self.backlog.jobs, timeout=0.1)
                 future, work = self.backlog.jobs.popleft() if self.backlog.jobs else (None, None)
             if future and future.set_running_or_notify_cancel():
-                future.set_result(work(SimpleNamespace(call=lambda *_: None)))
+                try:
+                    future.set_result(work(SimpleNamespace(call=lambda *_: None)))
+                except measure.Stopped as error:
+                    future.set_exception(error)
 
     def measure(self, folder, library):
-        return self._later([self.times(1)] * 6, 0.0)
+        return self._later([1e-6] * 6, 0.0)
 
     def compare(self, candidates):
         self.compared.append(len(candidates))
@@ -200,7 +203,7 @@ def test_noise_is_said_and_changes_nothing(model, tmp_path):
     """Default schedules that took 25 times as long while others worked: no gain is claimed; the next session compares again."""
 
     def busy(number):
-        return 1e-6 if number == 1 else [25e-6, 1e-6] * 6 if number == 0 else [0.9e-6, 30e-6] * 6
+        return [0.9e-6, 30e-6] * 6 if number else [25e-6, 1e-6] * 6
 
     tasks = extract(str(model), x86.host_level())
     device = Device(busy)
@@ -210,7 +213,7 @@ def test_noise_is_said_and_changes_nothing(model, tmp_path):
     assert all(row.schedule == Space(task, 1).default for row, task in zip(first.rows, tasks))
 
     def quiet(number):
-        return 1e-6 if number == 1 else [1e-6 - number * 1e-7] * 12
+        return [1e-6 - number * 1e-7] * 12
 
     second = session(model, tmp_path, Device(quiet), 0)
     assert second.measured == 0 and not second.noisy and second.gain > 1.2
@@ -220,7 +223,7 @@ def test_noise_is_said_and_changes_nothing(model, tmp_path):
 
 def test_what_was_measured_alone_is_no_gain(model, tmp_path):
     """A search that was ended by Ctrl-C claims nothing, and says so."""
-    device = Device(lambda number: 1e-6)
+    device = Device(lambda number: [1e-6])
     device.compare = lambda candidates: (_ for _ in ()).throw(measure.Stopped())
     result = session(model, tmp_path, device, 30)
     assert result.gain == 1 and result.uncompared and all(row.best_us == row.default_us for row in result.rows)
@@ -229,7 +232,7 @@ def test_what_was_measured_alone_is_no_gain(model, tmp_path):
 @pytest.mark.parametrize("limit", [0.0, 1.0, 3.0])
 def test_the_time_limit_holds_for_the_comparison(model, tmp_path, limit):
     """A comparison that would take for ever is given up at the limit; what was measured is kept."""
-    device, begin = Device(lambda number: 1e-6, seconds=100), time.monotonic()
+    device, begin = Device(lambda number: [1e-6], seconds=100), time.monotonic()
     result = session(model, tmp_path, device, 10_000, limit)
     assert time.monotonic() - begin < limit + 15, "XGBoost may be imported at that moment"
     assert result.gain == 1 and (not limit or result.interrupted == "the time limit was reached")
@@ -237,7 +240,7 @@ def test_the_time_limit_holds_for_the_comparison(model, tmp_path, limit):
 
 
 def test_the_search_leaves_the_comparison_its_time(model, tmp_path):
-    tuner = Tuner(extract(str(model), x86.host_level()), Store(tmp_path), Device(lambda number: 1e-6), 1, None, lambda *_: None)
+    tuner = Tuner(extract(str(model), x86.host_level()), Store(tmp_path), Device(lambda number: [1e-6]), 1, None, lambda *_: None)
     assert tuner._search_end() is None
     need = tuner._comparison_seconds()
     for limit in (0.0, need / 2, 2 * need, 100 * need):
