@@ -49,8 +49,10 @@ class Judged:
 
 
 def undisturbed(*schedules):
-    """Numbers of the turns in which none of the schedules (each a list of seconds, one a turn) was disturbed."""
-    most = [DISTURBED * min(seconds) for seconds in schedules]
+    """Numbers of the turns in which none of the schedules (each a list of seconds, one a turn) was disturbed so that it matters: the faster
+    one, whose times may be no longer than the clock's steps, may take what the slower one takes at best."""
+    slowest = max(map(min, schedules))
+    most = [max(DISTURBED * min(seconds), slowest) for seconds in schedules]
     return [turn for turn, one in enumerate(zip(*schedules)) if all(a <= b for a, b in zip(one, most))]
 
 

@@ -265,7 +265,7 @@ def test_noise_is_answered_by_more_turns(monkeypatch):
     found = in_network.compare(None, ALL)
     assert [len(turns_["a"]) for turns_ in clock.turns[-in_network.TURNS :]] == [1 + in_network.STAY] * in_network.TURNS
     assert all("b" not in turns_ for turns_ in clock.turns[-in_network.TURNS :]) and len(found["b"][0]) == in_network.TURNS
-    assert len(found["a"][0]) == 2 * in_network.TURNS and turns.judge(found["a"], 0).schedule == 3
+    assert len(found["a"][0]) == 2 * in_network.TURNS and turns.judge(found["a"], 0).schedule == 8
     end = in_network.needed(9, 0.0) + 0.1
     clock = Clock(monkeypatch, times)
     assert turns.judge(in_network.compare(None, ALL, end)["a"], 0).noisy and clock.now <= end

@@ -41,6 +41,14 @@ def test_what_slows_a_whole_turn_down_decides_nothing():
     assert turns.judge(times, "default").gain == pytest.approx(10 / 9.5)
 
 
+def test_a_schedule_that_is_faster_at_its_worst():
+    """Times as short as a clock's steps differ by more than what counts as a disturbance."""
+    times = {"default": [80.0, 81, 80, 82, 81, 80, 80, 81], "other": [1.0, 3, 2, 5, 4, 3, 2, 6]}
+    judged = turns.judge(times, "default")
+    assert judged.schedule == "other" and not judged.noisy and judged.gain > 13
+    assert turns.judge(times, "other").schedule == "other" and turns.judge(times, "other").gain == 1
+
+
 @pytest.mark.parametrize("often", [0.2, 0.5, 0.8])
 def test_noise_makes_no_gain(often):
     """Of equal schedules few are taken for faster, and none for much faster; a schedule that is clearly faster is, or cannot be told."""
