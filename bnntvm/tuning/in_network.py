@@ -201,7 +201,7 @@ def compare(built, candidates, end=None, run_seconds=0.0):
         numbers = {task: own[: 1 + stay] for task, own in numbers.items()}
     found = _rounds(built, candidates, numbers, TURNS, end)
     noisy = {task: numbers[task] for task, times in found.items() if turns.judge(times, 0).noisy}
-    if noisy:
+    if noisy and (end is None or time.monotonic() + turn_seconds(1 + STAY, run_seconds) <= end):
         for task, own in _rounds(built, candidates, noisy, TURNS, end, least=0).items():
             for number, seconds in own.items():
                 found[task][number] += seconds
