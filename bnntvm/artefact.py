@@ -291,6 +291,10 @@ def _parse(text, path):
     return manifest
 
 
+#: How to use another machine from here.
+_BOARD = ": `bnntvm rpc-server` makes that machine a board, and --rpc HOST:PORT --key NAME here (bnntvm.connect in Python) uses it"
+
+
 def check_machine(file, manifest, where, machine=None, flags=None, whose="this machine"):
     """Refuse a library that a machine cannot run.
 
@@ -316,9 +320,8 @@ def check_machine(file, manifest, where, machine=None, flags=None, whose="this m
         number = int.from_bytes(head[18:20], "little")
         built_for, here = _ELF_MACHINES.get(number, f"ELF machine {number}"), machine or platform.machine()
         if built_for != here.replace("arm64", "aarch64").replace("armv7l", "arm"):
-            raise TargetError(
-                f"built for {built_for}, {whose} is {here}", where=where, hint="run it there, or build it again for this machine"
-            )
+            hint = "build it again for this machine (target x86 or its own), or run it there" + (_BOARD if machine is None else "")
+            raise TargetError(f"built for {built_for}, {whose} is {here}", where=where, hint=hint)
     target = manifest["target"]
     flags = host_flags() if machine is None else flags
     missing = [flag for flag in target.get("needs", []) if flag not in flags] if flags else []  # none: this system does not tell

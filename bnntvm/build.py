@@ -108,8 +108,12 @@ def _resolve(target):
     if isa is None:
         raise TargetError(
             f"unknown target {target!r}",
-            hint="use 'x86' for this machine, one of " + ", ".join(registry.names()) + ", or a processor name of LLVM's",
+            hint="use 'x86' for this machine, one of " + ", ".join(registry.names()) + ", sm_100 or newer, or a processor name of LLVM's",
         )
+    if isa.machine == "cuda":
+        from bnntvm.cuda.toolchain import check_arch
+
+        check_arch(isa.mcpu)
     return isa
 
 

@@ -257,7 +257,7 @@ def tune():
 @click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads that kernels run on while they are measured."
 )
-@click.option("--time-limit", metavar="TIME", help="For example 90s, 30m or 2h.")
+@click.option("--time-limit", metavar="TIME", help="For the whole session, for example 90s, 30m or 2h; it ends a second or two later.")
 @click.option("--layers", multiple=True, metavar="NAME", help="Only kernels or layers in whose name this occurs.")
 @click.option("--rpc", metavar="HOST:PORT", help="Measure on the boards of this RPC tracker.")
 @click.option("--key", help="The key under which the boards are registered.")
@@ -278,7 +278,18 @@ def tune_model(model, time_limit, layers, **options):
     )
     if result.remark:
         click.echo(result.remark)
+    if result.noisy:
+        click.echo(
+            f"the machine was too busy to judge {_some(result.noisy)}: what was used before stays; end what else runs there, and tune "
+            "again: only the comparison is repeated"
+        )
+    if result.uncompared:
+        click.echo(f"not compared with the default yet, so no gain is claimed: {_some(result.uncompared)}; tuning again makes up for it")
     _show(options["database"], None)
+
+
+def _some(names):
+    return f"{len(names)} kernel{'s' * (len(names) > 1)} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
 
 
 @tune.command("show", short_help="What a database of records says.")
@@ -291,7 +302,7 @@ def tune_show(database, picture):
     from bnntvm.tuning import records
 
     if not (database / records.RECORDS).exists():
-        raise BnnError("no tuning records here", where=str(database), hint="give a folder that `bnntvm tune` wrote")
+        raise records.no_records(database)
     _show(database, picture)
 
 
@@ -303,8 +314,9 @@ def tune_merge(databases, output):
     from bnntvm.tuning import records
 
     output = output or databases[0]
-    count, bad = records.merge(databases, output)
-    click.echo(f"{output}: {count} records" + (f"; {bad} lines could not be read" if bad else ""))
+    damage = [line for folder in dict.fromkeys((*databases, output)) for line in records.damage(folder)]
+    count, _ = records.merge(databases, output)
+    click.echo("\n".join([f"{output}: {count} records", *damage]))
 
 
 @main.command("rpc-server", short_help="Serve as a board.", epilog="\b\nExample:\n  bnntvm rpc-server --tracker desk:9190 --key rpi4b")
@@ -431,12 +443,10 @@ def _seconds(text):
 
 
 def _show(database, picture):
-    from bnntvm.tuning import report
+    from bnntvm.tuning import records, report
 
-    summaries, bad = report.summarise(database)
-    click.echo(report.table(summaries))
-    if bad:
-        click.echo(f"{len(bad)} lines could not be read: {', '.join(map(str, bad[:10]))}")
+    summaries, _ = report.summarise(database)
+    click.echo("\n".join([report.table(summaries) or f"{database}: nothing was measured yet", *records.damage(database)]))
     if picture:
         try:
             report.plot(summaries, picture)
@@ -467,6 +477,11 @@ def _progress(text):
 
 
 def _build(model, options):
+    for folder in options.get("tuning") or ():
+        from bnntvm.tuning import records
+
+        for line in records.damage(folder):
+            click.echo(f"warning: {line}", err=True)
     with _progress(f"building {model} for {options['target']}"):
         return bnntvm.build(str(model), **options | {"tuning": list(options.get("tuning") or ()) or None})
 

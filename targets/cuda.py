@@ -148,10 +148,10 @@ def resolve(target):
 
 
 def _unlisted(target):
-    """The row of an architecture that has none of its own."""
-    found = re.fullmatch(r"sm_(\d+)([af]?)", target)
+    """The row of an architecture that has none of its own; whether there is such a one, its compiler knows. Behind 9.0 came 10.0."""
+    found = re.fullmatch(r"sm_(\d{2,3})([af]?)", target)
     number = int(found[1]) if found else 0
-    if number > 90:
+    if number >= 100:
         return newer(target)
-    below = [one for one in LEVELS if not one.wgmma and int(one.name[3:]) <= number]
+    below = [one for one in LEVELS if not one.wgmma and int(one.name[3:]) <= number <= 90]
     return replace(below[0], name=target, mcpu=target) if below and not found[2] else None

@@ -7,6 +7,7 @@ multiply-add ask for it), flush subnormal numbers or approximate a division: tha
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import os
 import pathlib
@@ -16,7 +17,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass, field
 
-from bnntvm.errors import ToolchainError
+from bnntvm.errors import TargetError, ToolchainError
 
 #: Options of both compilers.
 OPTIONS = ("--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true", "-std=c++17")
@@ -105,6 +106,44 @@ def find_compiler():
     if wanted in ("", "nvrtc") and nvrtc_library() is not None:
         return "nvrtc"
     return None
+
+
+def check_arch(arch):
+    """Refuse an architecture that the compiler does not know, before anything is compiled. Without a compiler there is nothing to ask.
+
+    Parameters
+    ----------
+    arch : str
+        Such as ``sm_80``, ``sm_90a`` or ``sm_120f``.
+
+    Raises
+    ------
+    TargetError
+    """
+    compiler = find_compiler()
+    known = known_architectures(compiler, shutil.which("nvcc") if compiler == "nvcc" else str(nvrtc_library())) if compiler else ()
+    number = re.fullmatch(r"sm_(\d+)[af]?", arch)
+    if known and number and int(number[1]) not in known:
+        raise TargetError(
+            "the CUDA compiler does not know this architecture", where=arch,
+            why=f"{'nvcc' if compiler == 'nvcc' else 'NVRTC'} here compiles for " + ", ".join(f"sm_{one}" for one in known),
+            hint="give one of these; if there is such a GPU, a newer CUDA toolkit (or pip install -U 'bnntvm[cuda]') knows it",
+        )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4)
+def known_architectures(compiler, path):
+    """Numbers of the architectures that nvcc, or NVRTC, at ``path`` compiles for; empty where it does not tell."""
+    if compiler == "nvcc":
+        done = subprocess.run([path, "--list-gpu-code"], capture_output=True, text=True, errors="replace")
+        return tuple(sorted({int(number) for number in re.findall(r"^sm_(\d+)", done.stdout, re.MULTILINE)}))
+    library, count = ctypes.CDLL(path), ctypes.c_int()
+    if not hasattr(library, "nvrtcGetSupportedArchs"):  # older than CUDA 11.2
+        return ()
+    _call(library, "nvrtcGetNumSupportedArchs", ctypes.byref(count))
+    numbers = (ctypes.c_int * count.value)()
+    _call(library, "nvrtcGetSupportedArchs", numbers)
+    return tuple(sorted(numbers))
 
 
 # nvcc ---------------------------------------------------------------------------------------------------------------------------------

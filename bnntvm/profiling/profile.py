@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from bnntvm.artefact import check_machine
 from bnntvm.errors import BnnError, ToolchainError, UnsupportedError
 from bnntvm.profiling.measure import noted
 from bnntvm.report import LOW_BIT, Layer
@@ -199,6 +200,8 @@ def profile(module, board=None, *, batch=1, seconds=SECONDS):
                                hint="NVIDIA's ncu and nsys show each kernel by its name in the report")  # fmt: skip
     from bnntvm.targets import registry
 
+    if board is None:  # before anything is compiled
+        check_machine(module._file, manifest, f"target {module.report.target}")
     isa = registry.resolve(manifest["target"]["name"])
     limits, library = _probe(isa)
     plan = {"batch": batch, "threads": board.threads if board else module.threads, "seconds": seconds, "limits": limits}

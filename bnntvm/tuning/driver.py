@@ -7,7 +7,6 @@ import importlib.util
 import logging
 import os
 import signal
-import statistics
 import threading
 import time
 from concurrent.futures import wait
@@ -21,7 +20,7 @@ from bnntvm.build import _resolve, tvm_target
 from bnntvm.errors import BnnError
 from bnntvm.linker import is_native
 from bnntvm.runtime import usable_cpus
-from bnntvm.tuning import in_network, measure
+from bnntvm.tuning import in_network, measure, worker
 from bnntvm.tuning.features import Extractor
 from bnntvm.tuning.measure import Local, Pipeline
 from bnntvm.tuning.search import Budget, Progress, Search
@@ -35,8 +34,10 @@ LEAST_SHARE = 0.003
 BATCH = 8
 #: The fastest candidates of a task are measured again beside the default, in turns, before one is believed.
 FINALISTS = measure.KEPT
-#: Those of them that are compared alone, where the network cannot be had.
-FINALISTS_ALONE = 3
+#: Those of them that are compared alone, where the network cannot be had, and seconds that each of them takes, about.
+FINALISTS_ALONE, ALONE_SECONDS = 3, 0.5
+#: Part of the time behind the profile that the search leaves to the last comparison at most.
+RESERVED = 0.4
 
 
 @dataclass
@@ -55,6 +56,11 @@ class Result:
         Lines of the database that could not be read.
     remark : str
         Why the fastest candidates were not compared within the network, where they should have been.
+    noisy : list of str
+        Kernels of which a schedule may be faster, but the machine was too busy to tell. They keep their defaults.
+    uncompared : list of str
+        Kernels of which candidates were measured, but not compared with the default any more. No gain is claimed for them; the next session
+        makes up for it.
     """
 
     rows: list = field(default_factory=list)
@@ -64,18 +70,21 @@ class Result:
     interrupted: str = ""
     remark: str = ""
     damaged: int = 0
+    noisy: list = field(default_factory=list)
+    uncompared: list = field(default_factory=list)
 
     @property
     def gain(self):
         """Time of all kernels with default schedules over their time with the best ones."""
         known = [r for r in self.rows if r.default_us < float("inf")]
         before = sum(r.count * r.default_us for r in known)
-        return before / max(sum(r.count * min(r.best_us, r.default_us) for r in known), 1e-9) if known else 1.0
+        return before / max(sum(r.count * r.best_us for r in known), 1e-9) if known else 1.0
 
 
 @dataclass
 class TaskResult:
-    """One kernel: name, occurrences, microseconds with the default and the best schedule, why its search ended."""
+    """One kernel: name, occurrences, microseconds with the default and the best schedule, why its search ended. Another schedule than the
+    default is the best only if the last comparison says so."""
 
     task: str
     name: str
@@ -128,7 +137,6 @@ class Tuner:
 
     def _watch(self, _space, _schedule, seconds):
         self.counts[not seconds] += 1
-        self.deadline_check()
 
     def end(self, why):
         """End the session: nothing new is started."""
@@ -150,11 +158,7 @@ class Tuner:
 
     @contextlib.contextmanager
     def _signals(self):
-        """The first Ctrl-C, or SIGTERM, ends the session in good order, a second one raises KeyboardInterrupt; so does the time limit."""
-        if self.deadline is not None:
-            self.timer = threading.Timer(max(0.0, self.deadline - time.monotonic()), self.end, ["the time limit was reached"])
-            self.timer.daemon = True
-            self.timer.start()
+        """The first Ctrl-C, or SIGTERM, ends the session in good order, a second one raises KeyboardInterrupt."""
         here = threading.current_thread() is threading.main_thread()
         before = {number: signal.signal(number, self._give_up) for number in (signal.SIGINT, signal.SIGTERM)} if here else {}
         try:
@@ -166,8 +170,18 @@ class Tuner:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            if self.timer:
-                self.timer.cancel()
+            self._end_at(None)
+
+    def _end_at(self, moment):
+        """End the session at a time.monotonic(); None for never."""
+        if self.timer:
+            self.timer.cancel()
+            self.timer.join()
+        self.timer = None
+        if moment is not None:
+            self.timer = threading.Timer(max(0.0, moment - time.monotonic()), self.end, ["the time limit was reached"])
+            self.timer.daemon = True
+            self.timer.start()
 
     def _give_up(self, _number, _frame):
         self.pressed += 1
@@ -184,16 +198,40 @@ class Tuner:
         """Tune with at most ``trials`` measured candidates, those of earlier sessions counted."""
         start = time.monotonic()
         with self._signals(), self._aside():
+            self._end_at(self.deadline)
             self.defaults()
             left = trials - sum(len(p.measured) for p in self.progress.values())
             if left > 0 and not self.stop.is_set():
+                self._end_at(self._search_end())
                 self.search(left)
-            if not self.given_up:
+            self._end_at(None)
+            if not (self.given_up or self.pipeline.error):
                 self.finals()
         if self.pipeline.error:
             raise self.pipeline.error
+        noisy = [p.space.task.name for p in self.progress.values() if p.noisy]
+        uncompared = [p.space.task.name for p, _ in self._due() if p.space.task.name not in noisy]
         seconds = time.monotonic() - start
-        return Result(self.rows(), *self.counts, seconds, self.interrupted, self.remark, self.store.damaged)
+        return Result(self.rows(), *self.counts, seconds, self.interrupted, self.remark, self.store.damaged, noisy, uncompared)
+
+    def _search_end(self):
+        """The time.monotonic() at which the search leaves the last comparison its time; None without a limit."""
+        if self.deadline is None:
+            return None
+        return self.deadline - min(self._comparison_seconds(), RESERVED * max(0.0, self.deadline - time.monotonic()))
+
+    def _comparison_seconds(self):
+        """Seconds that the last comparison will take, about."""
+        finalists = [(p.space, schedule) for p in self.progress.values() for schedule in (p.space.default, *p.fastest(FINALISTS))]
+        builds = sum(self.pipeline.build_seconds(space, schedule) for space, schedule in finalists)
+        if self.network:
+            return builds + in_network.needed(1 + FINALISTS, self._run_seconds())
+        return builds + ALONE_SECONDS * (1 + FINALISTS_ALONE) * sum(len(p.space.schedules) > 1 for p in self.progress.values())
+
+    def _run_seconds(self):
+        """What a run of the network takes, about."""
+        known = [(p.measured.get(p.space.default, 0.0), p) for p in self.progress.values()]
+        return sum(seconds * len(p.space.task.layers) for seconds, p in known if seconds < float("inf"))
 
     def defaults(self):
         """Measure the default schedule of every task that has none yet: this is the network's profile, too."""
@@ -230,16 +268,11 @@ class Tuner:
         model = ms.cost_model.XGBModel(extractor=Extractor(self.spaces), num_warmup_samples=2 * BATCH, num_tuning_cores=1)
         contexts = [Context(self.spaces[n], Search(self.progress[n], budget, self.stop), target) for n in names]
         self._learn(model, contexts, names)
-        self.deadline_check()
         ms.TaskScheduler.create("gradient", seed=1).tune(
             contexts, [len(self.spaces[n].task.layers) for n in names], trials, trials, BATCH,
             measure.Builder(self.pipeline, self.spaces, started), measure.Runner(started),
             [ms.measure_callback.UpdateCostModel()], None, model,
         )  # fmt: skip
-
-    def deadline_check(self):
-        if self.deadline is not None and time.monotonic() > self.deadline:
-            self.end("the time limit was reached")
 
     def _learn(self, model, contexts, names):
         """Show the cost model what is known already: the defaults, and what earlier sessions measured."""
@@ -252,39 +285,38 @@ class Tuner:
             model.update(context, candidates, results)
 
     def finals(self):
-        """Measure the fastest candidates of every task again, beside the default, and record that."""
-        if self.timer:  # what was found within the time is worth a comparison behind it
-            self.timer.cancel()
+        """Measure the fastest candidates of every task again, beside the default, within the time that is left, and record that."""
         self.stop.clear()
         with contextlib.suppress(measure.Stopped):
             for place, progress, times in self._compared(self._due()):
                 for schedule, seconds in times.items():
                     self.store.commit(progress.space, schedule, seconds, place=place)
-                progress.last = {schedule: statistics.median(seconds) for schedule, seconds in times.items()}
+                progress.compared(times)
 
     def _compared(self, due):
-        """(place of a record, progress, schedule -> seconds) of tasks."""
+        """(place of a record, progress, schedule -> seconds in turns) of tasks."""
         within = None
         try:
             if self.network and due:
                 within = self._compared_in_network(due)
+        except worker.Late:
+            within = []
         except (measure.Failure, BnnError) as error:
             self.remark = f"compared alone, not within the network: {str(error).splitlines()[0]}"
-        place = self.device.place if within is None else "network"
-        place = place and f"{place} {time.time_ns():016x}"
+        place = self.store.comparison(self.device.place if within is None else "network")
         for progress, times in self._compared_alone(due) if within is None else within:
             yield place, progress, times
 
     def _due(self):
-        """(progress, the default and the fastest schedules) of the tasks whose last comparison is not of what is known now."""
+        """(progress, the default and the fastest schedules) of the tasks whose last comparison is not of what is known now; those that take
+        most of the network's time first."""
         found = []
         for progress in self.progress.values():
-            default, known = progress.space.default, progress.measured
-            best = sorted((s for s, t in known.items() if t < float("inf") and s != default), key=known.get)[:FINALISTS]
-            due = progress.fresh or (self.network or self.device.place) and not progress.last
-            if known.get(default, float("inf")) < float("inf") and best and due:
+            default, best = progress.space.default, progress.fastest(FINALISTS)
+            due = progress.fresh or progress.judged is None or progress.noisy
+            if progress.measured.get(default, float("inf")) < float("inf") and best and due:
                 found.append((progress, [default, *best]))
-        return found
+        return sorted(found, key=lambda one: -one[0].measured[one[1][0]] * len(one[0].space.task.layers))
 
     def _build_network(self):
         """Future of the network with default schedules, which is built beside the candidates."""
@@ -292,11 +324,13 @@ class Tuner:
             self.built = self.pipeline.build_network(self.network)
         return self.built
 
-    def _wait(self, future):
-        """A future's result; Stopped if the user gives up before."""
+    def _wait(self, future, end=None):
+        """A future's result; Stopped if the user gives up before, Late if it is not there at ``end``, a time.monotonic()."""
         while not self.given_up:
             if wait([future], timeout=0.2).done:  # in short steps, so that Python sees signals
                 return future.result()
+            if end is not None and time.monotonic() > end:
+                raise worker.Late
         raise measure.Stopped
 
     def _compared_in_network(self, due):
@@ -306,9 +340,12 @@ class Tuner:
         ------
         Failure, BnnError
             Where it cannot be built or run.
+        Late
+            Where time is too short.
         """
         chosen = [(progress.space, schedules) for progress, schedules in due]
-        times = in_network.compare_schedules(self._build_network(), self.pipeline, chosen, self._wait)
+        network, wait_for, run_seconds = self._build_network(), self._wait, self._run_seconds()
+        times = in_network.compare_schedules(network, self.pipeline, chosen, wait_for, self.deadline, run_seconds)
         return [(self.progress[task], own) for task, own in times.items()]
 
     def _compared_alone(self, due):
@@ -317,22 +354,22 @@ class Tuner:
         for progress, chosen in due:
             chosen = chosen[: 1 + FINALISTS_ALONE]
             jobs.append((progress, chosen, [self.pipeline.build(progress.space, s) for s in chosen]))
-        for progress, chosen, built in jobs:
-            with contextlib.suppress(measure.Failure):
-                found.append((progress, chosen, self.device.compare([self._wait(b) for b in built])))
+        with contextlib.suppress(worker.Late):
+            for progress, chosen, built in jobs:
+                with contextlib.suppress(measure.Failure):
+                    found.append((progress, chosen, self.device.compare([self._wait(b, self.deadline) for b in built])))
         for progress, chosen, future in found:
-            with contextlib.suppress(measure.Failure):
-                yield progress, dict(zip(chosen, self._wait(future)))
+            with contextlib.suppress(measure.Failure, worker.Late):
+                yield progress, dict(zip(chosen, self._wait(future, self.deadline)))
 
     def rows(self):
         """What became of every task."""
         found = []
         for progress in self.progress.values():
-            space, task, times = progress.space, progress.space.task, progress.last or progress.measured
-            default = times.get(space.default, float("inf"))
-            best = min(times, key=times.get, default=space.default)
-            best_us = times.get(best, float("inf")) * 1e6
-            found.append(TaskResult(task.id, task.name, len(task.layers), default * 1e6, best_us, best, progress.done))
+            space, task, judged = progress.space, progress.space.task, progress.judged
+            default = judged.default if judged else progress.measured.get(space.default, float("inf"))
+            best, seconds = (judged.schedule, judged.seconds) if judged else (space.default, default)
+            found.append(TaskResult(task.id, task.name, len(task.layers), default * 1e6, seconds * 1e6, best, progress.done))
         return found
 
     def close(self):
@@ -358,7 +395,9 @@ def tune(
         Threads of a processor that kernels run on while they are measured. Records for one thread serve any number, unless there are
         better ones.
     time_limit : float, optional
-        Seconds.
+        Seconds for the whole session: the search ends in time for the last comparison, which is shortened where need be. What runs at the
+        end is finished first, so that a session takes a second or two more; one that is too short to import the network and measure its
+        default schedules takes longer by the candidate that is building or running then.
     layers : str or list of str, optional
         Tune only kernels in whose name, or whose layers' names, one of these occurs.
     rpc, key : str, optional
@@ -381,9 +420,7 @@ def tune(
 
     _check_installed(["cloudpickle", "psutil", *(["tornado"] if rpc else [])])
     isa = _resolve(target)
-    if trials < 0 or threads < 1:
-        raise BnnError("trials must not be negative, threads at least 1")
-    deadline = None if time_limit is None else time.monotonic() + float(time_limit)
+    deadline = _deadline(trials, threads, time_limit)
     options = dict(assume_nonzero=assume_nonzero, weight_tolerance=weight_tolerance)
     with contextlib.ExitStack() as ending:
         device = _device(isa, threads, rpc, key)  # first: it says whether anything can be measured
@@ -397,6 +434,19 @@ def tune(
         ending.callback(tuner.close)
         shown.start(tuner)
         return tuner.run(trials)
+
+
+def _deadline(trials, threads, time_limit):
+    """time.monotonic() at which a session ends, or None; a BnnError if one of the numbers is none."""
+    begin = time.monotonic()
+    if not (isinstance(trials, int) and isinstance(threads, int)) or trials < 0 or threads < 1:
+        where = f"trials={trials!r}, threads={threads!r}"
+        raise BnnError("trials must not be negative, threads at least 1, both whole numbers", where=where)
+    if time_limit is None:
+        return None
+    if not isinstance(time_limit, (int, float)) or not time_limit >= 0:
+        raise BnnError("a time limit is a number of seconds", where=f"time_limit={time_limit!r}")
+    return begin + min(float(time_limit), threading.TIMEOUT_MAX / 2)
 
 
 def _check_installed(names):

@@ -29,7 +29,7 @@ import numpy as np
 from bnntvm.cuda import tensor
 from bnntvm.cuda.device import Device, Stopwatch
 from bnntvm.errors import BnnError
-from bnntvm.tuning import cases, worker
+from bnntvm.tuning import cases, turns, worker
 
 #: Images of a batch that kernels are measured with; fewer of the larger one where it has more bytes than this.
 BATCHES, MOST_BYTES = (1, 64), 1 << 30
@@ -175,14 +175,22 @@ def compare(device, candidates, seconds):
     -------
     list of list of float
         Seconds: the default's, as :func:`measure`; of every other one those, times its time over the default's at the batch where that is
-        most.
+        most. Where the device was too busy to tell, it counts as slow as the default.
     """
     task = worker.load(candidates[0][0])[0]
     loaded = [(device.library(library)("kernel"), folder, library) for folder, library in candidates]
     found = [worker.take_turns(loaded, OnDevice(device, images), seconds) for images in batches(task)]
-    default = _together([times[0] for times in found])
-    ratios = [max(statistics.median(times[i]) / statistics.median(times[0]) for times in found) for i in range(len(loaded))]
+    default = _together([worker.faster_half(times[0]) for times in found])
+    ratios = [max(_ratio(times[0], times[i]) for times in found) for i in range(len(loaded))]
     return [[one * ratio for one in default] for ratio in ratios]
+
+
+def _ratio(default, other):
+    """Another schedule's time over the default's; 1 where too many of their turns were disturbed."""
+    counted = turns.undisturbed(default, other)
+    if turns.gain(default, other) is None:
+        return 1.0
+    return statistics.median(other[turn] / default[turn] for turn in counted)
 
 
 _JOBS = {"measure": measure, "compare": compare}

@@ -16,9 +16,11 @@ import pathlib
 import pickle
 import shutil
 import signal
+import statistics
 import subprocess
 import tempfile
 import threading
+import time
 from concurrent.futures import Future, wait
 
 from tvm.ir.utils import derived_object
@@ -93,6 +95,8 @@ class Process:
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         while (job := self._next()) is not None:
             future, work = job
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
                 result = work(self)
             except BaseException as error:
@@ -141,10 +145,10 @@ class Measures:
     runs_networks : bool
         Whether candidates can be compared within their network.
     place : str
-        What records of ``compare`` have as their place; empty where its times are such as those of ``measure``.
+        Kind of place that records of ``compare`` have, see :class:`.records.Record`.
     """
 
-    machine, images, runs_networks, place = None, 1, False, ""
+    machine, images, runs_networks, place = None, 1, False, "alone"
 
     @property
     def build_limit(self):
@@ -199,11 +203,16 @@ class Pipeline:
     def __init__(self, store, device, stop):
         self.store, self.device, self.stop = store, device, stop
         _remove_abandoned()
-        self.folder = pathlib.Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self.held = open(self.folder / _LOCK, "w")
+        try:
+            self.folder = pathlib.Path(tempfile.mkdtemp(prefix=_PREFIX))
+            self.held = open(self.folder / _LOCK, "w")
+        except OSError as error:
+            hint = "make room, or point TMPDIR at a folder that can be written"
+            raise ToolchainError("no place for temporary files", where=tempfile.gettempdir(), why=error.strerror, hint=hint) from error
         fcntl.flock(self.held, fcntl.LOCK_EX)
         self.numbers, self.lock, self.observers = itertools.count(), threading.Lock(), []
         self.kept = {}  # task id -> {schedule: (seconds, folder, library)}
+        self.built = []  # seconds that every build took
         self.error = None  # of the store, with which the session ends
 
     def task_folder(self, task):
@@ -229,10 +238,18 @@ class Pipeline:
             if self.stop.is_set():
                 raise Stopped
             self._check_room()
+            begin = time.monotonic()
             process.call(worker.build, folder, schedule, library, self.device.build_limit, PREPARE_LIMIT, self.device.images)
+            self.built.append(time.monotonic() - begin)
             return folder, library
 
         return self.device.backlog.add(work)
+
+    def build_seconds(self, space, schedule):
+        """Seconds that :meth:`build` will take, about."""
+        if schedule in self.kept.get(space.task.id, {}):
+            return 0.0
+        return statistics.median(self.built) if self.built else 1.0
 
     def _check_room(self):
         """What a compiler cannot write is no candidate's fault."""

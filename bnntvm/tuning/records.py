@@ -11,8 +11,10 @@ block ``task``, beside the strings
 * ``bnn.task``: sixteen hexadecimal digits, see :func:`task_id`,
 * ``bnn.isa``: instruction-set level, ``bnn.threads``: threads it ran on, ``bnn.machine``: processor that measured it,
 * ``bnn.place``: of a record of a last comparison. ``network``: the time is that of a call within the network, ``network 17a5...`` with the
-  name of the comparison (later ones have greater names); ``device 17a5...``: in turns with the default on a GPU
-  (:mod:`.gpu_program`). Not there otherwise.
+  name of the comparison (later ones have greater names); ``alone``, ``board`` and ``device 17a5...``: in turns with the default on this
+  machine, a board, or a GPU (:mod:`.gpu_program`). Not there otherwise. Seconds are those of turns then, the same ones for all records of
+  a comparison,
+* ``bnn.default``: 1 where the schedule was the default, else 0. Older records lack it.
 
 So a record is complete without its workload's line. TVM's reader refuses a whole file because of one bad line; :func:`mend` takes such
 lines out first. A candidate that failed has the time 1e10, MetaSchedule's mark of failure.
@@ -23,12 +25,12 @@ Nothing here imports TVM's compiler: looking records up is part of every build.
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 import statistics
@@ -37,13 +39,13 @@ from dataclasses import dataclass, field
 
 from bnntvm.errors import BnnError
 from bnntvm.targets.isa import vendor_of
+from bnntvm.tuning import turns
+from bnntvm.tuning.turns import LEAST_GAIN
 
 WORKLOADS, RECORDS = "database_workload.json", "database_tuning_record.json"
 #: Version of what a key means. It is part of every task's id, so records of another version are never found.
 FORMAT = 1
 FAILED = 1e10
-#: A schedule must be this much faster than the default before it replaces it.
-LEAST_GAIN = 1.01
 
 
 def task_id(key):
@@ -71,7 +73,10 @@ class Record:
     line : list
         The parsed line.
     place : str
-        Of a last comparison: ``network ...`` where it ran within its network, ``device ...`` where it took turns on a GPU.
+        Of a last comparison: ``network ...`` where it ran within its network, ``alone ...``, ``board ...`` or ``device ...`` where it took
+        turns with the default without one.
+    default : bool or None
+        Whether it is of the default schedule; None where the record does not say.
     """
 
     task: str
@@ -82,6 +87,7 @@ class Record:
     seconds: tuple
     line: list = field(compare=False, hash=False, repr=False)
     place: str = ""
+    default: bool | None = field(default=None, compare=False)
 
     @property
     def compared(self):
@@ -116,6 +122,15 @@ def _frozen(value):
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
+#: What reading something that is not what it should be may raise.
+_BROKEN = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError)
+
+
+def _refuse(text):
+    """NaN and Infinity, which Python's reader takes, are no JSON."""
+    raise ValueError(text)
+
+
 def parse(line):
     """A :class:`Record` from a line of text.
 
@@ -125,7 +140,7 @@ def parse(line):
         If the line is not a complete record of this project.
     """
     try:
-        entry = json.loads(line)
+        entry = json.loads(line, parse_constant=_refuse)
         number, (trace, seconds, _target, _arguments) = entry
         instructions, decisions = trace
         values, fields, texts = {}, {}, {}
@@ -139,26 +154,24 @@ def parse(line):
             elif kind == "Annotate":
                 texts[attributes[0]] = json.loads(inputs[1]) if isinstance(inputs[1], str) else inputs[1]
         seconds = tuple(float(s) for s in seconds)
-        if type(number) is not int or number < 0 or not seconds or min(seconds) <= 0:
+        names = [texts["bnn.task"], texts["bnn.isa"], texts.get("bnn.machine", ""), texts.get("bnn.place", "")]
+        if type(number) is not int or number < 0 or not seconds or not all(0 < s < math.inf for s in seconds):
             raise ValueError("no time or no workload")
-        return Record(
-            texts["bnn.task"],
-            texts["bnn.isa"],
-            int(texts["bnn.threads"]),
-            texts.get("bnn.machine", ""),
-            tuple(fields.items()),
-            seconds,
-            entry,
-            texts.get("bnn.place", ""),
-        )
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("no names")
+        task, isa, machine, place = names
+        default = bool(texts["bnn.default"]) if "bnn.default" in texts else None
+        record = Record(task, isa, int(texts["bnn.threads"]), machine, tuple(fields.items()), seconds, entry, place, default)
+        hash(record)  # values are what schedules have, not lists or objects
+        return record
+    except _BROKEN as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def _lines(path):
     try:
         return path.read_bytes().decode("utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise BnnError("the tuning records cannot be read", where=str(path), why=error.strerror) from error
@@ -191,9 +204,33 @@ def workloads(folder):
             nodes = json.loads(base64.b64decode(text, validate=True)[8:])["nodes"]
             texts = [n.get("data") for n in nodes if n.get("type") == "ffi.String"]
             found.append(next((t for t in texts if isinstance(t, str) and t.startswith('{"family"')), None))
-        except (ValueError, TypeError, KeyError, AttributeError, binascii.Error):
+        except _BROKEN:
             found.append(None)
     return found
+
+
+def damage(folder):
+    """What cannot be read in a folder, in words.
+
+    Returns
+    -------
+    list of str
+        File and lines, and what that costs; empty if all is sound.
+    """
+    found, bad = read(folder)
+    entries = _lines(pathlib.Path(folder, WORKLOADS))
+    missing = sorted({record.line[0] + 1 for record in found} - set(range(len(entries) + 1)))
+    unreadable = [number for number, line in enumerate(entries, 1) if not _is_workload(line)]
+    told = []
+    for name, numbers, what, cost in (
+        (RECORDS, bad, "cannot be read", "these measurements are left out"),
+        (WORKLOADS, unreadable, "cannot be read", "the records count, but their kernels have no name"),
+        (WORKLOADS, missing, "missing", "the records count, but their kernels have no name"),
+    ):
+        if numbers:
+            which = ", ".join(map(str, numbers[:10])) + (f" and {len(numbers) - 10} more" if len(numbers) > 10 else "")
+            told.append(f"{pathlib.Path(folder, name)}: line{'s' * (len(numbers) > 1)} {which} {what}; {cost}")
+    return told
 
 
 def keys(folder):
@@ -217,26 +254,29 @@ def mend(folder, placeholder, *, whole=parse):
         Number of damaged lines.
     """
     folder = pathlib.Path(folder)
-    lines, kept, damaged = _lines(folder / RECORDS), [], []
-    for line in lines:
+    kept, damaged, entries = [], [], _lines(folder / WORKLOADS)
+    for line in _lines(folder / RECORDS):
         try:
             kept.append((whole(line), line))
         except ValueError:
             damaged.append(line)
-    entries, known = _lines(folder / WORKLOADS), workloads(folder)
+    unreadable = [i for i, line in enumerate(entries) if not _is_workload(line)]
     owners = {record.line[0]: record.task for record, _ in kept}
-    broken = [i for i in range(max([len(known), *(n + 1 for n in owners)])) if i >= len(known) or known[i] is None]
-    unreadable = [i for i in broken if i >= len(entries) or not _is_workload(entries[i])]
-    if not damaged and not unreadable:
+    lost = {i: len(entries) + n for n, i in enumerate(sorted(i for i in owners if i >= len(entries)))}  # whose line is not there at all
+    if not (damaged or unreadable or lost):
         return 0
     _append(folder / (RECORDS + ".damaged"), damaged)
-    _append(folder / (WORKLOADS + ".damaged"), [entries[i] for i in unreadable if i < len(entries)])
-    entries += [""] * (max([-1, *unreadable]) + 1 - len(entries))
+    _append(folder / (WORKLOADS + ".damaged"), [entries[i] for i in unreadable])
     for i in unreadable:
         entries[i] = placeholder(owners.get(i, "unknown"))
-    _replace(folder / WORKLOADS, entries)
-    _replace(folder / RECORDS, [line for _, line in kept])
-    return len(damaged) + len(unreadable)
+    _replace(folder / WORKLOADS, [*entries, *(placeholder(owners[i]) for i in lost)])
+    _replace(folder / RECORDS, [_numbered(lost[r.line[0]], r) if r.line[0] in lost else line for r, line in kept])
+    return len(damaged) + len(unreadable) + len(lost)
+
+
+def _numbered(number, record):
+    """A record's line, of the workload in another line."""
+    return json.dumps([number, record.line[1]], separators=(",", ":"))
 
 
 def _is_workload(line):
@@ -244,7 +284,7 @@ def _is_workload(line):
         _, text = json.loads(line)
         json.loads(base64.b64decode(text, validate=True)[8:])
         return True
-    except (ValueError, TypeError, binascii.Error):
+    except _BROKEN:
         return False
 
 
@@ -308,18 +348,21 @@ def _merge(sources, target):
     for folder in [*([target] if (target / RECORDS).exists() else []), *sources]:
         folder = pathlib.Path(folder)
         if not (folder / RECORDS).exists():
-            raise BnnError("no tuning records here", where=str(folder), hint=f"a folder with a file {RECORDS} is expected")
+            raise no_records(folder)
         found, unreadable = read(folder)
         bad += len(unreadable)
+        if folder == target:  # it is written anew: what cannot be read is not thrown away
+            texts = _lines(folder / RECORDS)
+            _append(folder / (RECORDS + ".damaged"), [texts[number - 1] for number in unreadable])
         lines, known = _lines(folder / WORKLOADS), workloads(folder)
         for record in found:
             at = record.line[0]
             if at < len(lines) and _is_workload(lines[at]) and (known[at] is not None or record.task not in described):
                 described[record.task] = lines[at]
-            seen[record] = record.line[1]
+            seen[record] = record
     numbers = {task: number for number, task in enumerate(dict.fromkeys(record.task for record in seen))}
     _replace(target / WORKLOADS, [described.get(task) or _placeholder(task) for task in numbers])
-    _replace(target / RECORDS, [json.dumps([numbers[r.task], own], separators=(",", ":")) for r, own in seen.items()])
+    _replace(target / RECORDS, [_numbered(numbers[r.task], r) for r in seen.values()])
     return len(seen), bad
 
 
@@ -338,16 +381,74 @@ def by_task(found):
     return groups
 
 
-def times(schedules):
-    """Schedule -> seconds of a task's schedules. The last record counts: the finalists are measured again, beside the default.
+def comparisons(schedules):
+    """What is known of a task's schedules, by occasion.
 
-    A schedule that failed once is left out. Where some were compared within the network, or on a GPU, only the last such comparison counts:
-    kernels that run alone, or on another day, take another time.
+    Parameters
+    ----------
+    schedules : dict
+        Schedule to its records, as in :func:`by_task`.
+
+    Returns
+    -------
+    list of (str, dict)
+        Place, and schedule to seconds: the last comparison first; behind them, with an empty place, what was measured alone, for one
+        machine after the other. Times of different occasions cannot be compared: kernels that run alone, on another machine, or on another
+        day, take another time. A schedule that failed once is left out; where one was measured twice, the last record counts.
     """
-    sound = {s: r for s, r in schedules.items() if not any(one.failed for one in r)}
-    last = max((one.place for r in sound.values() for one in r), default="")
-    counting = {s: [one for one in r if one.place == last] for s, r in sound.items()}
-    return {s: r[-1].time for s, r in counting.items() if r}
+    groups = defaultdict(dict)
+    for schedule, own in schedules.items():
+        for record in own if not any(one.failed for one in own) else ():
+            groups[record.place, "" if record.place else record.machine][schedule] = record.seconds
+    return [(place, groups[place, machine]) for place, machine in sorted(groups, key=lambda one: one[0], reverse=True)]
+
+
+def judge(place, schedules, default):
+    """The :class:`.turns.Judged` of what was measured on one occasion, ``schedules``: schedule to seconds."""
+    if place:
+        return turns.judge(schedules, default)
+    seconds = {schedule: statistics.median(own) for schedule, own in schedules.items()}
+    best = min(seconds, key=seconds.get)
+    if seconds[best] * LEAST_GAIN >= seconds[default]:
+        best = default
+    return turns.Judged(best, seconds[default], seconds[default] / seconds[best], False)
+
+
+def verdict(occasions, default):
+    """What the last comparison that can be judged says; where none can, what was measured alone.
+
+    Parameters
+    ----------
+    occasions : list of (str, dict)
+        See :func:`comparisons`.
+    default : object
+        The default schedule.
+
+    Returns
+    -------
+    (turns.Judged or None, str)
+        None where the default was never measured; and the place.
+
+    Notes
+    -----
+    A comparison whose record of the default is lost still says which of its schedules was fastest. That one counts if it was faster than
+    the default on another occasion.
+    """
+    lost = noisy = None
+    for place, schedules in occasions:
+        if noisy and not place:
+            break  # a comparison that could not be judged is no reason to believe what was measured alone
+        if place and set(schedules) == {default}:
+            continue  # the tuner was killed before it had recorded the others
+        if default in schedules and (lost is None or lost in schedules):
+            kept = schedules if lost is None else {one: schedules[one] for one in (default, lost)}
+            found = judge(place, kept, default), place
+            if not found[0].noisy:
+                return found
+            noisy = noisy or found
+        elif place and lost is None and default not in schedules:
+            lost = min(schedules, key=lambda one: statistics.median(schedules[one]))
+    return noisy or (None, "")
 
 
 class Tuned:
@@ -362,7 +463,7 @@ class Tuned:
     """
 
     def __init__(self, folders, shipped=None):
-        self.own, self.shipped = [_ranked(pathlib.Path(folder), _stamp(folder)) for folder in folders], shipped
+        self.own, self.shipped = [_occasions(pathlib.Path(folder), _stamp(folder)) for folder in folders], shipped
 
     def schedule(self, task, levels, threads, valid, default, vendor=""):
         """The schedule to use.
@@ -386,7 +487,7 @@ class Tuned:
         -------
         Schedule
         """
-        shipped = [_ranked(pathlib.Path(self.shipped), _stamp(self.shipped), vendor)] if self.shipped else []
+        shipped = [_occasions(pathlib.Path(self.shipped), _stamp(self.shipped), vendor)] if self.shipped else []
         for groups, trusted in [(one, True) for one in self.own] + [(one, False) for one in shipped]:
             for level in levels:
                 for key in dict.fromkeys([(task, level, threads), (task, level, 1)]):
@@ -395,31 +496,53 @@ class Tuned:
         return default
 
 
-def _choose(ranked, valid, default, own):
+def _choose(occasions, valid, default, own):
     """The fastest valid schedule, if it is sufficiently faster than the default was, where the default was measured (as it must have been
     where the records are not the user's ``own``, of this level)."""
-    made = [(seconds, valid(dict(fields))) for seconds, fields in ranked]
-    limit = next((seconds for seconds, schedule in made if schedule == default), None)
-    for seconds, schedule in made if own or limit is not None else []:
-        if schedule is not None:
-            return schedule if limit is None or seconds * LEAST_GAIN < limit else default
-    return default
+    made = [(place, _valid(schedules, valid)) for place, schedules in occasions]
+    made = [(place, schedules) for place, schedules in made if schedules]
+    found, _ = verdict(made, default)
+    if found is None and own and made and not any(default in schedules for _, schedules in made):
+        return min(made[0][1], key=lambda one: statistics.median(made[0][1][one]))
+    return found.schedule if found else default
+
+
+def _valid(schedules, valid):
+    """Schedule to seconds, of those fields to seconds that are a schedule (still)."""
+    found = {valid(dict(fields)): seconds for fields, seconds in schedules.items()}
+    found.pop(None, None)
+    return found
 
 
 def _stamp(folder):
+    """What changes whenever the records of a folder do."""
     try:
-        return os.stat(pathlib.Path(folder, RECORDS)).st_mtime_ns
+        facts = os.stat(pathlib.Path(folder, RECORDS))
     except OSError as error:
-        raise BnnError(
-            "no tuning records here", where=str(folder), why=error.strerror, hint="give a folder that `bnntvm tune` wrote"
-        ) from error
+        raise no_records(folder, error) from error
+    return facts.st_mtime_ns, facts.st_size, facts.st_ino
+
+
+def no_records(folder, error=None):
+    """The BnnError for a folder in which there are none; ``error``: the OSError that said so."""
+    folder = pathlib.Path(folder)
+    if not folder.exists():
+        why = "there is no such folder"
+    elif not folder.is_dir():
+        why = "this is a file, records are a folder"
+    elif error is not None and not isinstance(error, FileNotFoundError):
+        why = error.strerror
+    else:
+        why = f"the folder {'has no file ' + RECORDS if any(folder.iterdir()) else 'is empty'}"
+    hint = "give a folder that `bnntvm tune MODEL --database DIR` wrote; a session that measured nothing leaves no records"
+    return BnnError("no tuning records here", where=str(folder), why=why, hint=hint)
 
 
 @functools.lru_cache(maxsize=8)
-def _ranked(folder, _modified, vendor=""):
-    """(task, isa, threads) -> [(seconds, schedule)], fastest first; of records that ``vendor``'s processors measured."""
+def _occasions(folder, _modified, vendor=""):
+    """(task, isa, threads) -> :func:`comparisons`, of records that ``vendor``'s processors measured."""
     found = [record for record in read(folder)[0] if vendor in ("", vendor_of(record.machine))]
-    return {key: sorted(((t, s) for s, t in times(schedules).items()), key=lambda one: one[0]) for key, schedules in by_task(found).items()}
+    return {key: comparisons(schedules) for key, schedules in by_task(found).items()}
 
 
 def shipped():

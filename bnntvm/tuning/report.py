@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import statistics
 from dataclasses import dataclass, field
 
 from bnntvm.errors import BnnError
@@ -12,18 +13,22 @@ from bnntvm.tuning import records
 
 @dataclass
 class TaskSummary:
-    """One task on one level.
+    """One task on one level of one machine.
 
     Attributes
     ----------
-    task, isa, threads
+    task, isa, threads, machine
         See :class:`.records.Record`.
     name : str
     measured, failed : int
+        Candidates; how often they were compared afterwards does not count.
     default_us : float or None
         Microseconds with the default schedule; None if it was not measured.
     best_us : float or None
-        None if every candidate failed.
+        With the schedule that builds use; None if every candidate failed.
+    compared : str
+        Where it was compared with the default: ``network``, ``alone``, ``board`` or ``device``; ``too noisy`` where the machine was too
+        busy to tell, and the default stays; ``-`` where there is nothing to compare; empty where it was not yet.
     schedule : dict
         The best one's fields.
     curve : list of float
@@ -33,11 +38,13 @@ class TaskSummary:
     task: str
     isa: str
     threads: int
+    machine: str
     name: str
     measured: int
     failed: int
     default_us: float | None
     best_us: float | None
+    compared: str
     schedule: dict
     curve: list = field(default_factory=list)
 
@@ -69,6 +76,14 @@ def title(key):
     return " ".join(parts)
 
 
+def _title(key, task):
+    """:func:`title`, or the task's id where another version wrote the key."""
+    try:
+        return title(key)
+    except (LookupError, TypeError, AttributeError, ValueError):
+        return task
+
+
 def summarise(folder):
     """Every task of a folder.
 
@@ -78,10 +93,10 @@ def summarise(folder):
         Longest with default schedules first; and the numbers of lines that could not be read.
     """
     found, bad = records.read(folder)
-    names = {task: title(key) for task, key in records.keys(folder).items()}
+    names = {task: _title(key, task) for task, key in records.keys(folder).items()}
     groups = {}
     for record in found:
-        groups.setdefault((record.task, record.isa, record.threads), []).append(record)
+        groups.setdefault((record.task, record.isa, record.threads, record.machine), []).append(record)
     summaries = [_summary(key, own, names.get(key[0], key[0])) for key, own in groups.items()]
     return sorted(summaries, key=lambda s: -(s.default_us or s.best_us or 0)), bad
 
@@ -91,29 +106,53 @@ def _summary(key, own, name):
     for record in (one for one in own if not one.compared):
         best = min(best, record.time if not record.failed else float("inf"))
         curve.append(best * 1e6)
-    by_schedule = next(iter(records.by_task(own).values()))
-    times = records.times(by_schedule)
-    # The default is measured first.
-    default = times.get(own[0].schedule)
-    schedule = min(times, key=times.get, default=None)
-    if default is not None and times[schedule] * records.LEAST_GAIN >= default:
-        schedule = own[0].schedule
-    return TaskSummary(
-        *key, name, len(own), sum(r.failed for r in own), default and default * 1e6,
-        None if schedule is None else times[schedule] * 1e6, dict(schedule or ()), curve,
-    )  # fmt: skip
+    failed = {r.schedule for r in own if r.failed}
+    measured = {r.schedule for r in own} - failed
+    default_us, best_us, schedule, compared = _outcome(own)
+    return TaskSummary(*key, name, len(measured), len(failed), default_us, best_us, compared, dict(schedule), curve)
+
+
+def _outcome(own):
+    """(microseconds with the default, with the best schedule, that schedule, where they were compared) of a task's records."""
+    (schedules,) = records.by_task(own).values()
+    occasions = records.comparisons(schedules)
+    marked = any(r.default is not None for r in own)  # older records do not say which is the default: it is measured first
+    default = next((r.schedule for r in own if r.default), None) if marked else own[0].schedule
+    judged, place = records.verdict(occasions, default)
+    if judged:
+        compared = "-" if len(schedules) == 1 else "too noisy" if judged.noisy else place.partition(" ")[0]
+        return judged.default * 1e6, judged.seconds * 1e6, judged.schedule, compared
+    known = {s: statistics.median(seconds) for s, seconds in occasions[0][1].items()} if occasions else {}
+    best = min(known, key=known.get, default=())
+    return None, known[best] * 1e6 if known else None, best, ""
 
 
 def table(summaries):
-    """Text with one line for each task."""
-    lines = [f"{'task':<44} {'measured':>8} {'failed':>6} {'default':>11} {'best':>11} {'gain':>6}  schedule"]
+    """Text: for each machine, level and number of threads a head and one line for each task."""
+    groups = {}
+    for s in summaries:
+        groups.setdefault((s.machine, s.isa, s.threads), []).append(s)
+    return "\n\n".join(_table(*key, own) for key, own in groups.items())
+
+
+def _table(machine, isa, threads, summaries):
+    lines = [
+        f"{machine or 'a machine that the records do not name'}, {isa}, {threads} thread{'s' * (threads > 1)}",
+        f"{'task':<44} {'measured':>8} {'failed':>6} {'default':>11} {'best':>11} {'gain':>7}  {'compared':<9}  schedule",
+    ]
     for s in summaries:
         choice = ", ".join(f"{name}={value}" for name, value in s.schedule.items())
         lines.append(
             f"{s.name:<44} {s.measured:>8} {s.failed:>6} {_us(s.default_us):>11} {_us(s.best_us):>11} "
-            f"{f'{s.gain:.2f}x' if s.gain else '-':>6}  {choice}"
+            f"{_gain(s):>7}  {s.compared or 'not yet':<9}  {choice}"
         )
     return "\n".join(lines)
+
+
+def _gain(summary):
+    """In parentheses where the candidates were timed one by one only."""
+    text = f"{summary.gain:.2f}x" if summary.gain else "-"
+    return text if summary.compared or not summary.gain else f"({text})"
 
 
 def _us(value):

@@ -109,6 +109,8 @@ class Farm(Measures):
         Threads of the kernels; boards are started with so many.
     """
 
+    place = "board"
+
     def __init__(self, tracker, key, threads):
         if not key:
             raise BnnError("which boards?", hint="give the key under which they are registered with the tracker")
@@ -119,7 +121,7 @@ class Farm(Measures):
             raise BnnError(
                 "the tracker has no board of this key", where=key, hint=f"on each board: bnntvm rpc-server --tracker {tracker} --key {key}"
             )
-        self.lost = 0
+        self.machine, self.lost = f"boards {key}", 0
         self.backlog = Backlog()
         self.builder = Process(self.build_cores, 1, self.backlog)
         # One process for each board: a board that falls silent is given up by ending the process that waits for it.

@@ -12,6 +12,8 @@ import numpy as np
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule as ms
 
+from bnntvm.tuning import turns
+
 #: Most candidates of one task that are ranked for a batch.
 RANKED = 256
 #: Part of a batch that is drawn at random, against a model that is wrong.
@@ -45,7 +47,7 @@ class Progress:
     measured : dict
         Schedule -> seconds, infinite where it failed: what earlier sessions found.
     compared : dict
-        Schedule -> seconds of an earlier session's last comparison.
+        Schedule -> seconds in turns of an earlier session's last comparison.
 
     Attributes
     ----------
@@ -54,9 +56,11 @@ class Progress:
     stale : int
         Batches without a gain since the last one with it.
     fresh : bool
-        This session has measured something.
-    last : dict
-        Schedule -> seconds of the last comparison, which the network's builds go by; empty before it.
+        Something was measured behind the last comparison.
+    judged : Judged or None
+        What the last comparison that can be judged says, which the network's builds go by; None before it.
+    noisy : bool
+        This session's comparison was too noisy for that.
     done : str
         Why the search has ended; else empty.
     """
@@ -64,7 +68,19 @@ class Progress:
     def __init__(self, space, measured, compared=()):
         self.space, self.measured = space, dict(measured)
         self.asked, self.stale, self.done, self.fresh = set(measured), 0, "", False
-        self.last = dict(compared)
+        self.judged, self.noisy = turns.judge(compared, space.default) if compared else None, False
+
+    def compared(self, times):
+        """Results of a last comparison: schedule -> seconds in every turn."""
+        judged, self.fresh = turns.judge(times, self.space.default), False
+        self.noisy = judged.noisy
+        if self.judged is None or not judged.noisy:
+            self.judged = judged
+
+    def fastest(self, count):
+        """The fastest schedules so far, but the default."""
+        known = [s for s, t in self.measured.items() if t < float("inf") and s != self.space.default]
+        return sorted(known, key=self.measured.get)[:count]
 
     @property
     def best(self):

@@ -88,6 +88,7 @@ class Space:
         made = s_tir.Schedule(self.module)
         block = made.get_sblock("task")
         texts = dict(task=self.task.id, isa=self.task.isa.name, threads=self.threads, machine=self.machine)
+        texts["default"] = int(schedule == self.default)
         for name, value in (texts | ({"place": place} if place else {})).items():
             made.annotate(block, f"bnn.{name}", value)
         for name, value in fields(schedule):

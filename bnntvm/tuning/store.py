@@ -7,7 +7,9 @@ import functools
 import json
 import os
 import pathlib
+import re
 import threading
+import time
 
 from tvm.s_tir import meta_schedule as ms
 
@@ -34,24 +36,37 @@ class Store:
     """
 
     def __init__(self, folder):
-        self.folder, self.lock = pathlib.Path(folder), threading.Lock()
+        self.folder, self.lock, self.workloads = pathlib.Path(folder), threading.Lock(), {}
+        with contextlib.ExitStack() as held:
+            self._open(held)
+            self._held = held.pop_all()  # until close, but not if opening failed
+
+    def _open(self, held):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._held = contextlib.ExitStack()
-            self._held.enter_context(records.only_writer(self.folder))
+            held.enter_context(records.only_writer(self.folder))
+            self.damaged = records.mend(self.folder, placeholder, whole=_whole)
         except OSError as error:
-            raise BnnError("the tuning database cannot be written", where=str(folder), why=error.strerror) from error
-        self.damaged = records.mend(self.folder, placeholder, whole=_whole)
-        self.database = ms.database.JSONDatabase(work_dir=str(self.folder))
+            raise _unwritable(self.folder, error.strerror or str(error)) from error
+        try:
+            self.database = ms.database.JSONDatabase(work_dir=str(self.folder))
+        except Exception as error:  # TVM's errors have no common base
+            raise _unwritable(self.folder, str(error).strip().splitlines()[-1]) from error
         self.known = records.by_task(records.read(self.folder)[0])
-        self.workloads = {}
 
     def measured(self, space):
-        """Schedule -> seconds of a space's schedules that were measured alone before; infinite for those that failed."""
-        known = self.known.get((space.task.id, space.task.isa.name, space.threads), {})
-        found = {space.schedule_from(dict(own)): [r for r in results if not r.compared] for own, results in known.items()}
-        found = {s: results for s, results in found.items() if s is not None and results}
-        return {s: float("inf") if any(r.failed for r in results) else results[-1].time for s, results in found.items()}
+        """Schedule -> seconds of a space's schedules that its machine measured alone before; infinite for those that failed."""
+        found = {s: [r for r in results if not r.compared] for s, results in self._known(space).items()}
+        return {s: float("inf") if any(r.failed for r in own) else own[-1].time for s, own in found.items() if own}
+
+    def _known(self, space):
+        """Schedule -> records of the space's machine."""
+        found = {}
+        for fields_, results in self.known.get((space.task.id, space.task.isa.name, space.threads), {}).items():
+            schedule, own = space.schedule_from(dict(fields_)), [r for r in results if r.machine == space.machine]
+            if schedule is not None and own:
+                found[schedule] = found.get(schedule, []) + own
+        return found
 
     def commit(self, space, schedule, seconds, failure=None, place=""):
         """Append a measured candidate.
@@ -81,9 +96,15 @@ class Store:
                     hint="what was recorded before is sound: make room, and tune again",
                 )  # fmt: skip
             if failure:
-                with open(self.folder / FAILURES, "a", encoding="utf-8") as file:
-                    entry = dict(task=space.task.id, isa=space.task.isa.name, schedule=dict(fields(schedule)), reason=failure)
-                    file.write(json.dumps(entry) + "\n")
+                self._note(dict(task=space.task.id, isa=space.task.isa.name, schedule=dict(fields(schedule)), reason=failure))
+
+    def _note(self, failure):
+        """Append to the list of failures."""
+        try:
+            with open(self.folder / FAILURES, "a", encoding="utf-8") as file:
+                file.write(json.dumps(failure) + "\n")
+        except OSError as error:
+            raise _unwritable(self.folder, error.strerror or str(error)) from error
 
     def _size(self):
         path = self.folder / records.RECORDS
@@ -96,15 +117,26 @@ class Store:
             return file.read() == b"\n"
 
     def compared(self, space):
-        """Schedule -> seconds of the last comparison within the network; empty where there was none."""
-        known = self.known.get((space.task.id, space.task.isa.name, space.threads), {})
-        within = {own: results for own, results in known.items() if any(r.compared for r in results)}
-        found = {space.schedule_from(dict(own)): seconds for own, seconds in records.times(within).items()} if within else {}
-        return {s: seconds for s, seconds in found.items() if s is not None}
+        """The last comparison of a space's machine that can be judged: schedule -> seconds in every turn; empty where there is none."""
+        for place, schedules in records.comparisons(self._known(space)):
+            if place and space.default in schedules and len(schedules) > 1 and not records.judge(place, schedules, space.default).noisy:
+                return schedules
+        return {}
+
+    def comparison(self, kind):
+        """Place of the records of a new comparison: greater than those that are there, whatever the clock says."""
+        names = (r.place.partition(" ")[2] for own in self.known.values() for results in own.values() for r in results)
+        last = max((int(name, 16) for name in names if re.fullmatch("[0-9a-f]+", name)), default=0)
+        return f"{kind} {max(time.time_ns(), last + 1):016x}"
 
     def close(self):
         with contextlib.suppress(OSError):
             self._held.close()
+
+
+def _unwritable(folder, why):
+    hint = "what is there is sound: make room, or give a folder that can be written"
+    return BnnError("the tuning database cannot be written", where=str(folder), why=why, hint=hint)
 
 
 def placeholder(task):
@@ -115,11 +147,20 @@ def placeholder(task):
 def _whole(line):
     """Parse a record, as this project and as TVM do: TVM's database gives up at the first line that it cannot read."""
     record = records.parse(line)
+    if _has_null(record.line):  # TVM 0.27 crashes on one
+        raise ValueError("null")
     try:
         ms.database.TuningRecord.from_json(record.line[1], _any_workload())
     except Exception as error:  # TVM's errors have no common base
         raise ValueError(str(error)) from error
     return record
+
+
+def _has_null(value):
+    """Whether there is a null anywhere in JSON."""
+    if isinstance(value, (list, dict)):
+        return any(map(_has_null, value.values() if isinstance(value, dict) else value))
+    return value is None
 
 
 @functools.lru_cache(maxsize=1)

@@ -15,11 +15,13 @@ import pathlib
 import pickle
 import select
 import signal
+import statistics
 import time
 
 import numpy as np
 
 from bnntvm.spec import WORKSPACE
+from bnntvm.tuning import turns
 
 #: Numbers that a measurement has before its slower half is left out; single runs behind them are at most MOST_RUNS.
 SAMPLES, MOST_RUNS = 12, 600
@@ -34,6 +36,10 @@ class Failure(Exception):
 
 class Stopped(Exception):
     """The candidate was not measured, as tuning has ended."""
+
+
+class Late(Exception):
+    """It was not done in time."""
 
 
 def end_with_parent():
@@ -269,7 +275,7 @@ def place(where, folder, library):
     return task, tensors, expected
 
 
-def _samples(seconds):
+def faster_half(seconds):
     """The faster half of single runs, as SAMPLES / 2 numbers: other work on the machine only ever adds."""
     fast = sorted(seconds)[: max(1, len(seconds) // 2)]
     return fast if len(fast) <= SAMPLES // 2 else [fast[round(i * (len(fast) - 1) / (SAMPLES // 2 - 1))] for i in range(SAMPLES // 2)]
@@ -305,7 +311,7 @@ def check_and_time(module, where, folder, library, seconds):
     if fault:
         raise Failure(f"wrong result: {fault}")
     _clear_mask(task, where, tensors)
-    return _samples(where.timer(module, _repeats(module, where, tensors, seconds))(*tensors))
+    return faster_half(where.timer(module, _repeats(module, where, tensors, seconds))(*tensors))
 
 
 def compare(candidates, limit, seconds):
@@ -314,12 +320,12 @@ def compare(candidates, limit, seconds):
     Parameters
     ----------
     candidates : list of (str, str)
-        Folder and library of each.
+        Folder and library of each, the default first.
 
     Returns
     -------
     list of list of float
-        Seconds of each, as :func:`measure`.
+        Seconds of one run of each, in every turn.
     """
     return isolated(_compare, candidates, seconds, limit=limit)
 
@@ -331,14 +337,18 @@ def _compare(candidates, seconds):
 
 
 def take_turns(candidates, where, seconds):
-    """Time loaded candidates ``where``, some runs of each at a time. ``candidates``: (module, folder, library) of each."""
+    """Time loaded candidates ``where``, some runs of each at a time; more turns where too many were disturbed. ``candidates``: (module,
+    folder, library) of each, the default first."""
     ready = []
     for module, folder, library in candidates:
         task, tensors, _ = place(where, folder, library)
         _clear_mask(task, where, tensors)
         runs = -(-_repeats(module, where, tensors, seconds) // SAMPLES)
         ready.append((where.timer(module, runs), tensors, []))
-    for _ in range(SAMPLES):
-        for timer, tensors, samples in ready:
-            samples += timer(*tensors)
-    return [_samples(samples) for *_, samples in ready]
+    for turn in range(2 * SAMPLES):
+        if turn == SAMPLES and not any(turns.gain(ready[0][2], own) is None for *_, own in ready):
+            break
+        for timer, tensors, own in ready:
+            runs = sorted(timer(*tensors))
+            own.append(statistics.median(runs[: -(-len(runs) // 2)]))  # of the faster half: other work only ever adds
+    return [own for *_, own in ready]

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import platform
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 import bnntvm
+from bnntvm import linker
 from bnntvm.cli import _summary, main
+from bnntvm.targets import registry
 from tests.bnntvm.remote.farm import farm
 
 DIGITS = pathlib.Path(__file__).parents[2] / "tutorials" / "data" / "digits_bnn.onnx"
@@ -152,6 +155,19 @@ def test_profile(tmp_path):
     assert [call["layer"] for call in found["calls"] if call["layer"]] == layers
     assert len(json.loads(trace.read_text())["traceEvents"]) == len(found["calls"]) and picture.read_text().lstrip().startswith("<?xml")
     assert "us in kernels" in invoke("profile", net, "--seconds", 0.05).output
+
+
+def test_profile_for_another_machine(monkeypatch):
+    """Without a board: what to do is said, and nothing is compiled for a measurement that cannot be."""
+    other = "x86-64-v2" if platform.machine() == "aarch64" else "aarch64"
+    try:
+        linker.compiler_for(registry.resolve(other))
+    except bnntvm.ToolchainError:
+        pytest.skip(f"no compiler for {other}")
+    monkeypatch.setattr("bnntvm.profiling.profile._probe", lambda _: pytest.fail("the probe was compiled"))
+    result = invoke("profile", DIGITS, "--target", other)
+    assert result.exit_code == 1 and "error: built for " in result.stderr and "Traceback" not in result.stderr
+    assert f"where: target {other}" in result.stderr and "rpc-server" in result.stderr and "--rpc HOST:PORT --key NAME" in result.stderr
 
 
 def test_on_a_board(tmp_path):

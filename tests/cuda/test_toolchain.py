@@ -3,8 +3,10 @@
 import struct
 
 import pytest
+import tvm
 
 import bnntvm
+from bnntvm.build import _resolve
 from bnntvm.cuda import packing, toolchain
 
 SOURCE = """
@@ -98,3 +100,31 @@ def test_an_unknown_format_is_refused():
         packing.replaced(blob, bytes, {b"x"})
     with pytest.raises(bnntvm.UnsupportedError, match="another way"):
         packing.replaced(blob + b"more", bytes, {b"x"})
+
+
+@pytest.mark.parametrize("compiler", ["nvcc", "nvrtc"])
+def test_the_compiler_knows_its_architectures(compiler, monkeypatch):
+    """Those with a row, and newer ones, are known; others are refused with the list, however they are spelled, before a network is read."""
+    if not available(compiler):
+        pytest.skip(f"{compiler} is not installed")
+    monkeypatch.setenv(toolchain.CHOICE_VARIABLE, compiler)
+    toolchain.check_arch("sm_80")
+    toolchain.check_arch("sm_90a")
+    for target in ("sm_79", {"kind": "cuda", "arch": "sm_199"}, tvm.target.Target({"kind": "cuda", "arch": "sm_199a"})):
+        with pytest.raises(bnntvm.TargetError, match="(?s)does not know this architecture.*where: sm_.*sm_80.*sm_90.*newer CUDA toolkit"):
+            bnntvm.build("there is no such model", target=target)
+
+
+def test_an_architecture_that_only_the_compiler_knows(monkeypatch):
+    """A newer one is compiled for CUDA cores; where the compiler does not tell, or there is none, its form decides."""
+    monkeypatch.setattr(toolchain, "find_compiler", lambda: "nvcc")
+    monkeypatch.setattr(toolchain, "known_architectures", lambda *_: (80, 90, 200))
+    assert _resolve("sm_200f").mcpu == "sm_200f" and _resolve("sm_200").mma == ()
+    with pytest.raises(bnntvm.TargetError, match="(?s)where: sm_150.*for sm_80, sm_90, sm_200"):
+        _resolve("sm_150")
+    for unknown in (lambda: monkeypatch.setattr(toolchain, "known_architectures", lambda *_: ()),
+                    lambda: monkeypatch.setattr(toolchain, "find_compiler", lambda: None)):  # fmt: skip
+        unknown()
+        assert _resolve("sm_150").mma == ()
+        with pytest.raises(bnntvm.TargetError, match="(?s)unknown target 'sm_99'.*sm_90, sm_89.*sm_100 or newer"):
+            _resolve("sm_99")

@@ -25,7 +25,7 @@ def test_warpgroups_are_of_one_architecture():
     assert [level.name for level in cuda.LEVELS if level.wgmma] == ["sm_90a"]
 
 
-@pytest.mark.parametrize("name", ["sm_70", "sm_80a", "sm_", "cuda12", "gpu", "sm_75x"])
+@pytest.mark.parametrize("name", ["sm_70", "sm_80a", "sm_", "cuda12", "gpu", "sm_75x", "sm_91", "sm_99", "sm_99a", "sm_90f", "sm_1000"])
 def test_what_is_no_target(name):
     assert cuda.resolve(name) is None
 

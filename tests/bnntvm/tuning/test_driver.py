@@ -7,18 +7,23 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper
 
 import bnntvm
 from benchmarks.layers import Layer
+from bnntvm import cli
 from bnntvm.targets import x86
 from bnntvm.tuning import measure, records
 from bnntvm.tuning.driver import Tuner
 from bnntvm.tuning.measure import Pipeline
 from bnntvm.tuning.space import Space, fields
+from bnntvm.tuning.store import Store
 from bnntvm.tuning.tasks import extract
 
 
@@ -90,15 +95,16 @@ def test_ctrl_c_ends_the_last_comparison(model, tmp_path, monkeypatch):
     """It takes some seconds, for which nobody who has pressed Ctrl-C wants to wait; what was measured before is kept."""
     asked = []
 
-    def press(self, future):
+    def press(self, future, end=None):
         asked.append(future)
         os.kill(os.getpid(), signal.SIGINT)
-        return wait_as_before(self, future)
+        return wait_as_before(self, future, end)
 
     wait_as_before = Tuner._wait
     monkeypatch.setattr(Tuner, "_wait", press)
     result = bnntvm.tune(str(model), trials=12, database=tmp_path, progress=False)
     assert len(asked) == 1 and result.interrupted == "interrupted" and result.measured == 12
+    assert result.uncompared and result.gain == 1, "what was not compared is no gain yet"
     assert not any("bnn.place" in line for line in lines(tmp_path))
 
 
@@ -135,7 +141,121 @@ def test_bad_arguments(model, tmp_path):
         (dict(rpc="nowhere"), "which boards"),
         (dict(rpc="nowhere", key="k"), "not host:port"),
         (dict(trials=-1), "must not be negative"),
+        (dict(trials="5"), "whole numbers"),
+        (dict(time_limit=float("nan")), "number of seconds"),
+        (dict(time_limit="1m"), "number of seconds"),
         (dict(threads=100000), "cannot be measured on 100000 threads"),
     ):
         with pytest.raises(bnntvm.BnnError, match=message):
             bnntvm.tune(str(model), database=tmp_path, progress=False, **options)
+
+
+class Device(measure.Measures):
+    """Measures nothing: a candidate takes a microsecond; in a comparison, which takes ``seconds``, what ``times`` says of its number."""
+
+    build_cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+    def __init__(self, times, seconds=0.0):
+        self.times, self.seconds, self.compared = times, seconds, []
+        self.backlog, self.closed = measure.Backlog(), False
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while not self.closed:
+            with self.backlog.changed:
+                self.backlog.changed.wait_for(lambda: self.backlog.jobs, timeout=0.1)
+                future, work = self.backlog.jobs.popleft() if self.backlog.jobs else (None, None)
+            if future and future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work(SimpleNamespace(call=lambda *_: None)))
+                except measure.Stopped as error:
+                    future.set_exception(error)
+
+    def measure(self, folder, library):
+        return self._later([1e-6] * 6, 0.0)
+
+    def compare(self, candidates):
+        self.compared.append(len(candidates))
+        return self._later([self.times(n) for n in range(len(candidates))], self.seconds)
+
+    def _later(self, value, seconds):
+        future = Future()
+        threading.Timer(seconds, future.set_result, [value]).start()
+        return future
+
+    def close(self):
+        self.closed = True
+
+
+def session(model, folder, device, trials, time_limit=None, tasks=None):
+    """A session that compares alone."""
+    found, store = tasks or extract(str(model), x86.host_level()), Store(folder)
+    deadline = None if time_limit is None else time.monotonic() + time_limit
+    tuner = Tuner(found, store, device, 1, deadline, lambda *_: None)
+    try:
+        return tuner.run(trials)
+    finally:
+        tuner.close()
+        store.close()
+
+
+def test_noise_is_said_and_changes_nothing(model, tmp_path):
+    """Default schedules that took 25 times as long while others worked: no gain is claimed; the next session compares again."""
+
+    def busy(number):
+        return [0.9e-6, 30e-6] * 6 if number else [25e-6, 1e-6] * 6
+
+    tasks = extract(str(model), x86.host_level())
+    device = Device(busy)
+    first = session(model, tmp_path, device, 30)
+    assert first.gain == 1 and not first.uncompared
+    assert set(first.noisy) == {task.name for task in tasks if len(Space(task, 1).schedules) > 1}
+    assert all(row.schedule == Space(task, 1).default for row, task in zip(first.rows, tasks))
+
+    def quiet(number):
+        return [1e-6 - number * 1e-7] * 12
+
+    second = session(model, tmp_path, Device(quiet), 0)
+    assert second.measured == 0 and not second.noisy and second.gain > 1.2
+    third = Device(quiet)
+    assert session(model, tmp_path, third, 0).gain == pytest.approx(second.gain, rel=1e-3) and not third.compared
+
+
+def test_what_was_measured_alone_is_no_gain(model, tmp_path):
+    """A search that was ended by Ctrl-C claims nothing, and says so."""
+    device = Device(lambda number: [1e-6])
+    device.compare = lambda candidates: (_ for _ in ()).throw(measure.Stopped())
+    result = session(model, tmp_path, device, 30)
+    assert result.gain == 1 and result.uncompared and all(row.best_us == row.default_us for row in result.rows)
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0, 3.0])
+def test_the_time_limit_holds_for_the_comparison(model, tmp_path, limit):
+    """A comparison that would take for ever is given up at the limit; what was measured is kept."""
+    device, begin = Device(lambda number: [1e-6], seconds=100), time.monotonic()
+    result = session(model, tmp_path, device, 10_000, limit)
+    assert time.monotonic() - begin < limit + 15, "XGBoost may be imported at that moment"
+    assert result.gain == 1 and (not limit or result.interrupted == "the time limit was reached")
+    assert len(lines(tmp_path)) == result.measured and not any("bnn.place" in line for line in lines(tmp_path))
+
+
+def test_the_search_leaves_the_comparison_its_time(model, tmp_path):
+    tuner = Tuner(extract(str(model), x86.host_level()), Store(tmp_path), Device(lambda number: [1e-6]), 1, None, lambda *_: None)
+    assert tuner._search_end() is None
+    need = tuner._comparison_seconds()
+    for limit in (0.0, need / 2, 2 * need, 100 * need):
+        tuner.deadline = time.monotonic() + limit
+        left = tuner.deadline - tuner._search_end()
+        assert left == pytest.approx(min(need, 0.4 * limit), abs=0.1)
+    tuner.close()
+    tuner.store.close()
+
+
+def test_a_network_with_nothing_to_tune(tmp_path):
+    """Not an error."""
+    data, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Sin", ["x"], ["y"])], "g", [data], [out])
+    net = tmp_path / "net.onnx"
+    net.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
+    done = CliRunner().invoke(cli.main, ["tune", str(net), "--database", str(tmp_path / "db")], catch_exceptions=False)
+    assert (done.exit_code, done.output) == (0, "this network has no kernel that has schedules\n")

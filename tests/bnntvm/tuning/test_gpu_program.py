@@ -52,13 +52,17 @@ def test_a_case_has_its_images():
 
 def test_a_candidate_counts_by_its_worst_batch(monkeypatch):
     """One that gains much with one image and loses with many must not look faster than the default."""
-    times = {1: [[1e-6] * 6, [0.2e-6] * 6, [0.9e-6] * 6], 64: [[9e-6] * 6, [10e-6] * 6, [7.2e-6] * 6]}
+    noise = [0.1e-6, 5e-6] * 6, [5e-6, 0.1e-6] * 6
+    times = {1: [[1e-6] * 12, [0.2e-6] * 12, [0.9e-6] * 12], 64: [[9e-6] * 12, [10e-6] * 12, [7.2e-6] * 12]}
     monkeypatch.setattr(worker, "load", lambda folder: (task((1, 0, 0, 0)),))
     monkeypatch.setattr(worker, "take_turns", lambda loaded, where, seconds: times[where.images])
     device = SimpleNamespace(library=lambda path: lambda name: path)
     default, narrow, good = gpu_program.compare(device, [("folder", str(i)) for i in range(3)], 0.1)
     assert default == pytest.approx([3e-6] * 6)
     assert narrow == pytest.approx([3e-6 * 10 / 9] * 6) and good == pytest.approx([3e-6 * 0.9] * 6)
+    times = {1: [noise[0], noise[1]], 64: [[9e-6] * 12, [7.2e-6] * 12]}
+    default, other = gpu_program.compare(device, [("folder", str(i)) for i in range(2)], 0.1)
+    assert other == default, "where the device was too busy with one batch, no gain is claimed for the other"
 
 
 def test_times_of_batches_are_averaged_geometrically():

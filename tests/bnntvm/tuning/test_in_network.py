@@ -2,7 +2,9 @@
 
 import pickle
 import threading
+from concurrent.futures import Future
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import bnntvm
 from benchmarks.layers import Layer
 from bnntvm.targets import x86
-from bnntvm.tuning import in_network, records, stage, worker
+from bnntvm.tuning import in_network, measure, records, stage, turns, worker
 from bnntvm.tuning.in_network import Chooser, Network
 from bnntvm.tuning.measure import Failure, Local, Pipeline
 from bnntvm.tuning.space import Space
@@ -131,7 +133,10 @@ def test_a_session_ends_with_a_comparison_in_the_network(model, tasks, tmp_path)
     assert compared and all(2 <= len(own) <= 1 + in_network.STAY for own in compared.values())
     for row in result.rows:
         if row.task in compared:
-            assert row.best_us == pytest.approx(1e6 * min(r.time for r in compared[row.task]))
+            turns_of = {r.schedule: r.seconds for r in compared[row.task]}
+            default = next(r.schedule for r in compared[row.task] if r.default)
+            judged = turns.judge(turns_of, default)
+            assert row.best_us == pytest.approx(1e6 * judged.seconds, rel=1e-4) and row.name not in result.uncompared
     again = bnntvm.tune(model, trials=len(tasks) + 8, database=tmp_path, progress=False)
     assert again.measured == 0, "times within the network are not taken for those of candidates"
 
@@ -162,7 +167,7 @@ def test_only_the_last_comparison_counts(tasks, tmp_path):
     store.close()
     assert records.Tuned([tmp_path]).schedule(space.task.id, [ISA.name], 1, space.schedule_from, default) == second
     store = Store(tmp_path)
-    assert store.compared(space) == {default: pytest.approx(40e-6), second: pytest.approx(38e-6)} and store.measured(space) == {}
+    assert store.compared(space) == {default: pytest.approx((40e-6,)), second: pytest.approx((38e-6,))} and store.measured(space) == {}
     store.close()
 
 
@@ -218,3 +223,84 @@ def test_one_layer_at_two_sizes_is_two_tasks(pipeline):
     assert sorted(space.task.operands[0].shape[0] for space in spaces) == [1, 17]
     found = in_network.compare_schedules(pipeline.build_network(Network(two, ISA, 1, {})), pipeline, [(s, s.schedules[:2]) for s in spaces])
     assert {task: set(own) for task, own in found.items()} == {s.task.id: set(s.schedules[:2]) for s in spaces}
+
+
+class Clock:
+    """Turns that take no time but that of a clock of their own."""
+
+    def __init__(self, monkeypatch, times, seconds_of=in_network.turn_seconds):
+        self.now, self.times, self.turns, self.seconds_of = 0.0, times, [], seconds_of
+        monkeypatch.setattr(in_network.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(in_network, "_turn", self.turn)
+
+    def turn(self, turn):
+        self.turns.append(turn.numbers)
+        self.now += self.seconds_of(max(map(len, turn.numbers.values())), 0.0)
+        return {task: {number: self.times(task, number, len(self.turns)) for number in own} for task, own in turn.numbers.items()}
+
+
+ALL = {"a": ["library"] * 9, "b": ["library"] * 4}
+
+
+def test_a_comparison_takes_the_time_that_there_is(monkeypatch):
+    """With enough of it, two rounds; with less, the fastest candidates alone, in fewer turns; never fewer than two."""
+    for limit in (None, *range(1, 60)):
+        clock = Clock(monkeypatch, lambda task, number, turn: 1.0 + number / 10)
+        found = in_network.compare(None, ALL, limit)
+        assert all(0 in own and len(own) >= 2 and len({len(turns) for turns in own.values()}) == 1 for own in found.values())
+        if limit is None or limit >= in_network.needed(9, 0.0):
+            assert len(clock.turns) == in_network.FIRST_TURNS + in_network.TURNS and clock.turns[0]["a"] == list(range(9))
+        least = in_network.LEAST_TURNS * in_network.turn_seconds(2, 0.0)
+        assert limit is None or clock.now <= max(limit, least) + 1e-9
+        assert found["a"].keys() == {0, *range(1, len(found["a"]))}, "the fastest of the search where there is no first round"
+
+
+def test_noise_is_answered_by_more_turns(monkeypatch):
+    """Only of the kernel that could not be judged, once, and in the time that there is."""
+
+    def times(task, number, turn):
+        return 25.0 if task == "a" and turn <= in_network.FIRST_TURNS + in_network.TURNS and turn % 2 == (number == 0) else 1 - number / 10
+
+    clock = Clock(monkeypatch, times)
+    found = in_network.compare(None, ALL)
+    assert [len(turns_["a"]) for turns_ in clock.turns[-in_network.TURNS :]] == [1 + in_network.STAY] * in_network.TURNS
+    assert all("b" not in turns_ for turns_ in clock.turns[-in_network.TURNS :]) and len(found["b"][0]) == in_network.TURNS
+    assert len(found["a"][0]) == 2 * in_network.TURNS and turns.judge(found["a"], 0).schedule == 8
+    end = in_network.needed(9, 0.0) + 0.1
+    clock = Clock(monkeypatch, times)
+    assert turns.judge(in_network.compare(None, ALL, end)["a"], 0).noisy and clock.now <= end
+
+
+def test_what_is_not_built_in_time_is_left_out(tasks, monkeypatch):
+    """Defaults first, then the fastest of every kernel; what has not begun then never does."""
+    spaces = [space for space in (Space(task, 1) for task in tasks.values()) if len(space.schedules) > 2][:2]
+    futures = {}
+
+    def build(space, schedule):
+        return futures.setdefault((space.task.id, schedule), Future())
+
+    def wait(future, end):
+        if len([one for one in futures.values() if one.done()]) >= 3:
+            raise worker.Late
+        future.set_result(("folder", "library"))
+        return future.result()
+
+    found, candidates = in_network._built(SimpleNamespace(build=build), [(s, s.schedules[:3]) for s in spaces], wait, 1.0)
+    assert found == {spaces[0].task.id: spaces[0].schedules[:2], spaces[1].task.id: spaces[1].schedules[:1]}
+    assert sum(future.cancelled() for future in futures.values()) == 3 and {len(own) for own in candidates.values()} == {1, 2}
+
+
+def test_work_that_was_cancelled_is_not_done():
+    backlog, done = measure.Backlog(), []
+    process = measure.Process.__new__(measure.Process)
+    process.backlog, process.jobs, process.closed = backlog, measure.collections.deque(), False
+    futures = [backlog.add(lambda _, n=n: done.append(n)) for n in range(3)]
+    assert futures[1].cancel()
+    thread = threading.Thread(target=process._serve)
+    thread.start()
+    futures[2].result(10)
+    with backlog.changed:
+        process.closed = True
+        backlog.changed.notify_all()
+    thread.join()
+    assert done == [0, 2]

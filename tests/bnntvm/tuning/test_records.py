@@ -1,8 +1,13 @@
 """Records on disk: complete without anything beside them, and robust line by line."""
 
+import base64
+import errno
 import json
+import os
+import pathlib
 import random
 import shutil
+import tempfile
 from dataclasses import field, make_dataclass, replace
 from dataclasses import fields as dataclass_fields
 
@@ -291,3 +296,235 @@ def test_shipped_records_of_another_maker(tmp_path, monkeypatch):
     assert taken("") == taken("Intel") == first
     assert taken("AMD") == CONV.module.default_schedule(CONV.spec, replace(ISA, vendor="AMD")) != first
     assert taken("AMD", str(tmp_path)) == first, "a user's own records count on any"
+
+
+def compare(folder, times, kind="network"):
+    """Record a comparison in turns; ``times``: (schedule, seconds in every turn), the default first."""
+    store = Store(folder)
+    place = store.comparison(kind)
+    for schedule, seconds in times:
+        store.commit(Space(CONV, 1), schedule, seconds, place=place)
+    store.close()
+
+
+def damage(folder, which):
+    """Break the lines of the record file for which ``which(record)``."""
+    path = folder / records.RECORDS
+    lines = path.read_text().splitlines()
+    path.write_text("".join((line[:50] if which(records.parse(line)) else line) + "\n" for line in lines))
+
+
+def test_a_noisy_comparison_changes_nothing(tmp_path):
+    """Where too few turns were undisturbed the default stays, whatever was measured alone; an earlier comparison stays, too."""
+    default, first, second = Space(CONV, 1).schedules[:3]
+    commit(tmp_path, (default, [25e-3]), (first, [1e-3]), (second, [9e-4]))
+    noise = [(default, [1e-3, 25e-3] * 4), (second, [25e-3, 1e-3] * 4)]
+    compare(tmp_path, noise)
+    assert chosen(tmp_path, CONV) == default
+    (one,) = report.summarise(tmp_path)[0]
+    assert one.compared == "too noisy" and one.gain == 1
+    compare(tmp_path, [(default, [1e-3] * 8), (first, [9e-4] * 8)])
+    assert chosen(tmp_path, CONV) == first
+    compare(tmp_path, noise)
+    assert chosen(tmp_path, CONV) == first
+    store = Store(tmp_path)
+    assert store.compared(Space(CONV, 1)) == {default: pytest.approx((1e-3,) * 8), first: pytest.approx((9e-4,) * 8)}
+    store.close()
+
+
+@pytest.mark.parametrize("alone, kept", [(5e-3, True), (1e-3, False), (None, True)])
+def test_a_comparison_without_its_default(tmp_path, alone, kept):
+    """Its fastest schedule counts if it was faster than the default in the search; the next session compares again."""
+    default, first, second = Space(CONV, 1).schedules[:3]
+    commit(tmp_path, *([] if alone is None else [(default, [alone])]), (first, [2e-3]), (second, [1e-4]))
+    compare(tmp_path, [(default, [1e-3] * 8), (first, [9e-4] * 8), (second, [95e-5] * 8)])
+    assert chosen(tmp_path, CONV) == first
+    damage(tmp_path, lambda record: record.compared and record.default)
+    assert chosen(tmp_path, CONV) == (first if kept else default), "not the fastest of the search, which lost in the network"
+    (one,) = report.summarise(tmp_path)[0]
+    assert (one.default_us is None) == (alone is None) and one.schedule == dict(fields(first if kept else default))
+    store = Store(tmp_path)
+    assert store.compared(Space(CONV, 1)) == {}
+    store.close()
+
+
+def test_clocks_that_are_set_back(tmp_path, monkeypatch):
+    """A later comparison is a later one."""
+    default, first, second = Space(CONV, 1).schedules[:3]
+    for clock, schedule in ((2e18, first), (1e18, second), (0, first)):
+        monkeypatch.setattr("time.time_ns", lambda clock=clock: int(clock))
+        compare(tmp_path, [(default, [1e-3] * 8), (schedule, [9e-4] * 8)])
+        assert chosen(tmp_path, CONV) == schedule
+
+
+def test_machines_are_not_compared_with_each_other(tmp_path):
+    """Of two machines' records that were merged each counts beside its own default; a session goes on from those of its machine."""
+    task = replace(CONV)
+    spaces = [Space(task, 1, machine) for machine in ("a fast one", "a slow one")]
+    default, first, second = spaces[0].schedules[:3]
+    store = Store(tmp_path)
+    for space, schedule, seconds in ((spaces[0], first, 3e-4), (spaces[1], default, 9e-3), (spaces[1], second, 10e-3)):
+        store.commit(space, schedule, [seconds])
+    store.close()
+    assert chosen(tmp_path, CONV) == default, "the slow machine's default is no limit for the fast one's schedule"
+    store = Store(tmp_path)
+    assert [set(store.measured(space)) for space in spaces] == [{first}, {default, second}]
+    store.close()
+    text = report.table(report.summarise(tmp_path)[0])
+    assert "a fast one, x86" in text and "a slow one, x86" in text and text.count("1 thread\n") == 2
+
+
+def test_show_counts_candidates_once(tmp_path):
+    default, first = Space(CONV, 1).schedules[:2]
+    commit(tmp_path, (default, [1e-3]), (first, [9e-4]), (Space(CONV, 1).schedules[2], []))
+    compare(tmp_path, [(default, [1e-3] * 8), (first, [9e-4] * 8)])
+    (one,) = report.summarise(tmp_path)[0]
+    assert (one.measured, one.failed, one.threads, one.compared) == (2, 1, 1, "network") and one.gain == pytest.approx(1 / 0.9, rel=1e-4)
+    head, _, line = report.table([one]).splitlines()
+    assert head == f"{Space(CONV, 1).machine}, {ISA.name}, 1 thread" and line.split()[4:6] == ["2", "1"]
+
+
+def test_what_is_damaged_is_said(tmp_path, monkeypatch):
+    """Of both files, with the lines and what that costs, by show, merge and build; and nothing where all is sound."""
+    folder, path = fill(tmp_path / "a"), str(tmp_path / "a" / records.WORKLOADS)
+    assert records.damage(folder) == []
+    wanted = chosen(folder, TURN)
+    lines = (folder / records.WORKLOADS).read_text().splitlines()
+    (folder / records.WORKLOADS).write_text("damaged\n" + lines[1] + "\n")
+    with open(folder / records.RECORDS, "a") as file:
+        file.write("[0, \n")
+    count = len(records.read(folder)[0])
+    texts = f"{folder / records.RECORDS}: line {count + 1} cannot be read", f"{path}: line 1 cannot be read; the records count"
+    runner = CliRunner()
+    shown = runner.invoke(cli.main, ["tune", "show", str(folder)])
+    merged = runner.invoke(cli.main, ["tune", "merge", str(folder), "--output", str(tmp_path / "b")])
+    model = tmp_path / "net.onnx"
+    model.touch()
+    monkeypatch.setattr(bnntvm, "build", lambda *_, **__: (_ for _ in ()).throw(bnntvm.BnnError("not built here")))
+    built = runner.invoke(cli.main, ["build", str(model), "--tuning", str(folder)])
+    for done in (shown, merged, built):
+        assert all(text in done.output for text in texts), done.output
+    assert CONV.id in shown.output and "transpose" in shown.output and chosen(folder, TURN) == wanted
+    (folder / records.WORKLOADS).write_text(lines[0] + "\n")
+    assert records.damage(folder)[1].startswith(f"{path}: line 2 missing")
+    assert records.damage(tmp_path / "b") == []
+
+
+def test_a_merge_into_a_damaged_folder_throws_nothing_away(tmp_path):
+    folder = fill(tmp_path / "a")
+    with open(folder / records.RECORDS, "a") as file:
+        file.write("[0, \n")
+    records.merge([fill(tmp_path / "b", (DENSE,))], folder)
+    assert (folder / (records.RECORDS + ".damaged")).read_text() == "[0, \n" and records.read(folder)[1] == []
+
+
+def test_where_there_are_no_records(tmp_path):
+    """What is there instead is said."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a").touch()
+    (tmp_path / "file").touch()
+    model = tmp_path / "net.onnx"
+    model.touch()
+    for name, why in (("empty", "the folder is empty"), ("other", "has no file database_tuning_record.json"), ("file", "this is a file"),
+                      ("none", "there is no such folder")):  # fmt: skip
+        with pytest.raises(bnntvm.BnnError, match=f"(?s)no tuning records here.*where: {tmp_path / name}.*{why}.*bnntvm tune MODEL"):
+            records.Tuned([tmp_path / name])
+
+
+nonsense = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["bnn.task", "bnn.field.x:1|[2", "v1"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2), max_leaves=6)  # fmt: skip
+
+
+def _places(value, at=()):
+    """Where the parts of nested lists are."""
+    yield at
+    for i, one in enumerate(value if isinstance(value, list) else ()):
+        yield from _places(one, (*at, i))
+
+
+@settings(max_examples=300, deadline=None)
+@given(pick=st.integers(0, 10**6), instead=nonsense)
+def test_whatever_a_line_says(tmp_path_factory, pick, instead):
+    """Any part of a line may be anything: it is a record, or it is none, and nothing else is lost."""
+    line = _a_line()
+    places = list(_places(line))
+    changed = part = [json.loads(json.dumps(line))]
+    for i in (path := (0, *places[pick % len(places)]))[:-1]:
+        part = part[i]
+    part[path[-1]] = instead
+    folder = tmp_path_factory.mktemp("db")
+    (folder / records.RECORDS).write_text(json.dumps(changed[0]) + "\n" + json.dumps(line) + "\n")
+    found, bad = records.read(folder)
+    assert len(found) + len(bad) == 2 and 1 not in bad[1:] and found
+    chosen(folder, CONV)
+    report.table(report.summarise(folder)[0])
+    records.damage(folder)
+    store = Store(folder)
+    assert len(store.database) >= 1
+    store.close()
+    assert len((folder / records.WORKLOADS).read_text().splitlines()) <= 3, "a number that is far off costs no memory"
+
+
+def _a_line():
+    if not hasattr(_a_line, "kept"):
+        with tempfile.TemporaryDirectory() as folder:
+            commit(pathlib.Path(folder), (Space(CONV, 1).default, [1e-3, 2e-3]))
+            _a_line.kept = json.loads(pathlib.Path(folder, records.RECORDS).read_text())
+    return _a_line.kept
+
+
+def test_lines_that_no_parser_takes(tmp_path):
+    """Deeply nested brackets, numbers without end, in both files."""
+    folder = fill(tmp_path)
+    count = len(records.read(folder)[0])
+    for name in (records.RECORDS, records.WORKLOADS):
+        with open(folder / name, "a") as file:
+            file.write("[" * 100_000 + "\n" + '["1", ' + "9" * 5000 + "]\n" + json.dumps(["1", "A" * 8 + base64.b64encode(
+                b"[" * 99_999).decode()]) + "\n")  # fmt: skip
+    assert len(records.read(folder)[0]) == count and len(records.damage(folder)) == 2
+    report.summarise(folder)
+    store = Store(folder)
+    assert store.damaged == 6 and len(store.database) == count
+    store.close()
+    assert records.damage(folder) == []
+
+
+def test_a_session_that_was_killed_while_it_compared(tmp_path):
+    """Of a comparison there is the default only: it does not count, and the next session compares."""
+    default, first = Space(CONV, 1).schedules[:2]
+    commit(tmp_path, (default, [1e-3]), (first, [5e-4]))
+    compare(tmp_path, [(default, [1e-3] * 8)])
+    assert chosen(tmp_path, CONV) == first
+    store = Store(tmp_path)
+    assert store.compared(Space(CONV, 1)) == {}
+    store.close()
+
+
+def test_databases_that_cannot_be_written(tmp_path, monkeypatch):
+    """Wherever that shows: a message."""
+    (tmp_path / "file").touch()
+    with pytest.raises(bnntvm.BnnError, match="(?s)cannot be written.*where: .*file"):
+        Store(tmp_path / "file")
+    folder = fill(tmp_path / "a")
+    with open(folder / records.RECORDS, "a") as file:
+        file.write("[0, \n")
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def no_room(*_args, **_kwargs):
+        raise full
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "_replace", no_room)
+        with pytest.raises(bnntvm.BnnError, match="(?s)cannot be written.*No space left"):
+            Store(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(ms.database, "JSONDatabase", no_room)
+        with pytest.raises(bnntvm.BnnError, match="(?s)cannot be written.*No space left"):
+            Store(folder)
+    store = Store(folder)
+    (folder / "failures.json").mkdir()
+    with pytest.raises(bnntvm.BnnError, match="(?s)cannot be written.*Is a directory"):
+        store.commit(Space(CONV, 1), Space(CONV, 1).default, [], "crashed")
+    store.close()
