@@ -36,6 +36,8 @@ BATCH = 8
 FINALISTS = measure.KEPT
 #: Those of them that are compared alone, where the network cannot be had, and seconds that each of them takes, about.
 FINALISTS_ALONE, ALONE_SECONDS = 3, 0.5
+#: Why a session ended whose time was over.
+TIME_LIMIT = "the time limit was reached"
 #: Part of the time behind the profile that the search leaves to the last comparison at most.
 RESERVED = 0.4
 
@@ -179,7 +181,7 @@ class Tuner:
             self.timer.join()
         self.timer = None
         if moment is not None:
-            self.timer = threading.Timer(max(0.0, moment - time.monotonic()), self.end, ["the time limit was reached"])
+            self.timer = threading.Timer(max(0.0, moment - time.monotonic()), self.end, [TIME_LIMIT])
             self.timer.daemon = True
             self.timer.start()
 
@@ -300,7 +302,7 @@ class Tuner:
             if self.network and due:
                 within = self._compared_in_network(due)
         except worker.Late:
-            within = []
+            within, self.interrupted = [], self.interrupted or TIME_LIMIT
         except (measure.Failure, BnnError) as error:
             self.remark = f"compared alone, not within the network: {str(error).splitlines()[0]}"
         place = self.store.comparison(self.device.place if within is None else "network")
@@ -354,13 +356,21 @@ class Tuner:
         for progress, chosen in due:
             chosen = chosen[: 1 + FINALISTS_ALONE]
             jobs.append((progress, chosen, [self.pipeline.build(progress.space, s) for s in chosen]))
-        with contextlib.suppress(worker.Late):
+        try:
             for progress, chosen, built in jobs:
                 with contextlib.suppress(measure.Failure):
                     found.append((progress, chosen, self.device.compare([self._wait(b, self.deadline) for b in built])))
+        except worker.Late:
+            self.interrupted = self.interrupted or TIME_LIMIT
         for progress, chosen, future in found:
-            with contextlib.suppress(measure.Failure, worker.Late):
-                yield progress, dict(zip(chosen, self._wait(future, self.deadline)))
+            try:
+                times = dict(zip(chosen, self._wait(future, self.deadline)))
+            except worker.Late:
+                self.interrupted = self.interrupted or TIME_LIMIT
+            except measure.Failure:
+                continue
+            else:
+                yield progress, times
 
     def rows(self):
         """What became of every task."""

@@ -190,50 +190,29 @@ _fetch(1)
 _fetch(4)
 
 
-@device.define(
-    "bnn_split_tf32",
-    "",
-    f"""
-void bnn_split_tf32(unsigned* a) {{
+def _split(name, count):
+    source = f"""
+void {name}(unsigned* a) {{
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {{
+  for (int i = 0; i < {count}; ++i) {{
     const unsigned big = a[i] & {TF32:#x}u;
-    a[4 + i] = __float_as_uint(__fsub_rn(__uint_as_float(a[i]), __uint_as_float(big)));
+    a[{count} + i] = __float_as_uint(__fsub_rn(__uint_as_float(a[i]), __uint_as_float(big)));
     a[i] = big;
   }}
-}}""",
-    needs=80,
-)
-def _split_tf32(threads, a):
-    """Four floats as a tf32 each, and behind them what that leaves: exact, but NaN of an infinity."""
-    _split(threads, a, 4)
+}}"""
+
+    @device.define(name, "", source, needs=80)
+    def split(threads, words):
+        """Floats as a tf32 each, and behind them what that leaves: exact, but NaN of an infinity."""
+        for i in range(count):
+            value = np.ascontiguousarray(threads.load(words.memory, words.index + i)).view(np.float32)
+            big = truncated(value)
+            threads.store(words.memory, words.index + count + i, np.subtract(value, big, dtype=np.float32).view(np.uint32))
+            threads.store(words.memory, words.index + i, big.view(np.uint32))
 
 
-def _split(threads, words, count):
-    for i in range(count):
-        value = np.ascontiguousarray(threads.load(words.memory, words.index + i)).view(np.float32)
-        big = truncated(value)
-        threads.store(words.memory, words.index + count + i, np.subtract(value, big, dtype=np.float32).view(np.uint32))
-        threads.store(words.memory, words.index + i, big.view(np.uint32))
-
-
-@device.define(
-    "bnn_split_pair_tf32",
-    "",
-    f"""
-void bnn_split_pair_tf32(unsigned* b) {{
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {{
-    const unsigned big = b[i] & {TF32:#x}u;
-    b[2 + i] = __float_as_uint(__fsub_rn(__uint_as_float(b[i]), __uint_as_float(big)));
-    b[i] = big;
-  }}
-}}""",
-    needs=80,
-)
-def _split_pair_tf32(threads, b):
-    """The same of two."""
-    _split(threads, b, 2)
+_split("bnn_split_tf32", 4)
+_split("bnn_split_pair_tf32", 2)
 
 
 _MMA_TF32 = "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"
