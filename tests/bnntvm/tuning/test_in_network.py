@@ -78,7 +78,8 @@ def test_times_of_every_task(model, tasks, pipeline):
     for n, (space, schedules) in enumerate(chosen):
         own = found[space.task.id]
         assert list(own)[0] == space.default and set(own) == set(schedules[:-1] if n == broken else schedules)
-        assert all(len(turns) == in_network.TURNS and 0 < min(turns) and max(turns) < 1 for turns in own.values())
+        counts = (in_network.TURNS, 2 * in_network.TURNS)  # twice where the machine was busy
+        assert all(len(turns) in counts and 0 < min(turns) and max(turns) < 1 for turns in own.values())
 
 
 def test_the_network_calls_what_stands_for_its_kernels(model, tasks, tmp_path):
@@ -234,6 +235,7 @@ class Clock:
         monkeypatch.setattr(in_network, "_turn", self.turn)
 
     def turn(self, turn):
+        assert turn.candidates.keys() == turn.numbers.keys()  # a kernel of which nothing is to run stays as it is
         self.turns.append(turn.numbers)
         self.now += self.seconds_of(max(map(len, turn.numbers.values())), 0.0)
         return {task: {number: self.times(task, number, len(self.turns)) for number in own} for task, own in turn.numbers.items()}
