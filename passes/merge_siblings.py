@@ -23,6 +23,7 @@ from bnntvm.graph import Rewriter, bindings, const, constant, dims, dtype, op_na
 from bnntvm.spec import join_layers
 
 from .fuse_epilogues import ELEMENTWISE
+from .split_concats import per_channel
 
 #: Steps from a concatenation up to its layers that are followed.
 _MOST_STEPS = 32
@@ -62,7 +63,7 @@ class _Siblings:
 
     def alike(self, row, depth=0):
         if all(constant(one) is not None for one in row):
-            return all(_per_channel(constant(one), size) for one, size in zip(row, self.sizes))
+            return all(per_channel(constant(one), size) for one, size in zip(row, self.sizes))
         if not all(isinstance(one, relax.Var) for one in row):
             return all(not isinstance(one, relax.Var) and structural_equal(one, row[0]) for one in row)
         if all(one.same_as(row[0]) for one in row):
@@ -106,11 +107,6 @@ class _Siblings:
         data = [self.rewriter.substitute(arg) for arg in calls[0].args[:-1]]
         attrs = dict(calls[0].attrs) | {"layer": join_layers(str(call.attrs["layer"]) for call in calls)}
         return self.rewriter.emit(ops.call(ops.CONV_BITS, [*data, weights], **attrs))
-
-
-def _per_channel(array, channels):
-    """Whether a constant is one value, or one for each channel."""
-    return array.size == 1 or array.shape[-1] == channels == array.size
 
 
 def _joined(arrays, sizes):

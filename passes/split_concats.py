@@ -89,7 +89,7 @@ class _Split(Rewriter):
             return tuple(dims(f)[-1] for f in fields) if len(fields) > 1 and all(isinstance(f, relax.Var) for f in fields) else None
         if name not in ELEMENTWISE:
             return None
-        if any(constant(arg) is not None and not _per_channel(constant(arg), dims(var)[-1]) for arg in value.args):
+        if any(constant(arg) is not None and not per_channel(constant(arg), dims(var)[-1]) for arg in value.args):
             return None
         found = {self.sizes(arg, alone) for arg in value.args if isinstance(arg, relax.Var)}
         return found.pop() if len(found) == 1 else None
@@ -115,7 +115,7 @@ class _Split(Rewriter):
         return [const(piece) for piece in np.split(array, np.cumsum(sizes[:-1]), axis=-1)]
 
 
-def _per_channel(array, channels):
+def per_channel(array, channels):
     """Whether a constant is one value, or one for each channel."""
     return array.size == 1 or array.shape[-1] == channels == array.size
 

@@ -97,10 +97,20 @@ def _counting_schedule(spec, isa):
     fetch = geometry.out_height * geometry.out_width > 1
     if _tables_fit(spec, isa) and geometry.out_width >= 4:  # else splitting the weights into nibbles costs more than it saves
         return Schedule(_tile_width(geometry, 7), 4, "tables", task_rows, task_blocks, fetch=True)
-    zen = isa.vendor == "AMD" and isa.popcount == "vector"
+    zen = _is_zen4(isa)
     # Layers of few channels, as of dense blocks, read their data once or twice: wide tiles make them 1 to 2 % faster on Zen 4.
     pixels = _tile_width(geometry, most, 7 if zen and words(spec.out_channels) <= 2 else 4)
     return Schedule(pixels, vectors, adder, task_rows, task_blocks, zen and _leaves_the_cache(spec, geometry), fetch)
+
+
+def _is_zen4(isa):
+    """Whether the processor is one of AMD's that count vectors by one instruction."""
+    return isa.vendor == "AMD" and isa.popcount == "vector"
+
+
+def _has_tensors(epilogue):
+    """Whether an epilogue reads or stores values of every pixel that are no bits."""
+    return any(end.kind == "tensor" for end in (*epilogue.inputs, *epilogue.outputs))
 
 
 def _carry_save_fits(spec):
@@ -112,7 +122,7 @@ def _carry_save_pays(spec, isa):
     """Whether encoding the data is repaid. Where vectors are counted by one instruction, it saves one operation of six for two words: that
     takes many words, none of which is left over, and a processor that loads as fast as it computes. AMD's Zen 4 loads one vector of 512
     bits a cycle beside two operations, and plain counting was 3 to 10 % faster there in nearly all layers of the zoo."""
-    if isa.popcount == "vector" and isa.vendor == "AMD":
+    if _is_zen4(isa):
         return False
     geometry = Geometry.of(spec)
     height, width = geometry.kernel
@@ -129,9 +139,9 @@ def _two_blocks_fit(geometry):
 def _leaves_the_cache(spec, geometry):
     """Whether an epilogue's tensors come from beyond the second-level cache, and a tile takes long enough to wait for them: 1 to 4 % of
     such layers on Zen 4."""
-    tensors = any(end.kind == "tensor" for end in (*spec.epilogue.inputs, *spec.epilogue.outputs))
     height, width = geometry.kernel
-    return tensors and geometry.out_height * geometry.out_width >= _FAR_PIXELS and height * width * geometry.group_words >= 2 * _MANY_WORDS
+    many = height * width * geometry.group_words >= 2 * _MANY_WORDS
+    return _has_tensors(spec.epilogue) and many and geometry.out_height * geometry.out_width >= _FAR_PIXELS
 
 
 def _tables_fit(spec, isa):
@@ -199,7 +209,7 @@ def space(spec, isa):
     own = [replace(s, fetch=not s.fetch) for s in dict.fromkeys(found)]
     found = [replace(s, task_rows=r, task_blocks=b) for r in row_counts for b in block_counts for s in dict.fromkeys(found)]
     found += own
-    if any(end.kind == "tensor" for end in (*spec.epilogue.inputs, *spec.epilogue.outputs)):
+    if _has_tensors(spec.epilogue):
         found += [replace(s, prefetch=True) for s in found if s.adder != by_bytes.ADDER]
     if tile_product.claims(spec, isa):
         found += [Schedule(pixels, vectors, tile_product.ADDER, rows, 1) for pixels, vectors, rows in tile_product.space(spec)]

@@ -300,10 +300,11 @@ class Tuner:
         within = None
         try:
             if self.network and due:
-                within = self._compared_in_network(due)
-        except worker.Late:
-            within, self.interrupted = [], self.interrupted or TIME_LIMIT
+                within = []
+                with self._in_time():
+                    within = self._compared_in_network(due)
         except (measure.Failure, BnnError) as error:
+            within = None
             self.remark = f"compared alone, not within the network: {str(error).splitlines()[0]}"
         place = self.store.comparison(self.device.place if within is None else "network")
         for progress, times in self._compared_alone(due) if within is None else within:
@@ -356,21 +357,24 @@ class Tuner:
         for progress, chosen in due:
             chosen = chosen[: 1 + FINALISTS_ALONE]
             jobs.append((progress, chosen, [self.pipeline.build(progress.space, s) for s in chosen]))
-        try:
+        with self._in_time():
             for progress, chosen, built in jobs:
                 with contextlib.suppress(measure.Failure):
                     found.append((progress, chosen, self.device.compare([self._wait(b, self.deadline) for b in built])))
+        for progress, chosen, future in found:
+            times = None
+            with self._in_time(), contextlib.suppress(measure.Failure):
+                times = self._wait(future, self.deadline)
+            if times is not None:
+                yield progress, dict(zip(chosen, times))
+
+    @contextlib.contextmanager
+    def _in_time(self):
+        """What is too late is left out, and the session says so."""
+        try:
+            yield
         except worker.Late:
             self.interrupted = self.interrupted or TIME_LIMIT
-        for progress, chosen, future in found:
-            try:
-                times = dict(zip(chosen, self._wait(future, self.deadline)))
-            except worker.Late:
-                self.interrupted = self.interrupted or TIME_LIMIT
-            except measure.Failure:
-                continue
-            else:
-                yield progress, times
 
     def rows(self):
         """What became of every task."""

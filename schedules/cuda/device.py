@@ -203,9 +203,9 @@ _store2("int32", "int")
 _SHARED = "unsigned s = (unsigned)__cvta_generic_to_shared(dst);"
 
 
-def _copied(threads, dst, src, valid, words):
-    """Words of ``src`` where ``valid``, else zeros; a thread without data reads nothing."""
-    for pointer in (dst, src):
+def copied(threads, src, valid, words, aligned):
+    """Words of ``src`` where ``valid``, else zeros; a thread without data reads nothing. ``aligned``: pointers to whole copies."""
+    for pointer in aligned:
         if (threads.spread(pointer.index)[threads.running()] % words).any():
             raise threads.fault("a copy is not aligned")
     outer, found = threads.active, []
@@ -226,7 +226,7 @@ void bnn_copy{words}(unsigned* dst, const unsigned* src, bool valid) {{
   *({kind}*)dst = valid ? *(const {kind}*)src : {zero};
 }}""")
     def copy(threads, dst, src, valid):
-        for k, value in enumerate(_copied(threads, dst, src, valid, words)):
+        for k, value in enumerate(copied(threads, src, valid, words, (dst, src))):
             threads.store(dst.memory, dst.index + k, value)
 
     through = "cg" if words == 4 else "ca"
@@ -238,7 +238,7 @@ void bnn_copy_async{words}(unsigned* dst, const unsigned* src, bool valid) {{
                :: "r"(s), "l"(src), "r"(valid ? {4 * words} : 0) : "memory");
 }}""", needs=80)
     def copy_async(threads, dst, src, valid):
-        values = _copied(threads, dst, src, valid, words)
+        values = copied(threads, src, valid, words, (dst, src))
 
         def arrive():
             for k, value in enumerate(values):

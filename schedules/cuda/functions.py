@@ -169,14 +169,7 @@ void bnn_fetch1(unsigned* dst, const float* src, bool valid) {{
 
     @device.define(f"bnn_fetch{count}", "", source, needs=80)
     def fetch(threads, dst, src, valid):
-        if (threads.spread(dst.index)[threads.running()] % count).any():
-            raise threads.fault("a copy is not aligned")
-        outer, found = threads.active, []
-        valid = threads.spread(valid).astype(bool)
-        threads.active = valid if outer is None else valid & outer
-        for k in range(count):
-            found.append(threads.load(src.memory, src.index + k) if threads.active.any() else np.zeros(threads.count, np.float32))
-        threads.active = outer
+        found = device.copied(threads, src, valid, count, (dst,))
 
         def arrive():
             for k, value in enumerate(found):

@@ -85,6 +85,18 @@ def find(mod, name, function="main"):
     return [b.value for b in bindings(mod[function]) if op_name(b.value) == name]
 
 
+def bipolar(emit, x):
+    """The sign of ``x``, +1 for 0."""
+    return emit(relax.op.where(emit(relax.op.less(x, c(0.0))), c(-1.0), c(1.0)))
+
+
+def batchnorm(emit, x, seed):
+    """A scale, of either sign or 0, and a shift for each channel."""
+    channels = int(x.ty.shape[-1])
+    scale, shift = ints(channels, seed=seed, largest=3) / 2, quarters(channels, seed=seed + 1)
+    return emit(relax.op.add(emit(relax.op.multiply(x, c(scale))), c(shift)))
+
+
 def same(before, after, *arrays):
     """Assert that two modules compute the same, bit for bit (0.0 and -0.0 are equal), and return the results."""
     wanted, got = run(before, list(arrays)), run(after, list(arrays))

@@ -11,18 +11,9 @@ from bnntvm.passes.canonicalise import Canonicalise
 from bnntvm.passes.fuse_epilogues import FuseEpilogues
 from bnntvm.passes.merge_siblings import MergeSiblings
 from bnntvm.spec import split_layers
-from tests.passes.relax_nets import c, calls, conv, find, fold, ints, module, quarters, same, signs
+from tests.passes.relax_nets import batchnorm, bipolar, c, calls, conv, find, fold, ints, module, quarters, same, signs
 
 r = relax.op
-
-
-def bipolar(emit, x):
-    return emit(r.where(emit(r.less(x, c(0.0))), c(-1.0), c(1.0)))
-
-
-def batchnorm(emit, x, seed):
-    channels = int(x.ty.shape[-1])
-    return emit(r.add(emit(r.multiply(x, c(ints(channels, seed=seed, largest=3) / 2))), c(quarters(channels, seed=seed + 1))))
 
 
 def block(emit, x, parts=2, kernel=1, tail=lambda emit, y, x, i: emit(r.add(batchnorm(emit, y, i), x))):

@@ -4,13 +4,9 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from tests.passes.relax_nets import c, calls, conv, dense, fold, module, quarters, same, signs
+from tests.passes.relax_nets import bipolar, c, calls, conv, dense, fold, module, quarters, same, signs
 
 r = relax.op
-
-
-def bipolar(emit, x):
-    return emit(r.where(emit(r.less(x, c(0.0))), c(-1.0), c(1.0)))
 
 
 def unipolar(emit, x):

@@ -7,19 +7,9 @@ from tvm import relax
 from bnntvm.graph import dims
 from bnntvm.passes.canonicalise import Canonicalise
 from bnntvm.passes.split_concats import SplitConcats
-from tests.passes.relax_nets import c, calls, conv, find, fold, ints, module, quarters, same, signs
+from tests.passes.relax_nets import batchnorm, bipolar, c, calls, conv, find, fold, module, quarters, same, signs
 
 r = relax.op
-
-
-def batchnorm(emit, x, seed):
-    channels = int(x.ty.shape[-1])
-    scale, shift = ints(channels, seed=seed, largest=3) / 2, quarters(channels, seed=seed + 1)
-    return emit(r.add(emit(r.multiply(x, c(scale))), c(shift)))
-
-
-def bipolar(emit, x):
-    return emit(r.where(emit(r.less(x, c(0.0))), c(-1.0), c(1.0)))
 
 
 def dense_block(emit, x, layers=3, growth=32):
