@@ -221,8 +221,9 @@ class Library:
 
     def __init__(self, path):
         load = ffi().get_global_func("ffi.Module.load_from_file.so")
-        self._memory = huge_pages.Watch()
         huge_pages.gather()
+        huge_pages.trim()  # free memory that the library would lie in comes into use anew, and is seen to
+        self._memory = huge_pages.Watch()
         self._module = load(path, "so")
         self._open = self._module["vm_load_executable"]  # AttributeError where the library is somebody else's
         try:

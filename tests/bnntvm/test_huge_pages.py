@@ -66,17 +66,21 @@ print(made * 2048 == huge(), made, blocks[1][:len(contents)] == contents)
 @needs_large_pages
 @pytest.mark.parametrize(("wanted", "made"), [("1", True), ("0", False)])
 def test_networks_lie_in_large_pages_where_that_is_wanted(tmp_path, wanted, made):
-    """Eight megabytes of weights that are no constants of a kernel of bits."""
+    """Eight megabytes of weights that are no constants of a kernel of bits, in a process with as much free memory that has been in use."""
     out = run(
         HUGE
         + f"""
 import numpy as np, onnx
 from onnx import helper, numpy_helper
 import bnntvm
+from bnntvm import huge_pages
 weight = np.random.default_rng(0).standard_normal((2048, 1024)).astype(np.float32)
 graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [helper.make_tensor_value_info("x", 1, ["N", 2048])],
                           [helper.make_tensor_value_info("y", 1, ["N", 1024])], [numpy_helper.from_array(weight, "w")])
 bnntvm.build(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)).export({str(tmp_path / "n.bnn")!r})
+huge_pages.gather()
+used = [np.ones(1 << 20, np.uint8) for _ in range(33)]
+del used[:-1]
 before = huge()
 module = bnntvm.load({str(tmp_path / "n.bnn")!r}, threads=1)
 x = np.ones((1, 2048), np.float32)
