@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import pathlib
 import shutil
@@ -15,7 +16,7 @@ from tvm.ir.expr import GenericConst, TensorLoad
 from tvm_ffi import structural_visit
 
 import bnntvm
-from bnntvm import checked, runtime
+from bnntvm import checked, direct, runtime
 from bnntvm.calls import kernel_calls
 from bnntvm.errors import BnnError, TargetError, ToolchainError, UnsupportedError
 from bnntvm.graph import bindings, dims, op_name, operands
@@ -137,8 +138,8 @@ def _last_line(error):
 class Compiled:
     """A Relax executable and what its memory plan says."""
 
-    def __init__(self, executable, entries, calls, workspace_bytes, constants_bytes, fresh_outputs, unaligned_inputs):
-        self.entries, self.calls = entries, calls
+    def __init__(self, executable, entries, calls, workspace_bytes, constants_bytes, fresh_outputs, unaligned_inputs, straight=None):
+        self.entries, self.calls, self.direct = entries, calls, straight or direct.Direct()
         self.executable, self.workspace_bytes, self.constants_bytes = executable, workspace_bytes, constants_bytes
         self.fresh_outputs, self.unaligned_inputs = fresh_outputs, unaligned_inputs
 
@@ -212,10 +213,11 @@ def compile_module(mod, isa):
             ]
         )(mod)
         workspace = workspace_bytes(mod)
+        straight = direct.add(mod)
         mod = lower_memory(mod)
         mod[finite.NAME] = finite.build(isa)
         executable = relax.build(restricted(mod), target=target, relax_pipeline=None)
-    return Compiled(executable, entries, calls, workspace, constants, fresh, unaligned)
+    return Compiled(executable, entries, calls, workspace, constants, fresh, unaligned, straight)
 
 
 def legalise(mod):
@@ -403,7 +405,7 @@ def _manifest(imported, isa, decisions, lowered, compiled, library, options):
         format=1, bnntvm=bnntvm.__version__, target=dict(name=isa.name, needs=sorted(isa.needs), machine=isa.machine),
         inputs=[dict(name=i.name, shape=list(i.shape), dtype=i.dtype) for i in imported.inputs],
         outputs=[dict(name=o.name, shape=list(o.shape), dtype=o.dtype) for o in imported.outputs],
-        entries=compiled.entries, calls=compiled.calls,
+        entries=compiled.entries, calls=compiled.calls, direct=dataclasses.asdict(compiled.direct),
         fresh_outputs=compiled.fresh_outputs, unaligned_inputs=compiled.unaligned_inputs, overridable=overridable,
         layers=[_layer(info, decisions, lowered) for info in imported.layers],
         constants_bytes=compiled.constants_bytes, code_bytes=code_bytes(library), workspace_bytes=compiled.workspace_bytes, options=options,

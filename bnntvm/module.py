@@ -301,7 +301,7 @@ class Module:
     def _load_library(self):
         """The library, after a check that this machine can run it."""
         artefact.check_machine(self._file, self._manifest, f"target {self.report.target}")
-        return open_library(self._file, runtime.Library)
+        return open_library(self._file, lambda path: runtime.Library(path, self._manifest.get("direct")))
 
     def _shapes_text(self, arrays):
         return ", ".join(f"{info.name} {_shape_text(array.shape)}" for info, array in zip(self.inputs, arrays))

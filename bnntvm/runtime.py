@@ -213,13 +213,15 @@ class Library:
         Shared library of a Relax VM executable; what follows its ELF contents in the file is ignored. It has an entry point ``main`` and
         may have ``main_1``, the same for inputs whose dynamic dimensions are all 1, with its memory planned at compile time;
         ``main_checked`` and ``main_checked_1`` do the same and raise an error for NaN and infinity in some inputs.
+    direct : dict, optional
+        What the manifest says of direct functions (:class:`bnntvm.direct.Direct`), which run instead of entry points that have one.
 
     Notes
     -----
     Loading runs the library's initialisers, i.e. native code of whoever made the file.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, direct=None):
         load = ffi().get_global_func("ffi.Module.load_from_file.so")
         huge_pages.gather()
         huge_pages.trim()  # free memory that the library would lie in comes into use anew, and is seen to
@@ -232,6 +234,7 @@ class Library:
             self._is_finite = None
         self._clear_pool = ffi().get_global_func("vm.builtin.memory_manager.clear")
         self._item = ffi().get_global_func("ffi.ArrayGetItem")  # without the checks of Array.__getitem__
+        self._direct = _Direct(self._module, direct) if direct and direct["entries"] else None
         huge_pages.trim()
         self._memory.collapse()
 
@@ -241,34 +244,80 @@ class Library:
         Parameters
         ----------
         instrument : tvm_ffi.Function, optional
-            Called before and after everything that the machine calls, see ``bnntvm/profiling/probe.c``.
+            Called before and after everything that the machine calls, see ``bnntvm/profiling/probe.c``. Such a machine has no direct
+            functions.
         """
         vm = self._open()
         if instrument is not None:
             vm["set_instrument"](instrument)
-        return Machine(vm, self._clear_pool, self._item, self._is_finite, self._memory)
+        vm["vm_initialization"](_CPU, 0, _POOLED)
+        direct = self._direct.functions(vm, self._item) if self._direct and instrument is None else {}
+        entries = [[direct.get(name) or _virtual(vm, name, self._item) for name in (main, f"{main}_1")] for main in ("main", "main_checked")]
+        return Machine(entries, self._clear_pool, self._is_finite, self._memory)
 
 
-def _function(vm, name):
-    """A virtual machine's function, or None."""
+def _virtual(vm, name, item):
+    """A function of the virtual machine's as one that returns numpy arrays, or None where there is none."""
     try:
-        return vm[name]
+        function = vm[name]
     except AttributeError:  # this is how it says that it has no such function
         return None
 
+    def run(*arrays):
+        results = function(*arrays)
+        if isinstance(results, _ffi.Tensor):
+            return [np.from_dlpack(results)]
+        return [np.from_dlpack(item(results, i)) for i in range(len(results))]
+
+    return run
+
+
+class _Direct:
+    """The direct functions of a library, see :mod:`bnntvm.direct`."""
+
+    def __init__(self, module, facts):
+        self._functions = {name: module.get_function(f"{name}_direct", query_imports=True) for name in facts["entries"]}
+        self._workspace_bytes, self._count = facts["workspace_bytes"], facts["constants"]
+        self._outputs = [(tuple(shape), np.dtype(dtype), np.empty if free else aligned_empty) for shape, dtype, free in facts["outputs"]]
+        self._constants = None  # kept: the table has their addresses
+
+    def functions(self, vm, item):
+        """Entry point to a function that takes and returns numpy arrays, with a workspace of its own."""
+        if self._constants is None:
+            found = vm["main_constants"]()
+            tensors = [item(found, i) for i in range(self._count)]
+            self._constants = tensors, ffi().from_dlpack(np.array([tensor.data_ptr() for tensor in tensors], np.int64))
+        workspace, table = ffi().from_dlpack(aligned_empty((self._workspace_bytes,), np.uint8)), self._constants[1]
+        return {name: self._bound(function, workspace, table) for name, function in self._functions.items()}
+
+    def _bound(self, function, workspace, table):
+        wanted = self._outputs
+
+        def run(*arrays):
+            outputs = [empty(shape, dtype) for shape, dtype, empty in wanted]
+            function(workspace, table, *arrays, *outputs)
+            return outputs
+
+        return run
+
 
 class Machine:
-    """One virtual machine; it serves one caller at a time."""
+    """What runs a library's entry points; it serves one caller at a time.
+
+    Parameters
+    ----------
+    entries : list of list
+        For ``main`` and ``main_checked``: the function, and the one for inputs whose dynamic dimensions are all 1. They take arrays and
+        return a list of numpy arrays. None where there is none.
+    """
 
     #: Workspaces are pooled by size. When the shapes change this often, the pool is emptied, so that it cannot grow without end.
     MAX_SHAPES = 8
 
-    def __init__(self, vm, clear_pool, item, is_finite=None, memory=None):
-        vm["vm_initialization"](_CPU, 0, _POOLED)
+    def __init__(self, entries, clear_pool, is_finite=None, memory=None):
         #: Entry points by whether all dynamic dimensions are 1.
-        self._main, self._checked = ((_function(vm, name), _function(vm, f"{name}_1")) for name in ("main", "main_checked"))
-        self._main, self._checked = ((entry, one or entry) for entry, one in (self._main, self._checked))
-        self._clear_pool, self._item, self._is_finite = clear_pool, item, is_finite
+        self._main, self._checked = ((entry, one or entry) for entry, one in entries)
+        self._clear_pool, self._is_finite = clear_pool, is_finite
         self._shapes = set()
         self._memory = memory  # watched since before the library was loaded: a first run's workspaces lie in what loading gave back
         self._buffers = {}
@@ -306,8 +355,7 @@ class Machine:
         results = call_with_threads(self._main[single], tensors, threads)
         if memory is not None:
             memory.collapse()
-        item = self._item
-        return [np.from_dlpack(item(results, i)) for i in range(len(results))]
+        return results
 
     def _new_shapes(self, shapes):
         """Note shapes that are run for the first time; the watch on the workspaces that they take."""
@@ -341,12 +389,8 @@ class Machine:
                     return None
             entry = self._checked[single] or entry
         try:
-            results = entry(*arrays)
+            return entry(*arrays)
         except ValueError as error:
             if NOT_FINITE not in str(error):
                 raise
             return None
-        if isinstance(results, _ffi.Tensor):
-            return (np.from_dlpack(results),)
-        item = self._item
-        return [np.from_dlpack(item(results, i)) for i in range(len(results))]
