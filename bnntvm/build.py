@@ -217,6 +217,7 @@ def compile_module(mod, isa):
         mod = lower_memory(mod)
         mod[finite.NAME] = finite.build(isa)
         executable = relax.build(restricted(mod), target=target, relax_pipeline=None)
+    workspace = straight.workspace_bytes if straight.entries else workspace
     return Compiled(executable, entries, calls, workspace, constants, fresh, unaligned, straight)
 
 

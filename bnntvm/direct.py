@@ -9,14 +9,15 @@ calls (profiles, the tuner)::
     main_1_direct(workspace, constants, inputs..., outputs...)
 
 ``workspace``, uint8 ``[bytes]``, aligned to 64 bytes, is one piece of memory for everything between inputs and outputs. ``constants``,
-int64 ``[n]``, has the addresses of the tensors that ``main_constants`` returns. Inputs may lie where the entry point's own inputs may;
-outputs may lie anywhere if kernels of ours fill them, else they are aligned to 64 bytes. The function checks the sizes and types of all
-that it is given. What a kernel raises, it raises.
+int64 ``[n]``, has the addresses of the tensors that ``main_constants`` returns, or one 0 where there are none. Inputs may lie where the
+entry point's own inputs may; outputs may lie anywhere if kernels of ours fill them, else they are aligned to 64 bytes. The function checks
+the sizes and types of all that it is given. What a kernel raises, it raises.
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,15 +49,12 @@ class Direct:
     entries : list of str
         The entry points that have one.
     workspace_bytes : int
-    constants : int
-        Number of tensors that ``main_constants`` returns.
     outputs : list of (list of int, str, bool)
         Shape and dtype of every output, and whether it may lie at any address that suits its elements.
     """
 
     entries: list = field(default_factory=list)
     workspace_bytes: int = 0
-    constants: int = 0
     outputs: list = field(default_factory=list)
 
 
@@ -89,31 +87,61 @@ def add(mod):
         mod[direct_name(name)] = plan.function(direct_name(name), size, constants)
     mod[CONSTANTS] = constants.function()
     outputs = [[list(o.shape), o.dtype, o.anywhere] for o in next(iter(plans.values())).outputs]
-    return Direct(list(plans), size, len(constants.values), outputs)
+    return Direct(list(plans), size, outputs)
 
 
 @dataclass(eq=False)
 class _Memory:
     """A piece of memory: of the workspace (``offset`` bytes from its start), or a tensor that the function is given (``buffer``).
 
-    ``anywhere``: whether nothing but kernels of ours touches it; TVM's take every buffer for aligned.
+    ``first``, ``last``: numbers of the calls between which it is in use. ``anywhere``: whether nothing but kernels of ours touches it;
+    TVM's take every buffer for aligned.
     """
 
+    shape: tuple
+    dtype: str
     offset: int | None = None
     buffer: object = None
-    shape: tuple = ()
-    dtype: str = ""
+    first: int = sys.maxsize
+    last: int = -1
     anywhere: bool = True
+
+    @property
+    def size(self):
+        """Bytes, up to a multiple of the alignment."""
+        size = int(np.prod(self.shape, dtype=np.int64)) * -(-tvm.DataType(self.dtype).bits // 8)
+        return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor somewhere; ``offset`` in bytes."""
+    """A tensor: all of a _Memory, or a GenericConst, in some shape."""
 
-    memory: object  # _Memory or GenericConst
-    offset: int
+    memory: object
     shape: tuple
-    dtype: str
+
+
+def _memory(operand):
+    """The _Memory of an operand; None for constants and sizes."""
+    return operand.memory if isinstance(operand, _Tensor) and isinstance(operand.memory, _Memory) else None
+
+
+def _place(memories):
+    """Give every piece of memory its place in the workspace. Returns the workspace's size.
+
+    The largest first, each at the lowest address that is free while it is in use: "greedy by size for offset calculation" of Pisarchyk and
+    Lee, Efficient Memory Management for Deep Neural Net Inference (2020).
+    """
+    placed = []
+    for memory in sorted(memories, key=lambda m: -m.size):
+        start = 0
+        for other in sorted((o for o in placed if o.first <= memory.last and memory.first <= o.last), key=lambda o: o.offset):
+            if start + memory.size <= other.offset:
+                break
+            start = max(start, other.offset + other.size)
+        memory.offset = start
+        placed.append(memory)
+    return max((memory.offset + memory.size for memory in placed), default=0)
 
 
 class _Plan:
@@ -136,37 +164,28 @@ class _Plan:
 
     def __init__(self, mod, name):
         func = mod[name]
-        self.size, self.calls, self.values = 0, [], {}
-        self.inputs = [_Memory(shape=_static(p), dtype=dtype(p)) for p in func.params]
-        self.values.update((p, _Tensor(m, 0, m.shape, m.dtype)) for p, m in zip(func.params, self.inputs))
-        made = []
+        self.calls, self.values = [], {}
+        self.inputs = [_Memory(_static(p), dtype(p)) for p in func.params]
+        self.values.update((p, _Tensor(m, m.shape)) for p, m in zip(func.params, self.inputs))
         for binding in bindings(func):
-            self.values[binding.var] = self._value(binding.value, made)
-        results = self._of(func.body.body)
-        self.outputs = self._outputs(results if isinstance(results, list) else [results], made)
-        for memory in made:
-            if memory not in self.outputs:
-                memory.offset = self._room(memory)
-        for kernel, operands in self.calls:
-            if "bnn.kernel" not in (mod[kernel].attrs or {}):
-                for operand in operands:
-                    if isinstance(operand, _Tensor) and isinstance(operand.memory, _Memory):
-                        operand.memory.anywhere = False
+            self.values[binding.var] = self._value(binding.value)
+        self.outputs = self._outputs(self._of(func.body.body))
+        if any(0 in memory.shape for memory in [*self.inputs, *self.outputs]):
+            raise _NotStraight  # numpy cannot lend arrays without elements
+        self._note_uses(mod)
+        self.size = _place([memory for memory in self._made() if memory not in self.outputs])
 
-    def _value(self, value, made):
-        """What a binding stands for: a _Tensor, a _Memory (storage), or a list of them; None for a call."""
+    def _value(self, value):
+        """What a binding stands for: a _Tensor, or a list of them; None for a call, and for storage, which is shared out anew."""
         name = op_name(value)
         if name == "relax.memory.alloc_storage":
-            return _Memory(offset=self._take(int(value.args[0].values[0])))
-        if name == "relax.memory.alloc_tensor":
-            storage, offset = self.values[value.args[0]], _integer(value.args[1])
-            return _Tensor(storage, offset, tuple(map(_integer, value.args[2].values)), str(value.args[3].value))
-        if name == "relax.builtin.alloc_tensor":
-            made.append(_Memory(shape=tuple(map(_integer, value.args[0].values)), dtype=str(value.args[1].value)))
-            return _Tensor(made[-1], 0, made[-1].shape, made[-1].dtype)
+            return None
+        if name in ("relax.memory.alloc_tensor", "relax.builtin.alloc_tensor"):
+            shape, kind = value.args[2:4] if name == "relax.memory.alloc_tensor" else value.args[:2]
+            memory = _Memory(tuple(map(_integer, shape.values)), str(kind.value))
+            return _Tensor(memory, memory.shape)
         if name == "relax.reshape":
-            tensor = self._of(value.args[0])
-            return _Tensor(tensor.memory, tensor.offset, _static(value), tensor.dtype)
+            return _Tensor(self._of(value.args[0]).memory, _static(value))
         if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar):
             self.calls.append((value.op.name_hint, [self._of(arg) for arg in value.args]))
             return None
@@ -177,30 +196,35 @@ class _Plan:
         if isinstance(expr, relax.Var):
             return self.values[expr]
         if isinstance(expr, GenericConst):
-            return _Tensor(expr, 0, _static(expr), dtype(expr))
+            return _Tensor(expr, _static(expr))
         if isinstance(expr, relax.Tuple):
             return [self._of(own) for own in expr.fields]
         if isinstance(expr, relax.TupleGetItem):
             return self._of(expr.tuple_value)[expr.index]
         return _integer(expr)
 
-    def _outputs(self, results, made):
+    def _made(self):
+        """The memory that calls fill, in their order."""
+        found = {id(own): own for _, operands in self.calls for own in map(_memory, operands) if own and own not in self.inputs}
+        return list(found.values())
+
+    def _outputs(self, results):
         """The memory of the results; they are filled by kernels, each of its own."""
-        found = [result.memory for result in results if isinstance(result, _Tensor) and result.memory in made]
-        if len(found) != len(results) or len({id(memory) for memory in found}) != len(found):
+        results = results if isinstance(results, list) else [results]
+        found, made = [_memory(result) for result in results], self._made()
+        if not all(memory in made for memory in found) or len(set(map(id, found))) != len(found):
             raise _NotStraight
         for memory, result in zip(found, results):
             memory.shape = result.shape
         return found
 
-    def _room(self, memory):
-        return self._take(int(np.prod(memory.shape, dtype=np.int64)) * max(1, tvm.DataType(memory.dtype).bits // 8))
-
-    def _take(self, size):
-        """Offset of ``size`` bytes of workspace."""
-        start = self.size
-        self.size += -(-size // _ALIGNMENT) * _ALIGNMENT
-        return start
+    def _note_uses(self, mod):
+        """When memory is in use, and by whom."""
+        for number, (kernel, operands) in enumerate(self.calls):
+            own = "bnn.kernel" in (mod[kernel].attrs or {})
+            for memory in filter(None, map(_memory, operands)):
+                memory.first, memory.last = min(memory.first, number), max(memory.last, number)
+                memory.anywhere &= own
 
     def function(self, name, size, constants):
         """The direct function.
@@ -230,8 +254,8 @@ class _Plan:
         elif memory.buffer is not None:
             data = tirx.buffer_data(memory.buffer)
         else:
-            data = tirx.address_of(workspace[memory.offset + operand.offset])
-        return _packed(data, operand)
+            data = tirx.address_of(workspace[memory.offset])
+        return _packed(data, operand.shape, dtype(memory) if isinstance(memory, GenericConst) else memory.dtype)
 
 
 class _Constants:
@@ -244,7 +268,7 @@ class _Constants:
                 for operand in operands:
                     if isinstance(operand, _Tensor) and isinstance(operand.memory, GenericConst):
                         self._note(operand.memory)
-        self.table = tir.buffer("constants", (len(self.values),), "int64")
+        self.table = tir.buffer("constants", (max(1, len(self.values)),), "int64")  # numpy cannot lend an array without elements
 
     def _note(self, constant):
         if self.numbers.setdefault(_identity(constant), len(self.values)) == len(self.values):
@@ -270,11 +294,12 @@ def _aligned(name, shape, kind):
     return tirx.decl_buffer(tuple(tir.i64(d) for d in shape), kind, name, data_alignment=_ALIGNMENT)
 
 
-def _packed(data, tensor):
+def _packed(data, shape, kind):
     """A tensor at an address as an argument of a packed call; it is made on the stack."""
-    shape = tvm.ir.Call("tirx.tvm_stack_make_shape", list(map(tir.i64, tensor.shape)), ret_ty=tvm.ir.PointerType(tvm.ir.PrimType("int64")))
-    parts = [data, shape, 0, len(tensor.shape), tirx.const(0, tensor.dtype), tir.i64(0)]
-    return tvm.ir.Call("tirx.tvm_stack_make_array", parts, ret_ty="handle")
+    dimensions = tvm.ir.Call(
+        "tirx.tvm_stack_make_shape", list(map(tir.i64, shape)), ret_ty=tvm.ir.PointerType(tvm.ir.PrimType("int64"))
+    )
+    return tvm.ir.Call("tirx.tvm_stack_make_array", [data, dimensions, 0, len(shape), tirx.const(0, kind), tir.i64(0)], ret_ty="handle")
 
 
 def _static(expr):

@@ -252,7 +252,8 @@ class Library:
             vm["set_instrument"](instrument)
         vm["vm_initialization"](_CPU, 0, _POOLED)
         direct = self._direct.functions(vm, self._item) if self._direct and instrument is None else {}
-        entries = [[direct.get(name) or _virtual(vm, name, self._item) for name in (main, f"{main}_1")] for main in ("main", "main_checked")]
+        names = [["main", "main_1"], ["main_checked", "main_checked_1"]]
+        entries = [[direct.get(name) or _virtual(vm, name, self._item) for name in pair] for pair in names]
         return Machine(entries, self._clear_pool, self._is_finite, self._memory)
 
 
@@ -277,7 +278,7 @@ class _Direct:
 
     def __init__(self, module, facts):
         self._functions = {name: module.get_function(f"{name}_direct", query_imports=True) for name in facts["entries"]}
-        self._workspace_bytes, self._count = facts["workspace_bytes"], facts["constants"]
+        self._workspace_bytes = int(facts["workspace_bytes"])
         self._outputs = [(tuple(shape), np.dtype(dtype), np.empty if free else aligned_empty) for shape, dtype, free in facts["outputs"]]
         self._constants = None  # kept: the table has their addresses
 
@@ -285,9 +286,12 @@ class _Direct:
         """Entry point to a function that takes and returns numpy arrays, with a workspace of its own."""
         if self._constants is None:
             found = vm["main_constants"]()
-            tensors = [item(found, i) for i in range(self._count)]
-            self._constants = tensors, ffi().from_dlpack(np.array([tensor.data_ptr() for tensor in tensors], np.int64))
-        workspace, table = ffi().from_dlpack(aligned_empty((self._workspace_bytes,), np.uint8)), self._constants[1]
+            tensors = [item(found, i) for i in range(len(found))]
+            self._constants = tensors, ffi().from_dlpack(np.array([tensor.data_ptr() for tensor in tensors] or [0], np.int64))
+        try:
+            workspace, table = ffi().from_dlpack(aligned_empty((self._workspace_bytes,), np.uint8)), self._constants[1]
+        except (MemoryError, ValueError) as error:  # ValueError: beyond what an array can be
+            raise BnnError("not enough memory for the network", why=str(error), hint=f"it takes {self._workspace_bytes} bytes") from error
         return {name: self._bound(function, workspace, table) for name, function in self._functions.items()}
 
     def _bound(self, function, workspace, table):
