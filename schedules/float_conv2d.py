@@ -51,6 +51,8 @@ class Schedule:
         Ask for the weights that are so many steps of the reduction ahead; 0 leaves that to the processor.
     paired : bool
         Input channels in pairs, for certain groups: see :mod:`.float_conv2d_paired`.
+    half : bool
+        Vectors of half the length, where the last whole one would be at most half full.
     """
 
     pixels: int
@@ -59,6 +61,7 @@ class Schedule:
     shared: bool
     ahead: int = 0
     paired: bool = False
+    half: bool = False
 
 
 def default_schedule(spec, isa):
@@ -73,6 +76,26 @@ def default_schedule(spec, isa):
 
 def space(spec, isa):
     """Valid schedules, the default one first."""
+    whole = _space(spec, isa)
+    if not _may_halve(spec, isa):
+        return whole
+    halves = [replace(schedule, half=True) for schedule in _space(spec, _isa(isa, half=True))]
+    # Half a vector's worth of channels takes no longer in half a vector anywhere, and Zen 4 multiplies two of them at a time.
+    return halves + whole if spec.out_channels <= isa.lanes // 2 or isa.vendor == "AMD" else whole + halves
+
+
+def _may_halve(spec, isa):
+    """Whether vectors of half the length would leave fewer lanes empty."""
+    return isa.lanes == 16 and spec.groups == 1 and 0 < spec.out_channels % isa.lanes <= isa.lanes // 2
+
+
+def _isa(isa, half):
+    """The instruction set with vectors of half the length, if that is wanted."""
+    return replace(isa, lanes=isa.lanes // 2) if half else isa
+
+
+def _space(spec, isa):
+    """Valid schedules on vectors of one length, the default one first."""
     vectors = _vectors(spec, isa)
     large = most_pixels(vectors, isa)
     if float_neon.by_element(isa) and contiguous(spec):
@@ -266,7 +289,7 @@ def pack_weights(spec, schedule, isa, weights):
     """
     if schedule.paired:
         return _paired().pack_weights(spec, schedule, isa, weights)
-    blocks = _blocks(spec, schedule, isa)
+    blocks = _blocks(spec, schedule, _isa(isa, schedule.half))
     packed = np.zeros((blocks.count, *weights.shape[1:3], blocks.depth, blocks.size), weights.dtype)
     per_out, per_in = spec.out_channels // spec.groups, spec.in_channels // spec.groups
     for o in range(spec.out_channels):
@@ -297,6 +320,7 @@ class Kernel:
     name = "float_conv2d"
 
     def __init__(self, spec, schedule, isa):
+        isa = _isa(isa, schedule.half)
         self.spec, self.schedule, self.isa, self.lanes = spec, schedule, isa, isa.lanes
         window = spec.window
         self.window = flattened(window, most_pixels(schedule.vectors, isa))
