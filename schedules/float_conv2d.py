@@ -76,10 +76,10 @@ def default_schedule(spec, isa):
 
 def space(spec, isa):
     """Valid schedules, the default one first."""
-    whole = _space(spec, isa)
+    whole = of_length(spec, isa)
     if not _may_halve(spec, isa):
         return whole
-    halves = [replace(schedule, half=True) for schedule in _space(spec, _isa(isa, half=True))]
+    halves = [replace(schedule, half=True) for schedule in of_length(spec, _isa(isa, half=True))]
     # Half a vector's worth of channels takes no longer in half a vector anywhere, and Zen 4 multiplies two of them at a time.
     return halves + whole if spec.out_channels <= isa.lanes // 2 or isa.vendor == "AMD" else whole + halves
 
@@ -94,8 +94,8 @@ def _isa(isa, half):
     return replace(isa, lanes=isa.lanes // 2) if half else isa
 
 
-def _space(spec, isa):
-    """Valid schedules on vectors of one length, the default one first."""
+def of_length(spec, isa):
+    """Valid schedules on vectors as long as they are, the default one first."""
     vectors = _vectors(spec, isa)
     large = most_pixels(vectors, isa)
     if float_neon.by_element(isa) and contiguous(spec):

@@ -32,7 +32,7 @@ def default_schedule(spec, isa):
 def space(spec, isa):
     """Valid schedules, the default one first."""
     found = []
-    for one in float_conv2d.space(spec, isa):
+    for one in float_conv2d.of_length(spec, isa):
         if one.ahead or one.paired:  # its weights are a thirtieth, and packed in another way
             continue
         window = float_conv2d.flattened(spec.window, float_conv2d.most_pixels(one.vectors, isa))
