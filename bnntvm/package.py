@@ -88,13 +88,16 @@ def package(path, folder, batch=1, runtime=True):
             )
         library = os.pread(file.fileno(), library_bytes, 0)
     tensors = _tensors(manifest, batch)
-    entry = "main_1" if batch == 1 and "main_1" in manifest.get("entries", ()) else "main"
+    entry, workspace = "main_1" if batch == 1 and "main_1" in manifest.get("entries", ()) else "main", 0
+    if entry in manifest.get("direct", {}).get("entries", ()):
+        entry, workspace = f"{entry}_direct", manifest["direct"]["workspace_bytes"]
     with new_folder(folder, "the bundle") as folder:
         _write(folder / "lib/network.so", library)
         notices = _runtime(folder, isa, runtime)
         libraries = ["lib/network.so", *notices]
         _fill(folder, isa, tensors, ["tvm.c"])
-        _write(folder / "network.txt", _description(isa, manifest["target"].get("needs", []), tensors, _contents(folder, libraries), entry))
+        description = _description(isa, manifest["target"].get("needs", []), tensors, _contents(folder, libraries), entry, workspace)
+        _write(folder / "network.txt", description)
         _write_manifest(folder, manifest, batch, notices | _own_license(folder))
     return folder
 
@@ -225,9 +228,10 @@ def _bytes(dtype, shape):
     return dtype.itemsize * int(np.prod(shape, dtype=np.int64))
 
 
-def _description(isa, needs, tensors, libraries, entry):
-    """network.txt; its last line has the digest of those before it."""
+def _description(isa, needs, tensors, libraries, entry, workspace=0):
+    """network.txt; its last line has the digest of those before it. ``workspace``: bytes, if the entry is a direct function."""
     lines = [f"machine {isa.machine}", *(f"needs {flag}" for flag in sorted(needs)), f"entry {entry}"]
+    lines += [f"workspace {workspace}"] if workspace else []
     lines += [f"file {hashlib.sha256(data).hexdigest()} {name}" for name, data in libraries.items()]
     for side, word in (("inputs", "input"), ("outputs", "output")):
         for dtype, shape in tensors[side]:

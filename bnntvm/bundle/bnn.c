@@ -185,6 +185,8 @@ static int read_bundle(bnn *net, const char *folder, char *entry) {
       else if (!has(word)) status = bnn_fail(net, BNN_MACHINE, "this processor lacks %s", word);
     } else if (!strcmp(word, "entry")) {
       if (fscanf(file, "%63s", entry) != 1) status = BNN_FILE;
+    } else if (!strcmp(word, "workspace")) {
+      if (fscanf(file, "%zu", &net->workspace) != 1) status = BNN_FILE;
     } else if (!strcmp(word, "file")) {
       status = check_file(net, folder, file);
     } else if (!strcmp(word, "check")) {

@@ -19,6 +19,7 @@ struct bnn {
   atomic_flag busy;
   int inputs, outputs, opened, has_result;
   Tensor in[MOST], out[MOST];
+  size_t workspace; /* bytes that a direct entry works in; 0: the entry is no direct one */
   void *state; /* the backend's */
 };
 

@@ -10,11 +10,17 @@
 #include <unistd.h>
 #include <tvm/ffi/c_api.h>
 
+/* A piece of memory and what the runtime calls it. */
 typedef struct {
-  DLManagedTensor managed[MOST];
-  int64_t strides[MOST][8];
-  TVMFFIObjectHandle tensors[MOST], module, machine, entry;
-  TVMFFIAny result;
+  DLManagedTensor managed;
+  int64_t shape[8], strides[8];
+  TVMFFIObjectHandle tensor;
+} Lent;
+
+typedef struct {
+  Lent in[MOST], out[MOST], workspace, table; /* all but `in` are for direct entries only; their memory is the state's */
+  TVMFFIObjectHandle module, machine, entry;
+  TVMFFIAny constants, result;
 } State;
 
 static int (*function_global)(const TVMFFIByteArray *, TVMFFIObjectHandle *);
@@ -93,8 +99,8 @@ static int call_global(const char *name, TVMFFIAny *args, int count, TVMFFIAny *
   return status;
 }
 
-static int member(bnn *net, TVMFFIObjectHandle module, const char *name, TVMFFIObjectHandle *function) {
-  TVMFFIAny args[3] = {object(module), text(name), number(0, kTVMFFIBool)}, result;
+static int member(bnn *net, TVMFFIObjectHandle module, const char *name, int imports, TVMFFIObjectHandle *function) {
+  TVMFFIAny args[3] = {object(module), text(name), number(imports, kTVMFFIBool)}, result;
   if (call_global("ffi.ModuleGetFunction", args, 3, &result)) return reported(net, name);
   if (result.type_index < kTVMFFIStaticObjectBegin) return bnn_fail(net, BNN_FILE, "the library has no function %s", name);
   *function = result.v_obj;
@@ -106,37 +112,77 @@ static int start(bnn *net, State *state, const char *path, const char *entry) {
   TVMFFIObjectHandle function;
   if (call_global("ffi.Module.load_from_file.so", args, 2, &result)) return reported(net, "loading the network");
   state->module = result.v_obj;
-  int status = member(net, state->module, "vm_load_executable", &function);
+  int status = member(net, state->module, "vm_load_executable", 0, &function);
   if (status) return status;
   memset(&result, 0, sizeof result);
   status = function_call(function, NULL, 0, &result);
   object_release(function);
   if (status) return reported(net, "loading the network");
   state->machine = result.v_obj;
-  if ((status = member(net, state->machine, "vm_initialization", &function))) return status;
+  if ((status = member(net, state->machine, "vm_initialization", 0, &function))) return status;
   TVMFFIAny where[3] = {number(kDLCPU, kTVMFFIInt), number(0, kTVMFFIInt), number(2, kTVMFFIInt)};
   memset(&result, 0, sizeof result);
   status = function_call(function, where, 3, &result);
   object_release(function);
   if (status) return reported(net, "starting the virtual machine");
   release(&result);
-  return member(net, state->machine, entry, &state->entry);
+  return net->workspace ? member(net, state->module, entry, 1, &state->entry) : member(net, state->machine, entry, 0, &state->entry);
 }
 
 static void keep(DLManagedTensor *self) { (void)self; } /* the memory is the handle's, which frees it */
 
-/* An input as the runtime sees it: the handle's memory. */
-static int lend(bnn *net, State *state, int index) {
-  const Tensor *from = &net->in[index];
-  DLManagedTensor *managed = &state->managed[index];
-  DLTensor *t = &managed->dl_tensor;
+static int lend(bnn *net, Lent *lent, const Tensor *from, void *data) {
+  DLTensor *t = &lent->managed.dl_tensor;
   int64_t stride = 1;
-  for (int i = from->dims - 1; i >= 0; --i) state->strides[index][i] = stride, stride *= from->shape[i];
+  memcpy(lent->shape, from->shape, sizeof lent->shape);
+  for (int i = from->dims - 1; i >= 0; --i) lent->strides[i] = stride, stride *= from->shape[i];
   t->device.device_type = kDLCPU;
-  t->ndim = from->dims, t->shape = (int64_t *)from->shape, t->strides = state->strides[index], t->data = from->data;
+  t->ndim = from->dims, t->shape = lent->shape, t->strides = lent->strides, t->data = data;
   t->dtype.code = (uint8_t)from->code, t->dtype.bits = (uint8_t)from->bits, t->dtype.lanes = 1;
-  managed->deleter = keep;
-  return tensor_from(managed, 0, 0, &state->tensors[index]) ? reported(net, "making an input") : BNN_OK;
+  lent->managed.deleter = keep;
+  return tensor_from(&lent->managed, 0, 0, &lent->tensor) ? reported(net, "making a tensor") : BNN_OK;
+}
+
+/* The same of memory that is made for it. */
+static int lend_new(bnn *net, Lent *lent, const Tensor *like) {
+  void *data = aligned_alloc(64, (like->bytes + 64) / 64 * 64);
+  if (!data) return bnn_fail(net, BNN_MEMORY, "no memory for the network");
+  int status = lend(net, lent, like, data);
+  if (status) free(data), lent->managed.dl_tensor.data = NULL;
+  return status;
+}
+
+/* The table with the addresses of the constants, which the virtual machine has: see bnntvm/direct.py. */
+static int find_constants(bnn *net, State *state) {
+  TVMFFIObjectHandle function;
+  TVMFFIAny size, args[2];
+  int status = member(net, state->machine, "main_constants", 0, &function);
+  if (status) return status;
+  status = function_call(function, NULL, 0, &state->constants);
+  object_release(function);
+  if (status || call_global("ffi.ArraySize", &state->constants, 1, &size)) return reported(net, "finding the constants");
+  Tensor table = {.code = kDLInt, .bits = 64, .dims = 1};
+  table.shape[0] = size.v_int64 ? size.v_int64 : 1, table.bytes = (size_t)table.shape[0] * 8;
+  if ((status = lend_new(net, &state->table, &table))) return status;
+  int64_t *addresses = state->table.managed.dl_tensor.data;
+  for (int64_t i = 0; i < size.v_int64; ++i) {
+    TVMFFIAny item;
+    args[0] = state->constants, args[1] = number(i, kTVMFFIInt);
+    if (call_global("ffi.ArrayGetItem", args, 2, &item)) return reported(net, "finding the constants");
+    DLTensor *tensor = (DLTensor *)((char *)item.v_obj + sizeof(TVMFFIObject));
+    addresses[i] = (int64_t)(intptr_t)tensor->data + (int64_t)tensor->byte_offset;
+    release(&item);
+  }
+  return BNN_OK;
+}
+
+/* What a direct entry takes beside the inputs. */
+static int lend_direct(bnn *net, State *state) {
+  Tensor workspace = {.code = kDLUInt, .bits = 8, .dims = 1, .shape = {(int64_t)net->workspace}, .bytes = net->workspace};
+  int status = lend_new(net, &state->workspace, &workspace);
+  if (!status) status = find_constants(net, state);
+  for (int i = 0; !status && i < net->outputs; ++i) status = lend_new(net, &state->out[i], &net->out[i]);
+  return status;
 }
 
 int bnn_backend_open(bnn *net, const char *folder, const char *entry) {
@@ -149,20 +195,27 @@ int bnn_backend_open(bnn *net, const char *folder, const char *entry) {
   pthread_mutex_unlock(&lock);
   snprintf(path, sizeof path, "%s/lib/network.so", folder);
   if (!status) status = start(net, state, path, entry);
-  for (int i = 0; !status && i < net->inputs; ++i) status = lend(net, state, i);
-  return status;
+  for (int i = 0; !status && i < net->inputs; ++i) status = lend(net, &state->in[i], &net->in[i], net->in[i].data);
+  return !status && net->workspace ? lend_direct(net, state) : status;
 }
 
 int bnn_backend_run(bnn *net) {
   State *state = net->state;
-  TVMFFIAny args[MOST];
-  for (int i = 0; i < net->inputs; ++i) args[i] = object(state->tensors[i]);
+  TVMFFIAny args[2 * MOST + 2];
+  int count = 0;
+  if (net->workspace) args[count++] = object(state->workspace.tensor), args[count++] = object(state->table.tensor);
+  for (int i = 0; i < net->inputs; ++i) args[count++] = object(state->in[i].tensor);
+  for (int i = 0; net->workspace && i < net->outputs; ++i) args[count++] = object(state->out[i].tensor);
   release(&state->result);
-  return function_call(state->entry, args, net->inputs, &state->result) ? reported(net, "running the network") : BNN_OK;
+  return function_call(state->entry, args, count, &state->result) ? reported(net, "running the network") : BNN_OK;
 }
 
 int bnn_backend_output(bnn *net, int index, void *data, size_t bytes) {
   State *state = net->state;
+  if (net->workspace) {
+    memcpy(data, state->out[index].managed.dl_tensor.data, bytes);
+    return BNN_OK;
+  }
   TVMFFIAny item = state->result, args[2] = {state->result, number(index, kTVMFFIInt)};
   int array = state->result.type_index == kTVMFFIArray;
   if (array && call_global("ffi.ArrayGetItem", args, 2, &item)) return reported(net, "reading an output");
@@ -176,12 +229,19 @@ int bnn_backend_output(bnn *net, int index, void *data, size_t bytes) {
   return status;
 }
 
+static void give_back(Lent *lent, int own) {
+  if (lent->tensor) object_release(lent->tensor);
+  if (own) free(lent->managed.dl_tensor.data);
+}
+
 void bnn_backend_close(bnn *net) {
   State *state = net->state;
   if (!state) return;
   release(&state->result);
-  for (int i = 0; i < net->inputs; ++i)
-    if (state->tensors[i]) object_release(state->tensors[i]);
+  for (int i = 0; i < MOST; ++i) give_back(&state->in[i], 0), give_back(&state->out[i], 1);
+  give_back(&state->workspace, 1);
+  give_back(&state->table, 1);
+  release(&state->constants);
   TVMFFIObjectHandle handles[3] = {state->entry, state->machine, state->module};
   for (int i = 0; i < 3; ++i)
     if (handles[i]) object_release(handles[i]);

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
 import subprocess
@@ -201,6 +202,44 @@ def test_bundles_that_are_refused(native, tmp_path, change, code, message):
         check(folder)
     done = subprocess.run([compile_example("gcc", folder), str(folder)], capture_output=True, text=True)
     assert done.returncode == code and message in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(("batch", "entry"), [(1, "main_1_direct"), (3, "main")])
+def test_entries(native, model, batch, entry, tmp_path):
+    """A bundle for one image runs the network's direct function, any other the virtual machine."""
+    folder = package(native.parent / "network.bnn", tmp_path / "bundle", batch=batch)
+    lines = [line.split() for line in (folder / "network.txt").read_text().splitlines()]
+    assert [line[1] for line in lines if line[0] == "entry"] == [entry]
+    assert len([line for line in lines if line[0] == "workspace"]) == (batch == 1)
+    np.save(tmp_path / "x.npy", np.random.default_rng(batch).standard_normal((3, batch, 64, 6, 6)).astype(np.float32))
+    done = run_all(folder, tmp_path)
+    assert done.returncode == 0, done.stderr
+    module = bnntvm.build(model)
+    for x, y in zip(np.load(tmp_path / "x.npy"), np.load(tmp_path / "y.npy"), strict=True):
+        np.testing.assert_array_equal(y, module(x))
+
+
+def test_a_workspace_that_is_too_small_is_noticed(native, tmp_path):
+    folder = shutil.copytree(native, tmp_path / "bundle")
+    text = (folder / "network.txt").read_text().partition("check ")[0]
+    text = re.sub("workspace [0-9]+", "workspace 64", text)
+    (folder / "network.txt").write_text(text + f"check {hashlib.sha256(text.encode()).hexdigest()}\n")
+    np.save(tmp_path / "x.npy", np.ones((1, 1, 64, 6, 6), np.float32))
+    done = run_all(folder, tmp_path)
+    assert done.returncode == 1 and "Error: running the network failed: Invalid workspace" in done.stderr
+
+
+def run_all(folder, tmp_path):
+    """Run a bundle on what x.npy holds, one after the other, in a process that has no runtime but the bundle's."""
+    script = """
+import sys, numpy as np
+sys.path.insert(0, sys.argv[1])
+import bnn
+with bnn.Network() as network:
+    np.save(sys.argv[3], [network.run({"x": x})["y"] for x in np.load(sys.argv[2])])
+"""
+    command = [sys.executable, "-c", script, str(folder), str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 def test_same_artefact_same_bytes(native, tmp_path):
