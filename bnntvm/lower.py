@@ -301,11 +301,15 @@ class Lower(Rewriter):
     def begin(self):
         # Values that nothing reads but one transpose to the order of the ONNX file; those that kernels stored in that order at once.
         self.to_planes, self.planar = _read_in_channel_order(self.func), set()
+        # The same for one pool of 2x2 pixels: value and number of the result to the kind of output; those that kernels pooled at once.
+        self.to_pool, self.pooled = _read_by_pools(self.func, self.mod), set()
 
     def rewrite(self, var, value):
         if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar):
             func = self.mod[value.op]
             if func.attrs and "bnn.anchor" in func.attrs:
+                if value.args[0] in self.pooled:
+                    return self.env[value.args[0]]
                 return self.group(func, [self.substitute(arg) for arg in value.args], var)
         name = op_name(value)
         if name == "bnn.pool_bits":
@@ -440,7 +444,23 @@ class Lower(Rewriter):
         if var in self.to_planes and self.stores_planar(spec):
             spec, types = _planar(spec), [relax.TensorType([types[0].shape[a] for a in TO_CHANNEL_ORDER], types[0].dtype)]
             self.planar.add(var)
+        spec, types = self.pool(var, spec, types)
         return self.call(spec, operands, types, weights, layer)
+
+    def pool(self, var, spec, types):
+        """``spec``, and the types of its results, with those pooled that only pools read, where the family can."""
+        family, types = families.of(spec, self.isa), list(types)
+        if not hasattr(family, "stores_pooled") or not family.stores_pooled(spec, self.isa):
+            return spec, types
+        outputs = list(spec.epilogue.outputs)
+        for i, output in enumerate(outputs):
+            data, kind = self.to_pool.get((var, i), (None, None))
+            if kind and output.kind == "tensor" and output.dtype == "float32":
+                batch, height, width, channels = types[i].shape
+                types[i] = relax.TensorType([batch, int(height) // 2, int(width) // 2, channels], "float32")
+                outputs[i] = replace(output, kind=kind)
+                self.pooled.add(data)
+        return replace(spec, epilogue=replace(spec.epilogue, outputs=tuple(outputs))), types
 
     def epilogue(self, anchor, shape, members, results):
         builder, packs = EpilogueBuilder(anchor, shape), {}
@@ -524,6 +544,36 @@ def _read_in_channel_order(func):
             if axes is not None and tuple(int(a) for a in axes) == TO_CHANNEL_ORDER and dtype(value.args[0]) == "float32":
                 found.add(value.args[0])
     return found
+
+
+def _read_by_pools(func, mod):
+    """Results of groups that nothing reads but one pool of 2x2 pixels: (value, number of the result) to (variable of it, output kind)."""
+    count, found = uses(func), {}
+    values = {binding.var: binding.value for binding in bindings(func)}
+    for value in values.values():
+        if not (isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar) and len(value.args) == 1):
+            continue
+        data, kind = value.args[0], _halving_pool(mod[value.op])
+        if kind is None or not isinstance(data, relax.Var) or count[data] != 1:
+            continue
+        made = values.get(data)
+        if isinstance(made, relax.TupleGetItem):
+            found[made.tuple_value, made.index] = data, kind
+        elif made is not None:
+            found[data, 0] = data, kind
+    return found
+
+
+def _halving_pool(func):
+    """The output kind that a group is, if it is nothing but a pool of 2x2 float32 pixels without padding."""
+    members = [b.value for b in bindings(func) if op_name(b.value)]
+    kind = {"relax.nn.max_pool2d": "max_pool", "relax.nn.avg_pool2d": "avg_pool"}.get(op_name(members[0])) if len(members) == 1 else None
+    if kind is None or dtype(members[0].args[0]) != "float32" or any(not isinstance(d, int) for d in dims(members[0])[1:]):
+        return None
+    window = _pool_window(members[0], dims(members[0]))
+    even = window.in_height % 2 == 0 and window.in_width % 2 == 0
+    plain = (window.kernel, window.strides, window.pads, window.dilations) == ((2, 2), (2, 2), (0, 0, 0, 0), (1, 1))
+    return kind if plain and even else None
 
 
 def _planar(spec):

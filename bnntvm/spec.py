@@ -71,7 +71,8 @@ class Step:
 @dataclass(frozen=True)
 class Output:
     """One store. ``tensor`` stores value ``value`` as ``dtype`` [..., C]; ``planar`` (of convolutions of bits) stores float32 in
-    the order of an ONNX file, [N, C, H, W]; ``bits`` packs a bool value to ``uint32[..., words(C)]`` and, if ``flip`` is the number of a
+    the order of an ONNX file, [N, C, H, W]; ``max_pool`` and ``avg_pool`` (of BinaryConv2d) store the largest and the mean of 2x2 pixels,
+    float32 [N, H / 2, W / 2, C]; ``bits`` packs a bool value to ``uint32[..., words(C)]`` and, if ``flip`` is the number of a
     ``words`` input, xors each word with it. Tail bits (channels >= C) are 0 whatever the value says."""
 
     kind: str
@@ -79,6 +80,9 @@ class Output:
     dtype: str = "float32"
     flip: int | None = None
 
+
+#: Kinds of Output that make one pixel of 2x2.
+POOLED = ("max_pool", "avg_pool")
 
 #: Names of Step.op and their arity. Float arithmetic is IEEE float32, one rounding per operation, never contracted; round is half to even;
 #: prelu(x, slope) = where(x < 0, x * slope, x); clip is min(max(x, lo), hi); cast goes to Step.dtype; where(bool, x, y).

@@ -35,6 +35,7 @@ ANCHORS = {
 }  # fmt: skip
 
 
+POOLS = ("relax.nn.max_pool2d", "relax.nn.avg_pool2d")
 #: Anchors whose kernels read an operand several times side by side.
 _READS_TILES = {"bnn.conv2d_bits", "bnn.conv2d_planes"}
 
@@ -79,7 +80,7 @@ def is_anchor(var, value):
     if name == "bnn.matmul":
         weight = constant(value.args[1])
         return weight is not None and weight.ndim == 2 and len(dims(value.args[0])) == 2 and dtype(var) == "float32"
-    if name in ("relax.nn.max_pool2d", "relax.nn.avg_pool2d"):
+    if name in POOLS:
         return str(value.attrs["layout"]) == "NHWC" and dtype(var) == "float32" and not _ragged_average(value)
     if name == "relax.concat":
         rank = len(dims(var))
@@ -157,10 +158,11 @@ class Partition:
         return typed and None not in kinds and any(isinstance(a, relax.Var) and k == "tensor" for a, k in zip(value.args, kinds))
 
     def place_elementwise(self, var, value):
+        """Into the last group that can take it. Pools come after layers: the layer before a pool may do a plain one on the way."""
         shape = dims(var)
         full = [a for a in operands(value) if same_dims(dims(a), shape)]
         candidates = [self.group_of[a] for a in full if a in self.group_of and same_dims(self.group_of[a].shape, shape)]  # loose: shape ()
-        for group in sorted(set(candidates), key=self.groups.index, reverse=True):
+        for group in sorted(set(candidates), key=lambda g: (g.anchor not in POOLS, self.groups.index(g)), reverse=True):
             others = {self.group_of[a] for a in operands(value) if a in self.group_of} - {group}
             if not self.reads_bits(value, group) and not any(self.reaches(group, other) for other in others):
                 return self.add(group, var, value)

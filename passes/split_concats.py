@@ -20,11 +20,10 @@ from bnntvm import ops
 from bnntvm.bits import WORD_BITS
 from bnntvm.graph import Rewriter, bindings, const, constant, dims, op_name, uses
 
-from .fuse_epilogues import ELEMENTWISE
+from .fuse_epilogues import ELEMENTWISE, POOLS
 
 #: Parts of fewer channels, or of no multiple of these, are not pooled by themselves.
 _POOLED_CHANNELS = 16
-_POOLS = ("relax.nn.max_pool2d", "relax.nn.avg_pool2d")
 
 
 class _Split(Rewriter):
@@ -41,7 +40,7 @@ class _Split(Rewriter):
         made = None
         if name == "bnn.pack" and int(value.attrs["groups"]) == 1:
             made = self.pack(value)
-        elif name in _POOLS and str(value.attrs["layout"]) == "NHWC":
+        elif name in POOLS and str(value.attrs["layout"]) == "NHWC":
             made = self.pool(var, value)
         return made if made is not None else super().rewrite(var, value)
 

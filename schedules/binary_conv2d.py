@@ -16,8 +16,8 @@ from bnntvm.schedules import binary_conv2d_sliced as sliced
 from bnntvm.schedules import by_bytes, epilogue, tile_product
 from bnntvm.schedules.binary_conv2d_adders import Tables
 from bnntvm.schedules.binary_conv2d_kernel import Kernel
-from bnntvm.schedules.binary_conv2d_tiles import Geometry
-from bnntvm.spec import WORD_BITS, words
+from bnntvm.schedules.binary_conv2d_tiles import Geometry, pools
+from bnntvm.spec import POOLED, WORD_BITS, words
 
 #: Fields of a schedule that cut the work into parallel tasks.
 GRAIN = ("task_rows", "task_blocks")
@@ -71,6 +71,8 @@ def default_schedule(spec, isa):
     if neon.claims(spec, isa) and not sliced.claims(spec):
         pixels, rows, blocks = neon.schedule_numbers(spec, isa)
         return Schedule(pixels, 1, "neon", rows, blocks)
+    if pools(spec.epilogue):
+        return _counting_schedule(spec, isa)
     if tile_product.wins(spec, isa):
         pixels, vectors, rows = tile_product.numbers(spec)
         return Schedule(pixels, vectors, tile_product.ADDER, rows, 1)
@@ -93,6 +95,7 @@ def _counting_schedule(spec, isa):
         vectors, most = (1, 7) if _carry_save_fits(spec) else (2, 12)
     adder = "carry_save" if carry_save else "plain"
     task_rows, task_blocks = _tasks(geometry, words(spec.out_channels))
+    task_rows += task_rows % 2 * pools(spec.epilogue)  # pairs of rows are pooled
     # Weights that are used once pass by in order, which the processor sees by itself.
     fetch = geometry.out_height * geometry.out_width > 1
     if _tables_fit(spec, isa) and geometry.out_width >= 4:  # else splitting the weights into nibbles costs more than it saves
@@ -154,10 +157,10 @@ def _tables_fit(spec, isa):
 def _tile_width(geometry, most, few=4):
     """The tile width that computes the fewest pixels twice; of those the smallest that keeps all ports busy.
 
-    ``few`` pixels do for long sums; short ones, as of 1x1 kernels, need more work for each start of a loop.
+    ``few`` pixels do for long sums; short ones, as of 1x1 kernels, need more work for each start of a loop; single words have no loop.
     """
     width, kernel_words = geometry.out_width, geometry.kernel[0] * geometry.kernel[1] * geometry.group_words
-    least = max(few, min(7, -(-126 // kernel_words)))
+    least = max(few, min(7, -(-126 // kernel_words))) if kernel_words > 1 else 4
     return min(range(min(width, least), min(width, most) + 1), key=lambda p: (-(-width // p) * p, p), default=min(width, most))
 
 
@@ -204,13 +207,16 @@ def space(spec, isa):
                 found.append(replace(first, pixels=pixels, vectors=vectors, adder=adder))
     # One row at a time with all blocks is the other loop order: the data stay in the first-level cache and the weights pass by.
     rows, blocks = Geometry.of(spec).out_height, words(spec.out_channels)
-    row_counts = dict.fromkeys(r for r in (first.task_rows, 1, 2, 4, 7, 14, 28, rows) if r <= rows)
+    pooled = pools(spec.epilogue)
+    row_counts = dict.fromkeys(r for r in (first.task_rows, 1, 2, 4, 7, 14, 28, rows) if r <= rows and not (pooled and r % 2))
     block_counts = dict.fromkeys(b for b in (first.task_blocks, 1, 2, 4, 8, blocks) if b <= blocks)
     own = [replace(s, fetch=not s.fetch) for s in dict.fromkeys(found)]
     found = [replace(s, task_rows=r, task_blocks=b) for r in row_counts for b in block_counts for s in dict.fromkeys(found)]
     found += own
     if _has_tensors(spec.epilogue):
         found += [replace(s, prefetch=True) for s in found if s.adder != by_bytes.ADDER]
+    if pooled:
+        return found
     if tile_product.claims(spec, isa):
         found += [Schedule(pixels, vectors, tile_product.ADDER, rows, 1) for pixels, vectors, rows in tile_product.space(spec)]
     tiles = by_bytes.space(spec, isa) if isa.products == "tiles" else []
@@ -334,6 +340,13 @@ def _convolve(window, values, kernel):
 def stores_planar(spec, isa):
     """Whether the kernel can store its one result in channel order (output kind ``planar``)."""
     return not sliced.claims(spec) and not neon.claims(spec, isa) and [o.kind for o in spec.epilogue.outputs] == ["tensor"]
+
+
+def stores_pooled(spec, isa):
+    """Whether the kernel can pool 2x2 pixels of results that it would store as tensors (output kinds ``max_pool``, ``avg_pool``)."""
+    counts = not sliced.claims(spec) and not neon.claims(spec, isa) and not tile_product.wins(spec, isa) and not by_bytes.wins(spec, isa)
+    even = spec.window.out_height % 2 == 0 and spec.window.out_width % 2 == 0
+    return isa.machine == "x86_64" and counts and even and all(o.kind in ("tensor", "bits", *POOLED) for o in spec.epilogue.outputs)
 
 
 def build(spec, schedule, isa):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bnntvm.spec import words
+from bnntvm.spec import POOLED, words
 
 #: A row whose tiles need more code variants than this uses tiles of one pixel with run-time bounds at its ends.
 MAX_PATTERNS = 4
@@ -19,7 +19,8 @@ MAX_PATTERNS = 4
 class Geometry:
     """A convolution as the kernel walks over it: data ``[N, height, width, pixel_words]``.
 
-    The rows of a 1x1 convolution without pads and strides are joined to longer ones, which tiles cover better.
+    The rows of a 1x1 convolution without pads and strides are joined to longer ones, which tiles cover better, unless pixels of two of them
+    are pooled.
     """
 
     height: int
@@ -40,7 +41,7 @@ class Geometry:
         group_words = words(spec.in_channels // spec.groups)
         pixel_words = words(spec.in_channels) if spec.dense_groups else spec.groups * group_words
         shape = (w.in_height, w.in_width, w.out_height, w.out_width)
-        if w.kernel == (1, 1) and w.strides == (1, 1) and not any(w.pads):
+        if w.kernel == (1, 1) and w.strides == (1, 1) and not any(w.pads) and not pools(spec.epilogue):
             shape = _joined_rows(w.in_height, w.in_width) * 2
         # One tap along an axis leaves the dilation without meaning.
         dilations = tuple(1 if k == 1 else d for k, d in zip(w.kernel, w.dilations))
@@ -57,6 +58,11 @@ class Geometry:
         origin, dilation = position * self.strides[axis] - self.before[axis], self.dilations[axis]
         valid = [k for k in range(kernel) if 0 <= origin + k * dilation < size]
         return (valid[0], valid[-1] + 1) if valid else (0, 0)
+
+
+def pools(epilogue):
+    """Whether a result is pooled."""
+    return any(output.kind in POOLED for output in epilogue.outputs)
 
 
 def _joined_rows(height, width):

@@ -45,8 +45,8 @@ class Emitter:
     inputs, outputs : list of Buffer
         The kernel's parameters for the epilogue, in order.
     strips : dict of int to Buffer
-        For every ``planar`` output by its number, float32 memory that takes the words of channels of a strip of pixels one after the other;
-        the kernel sets it and brings it into channel order, see :mod:`.strips`.
+        For every ``planar`` or pooled output by its number, float32 memory that takes the words of channels of a strip of pixels one after
+        the other; the kernel sets it and makes the output of it, see :mod:`.strips`.
     """
 
     def __init__(self, epilogue, channels, isa, dims, anchor_dtype, elementwise=False):
@@ -178,6 +178,8 @@ def output_shape(output, channels, dims):
     """Shape of an epilogue output's buffer."""
     if output.kind == "planar":
         return (dims[0], channels, *dims[1:])
+    if output.kind in spec.POOLED:
+        return (dims[0], *(size // 2 for size in dims[1:]), channels)
     return (*dims, channels if output.kind == "tensor" else spec.words(channels))
 
 
@@ -223,7 +225,7 @@ class _Tile:
             target = self.emitter.outputs[index]
             if output.kind == "tensor":
                 self._store_tensor(output, target)
-            elif output.kind == "planar":
+            elif index in self.emitter.strips:
                 self._store_strip(output, self.emitter.strips[index])
             else:
                 self._store_bits(output, target)
@@ -516,11 +518,21 @@ def _reference_output(output, values, channels, shape):
     value = np.broadcast_to(values[output.value], shape)
     if output.kind != "bits":
         value = value.astype(output.dtype)
+        if output.kind in spec.POOLED:
+            return _reference_pool(output.kind, value)
         return value if output.kind == "tensor" else np.ascontiguousarray(np.moveaxis(value, -1, 1))
     packed = pack(value)
     if output.flip is not None:
         packed = packed ^ values[output.flip]
     return packed & pack(np.ones(channels, bool))
+
+
+def _reference_pool(kind, value):
+    """2x2 pixels of ``[N, H, W, C]`` made one, added up row by row."""
+    first, second, third, fourth = (value[:, y::2, x::2] for y in (0, 1) for x in (0, 1))
+    if kind == "max_pool":
+        return np.maximum(np.maximum(first, second), np.maximum(third, fourth))
+    return (((first + second) + third) + fourth) * np.float32(0.25)
 
 
 def pack(bits):

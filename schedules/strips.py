@@ -1,7 +1,8 @@
-"""Results in channel order: ``float32[N, C, H, W]`` from a kernel that computes words of channels pixel by pixel.
+"""Results that take more than one pixel to store, from a kernel that computes words of channels pixel by pixel.
 
-A task collects a strip of its pixels, 32 channels wide and small enough for the first-level cache, and transposes it in registers into
-the planes of these channels, where the pixels of consecutive rows are one run of memory.
+A task collects a strip of its pixels, 32 channels wide and small enough for the first-level cache. For results in channel order,
+``float32[N, C, H, W]``, it transposes the strip in registers into the planes of these channels, where the pixels of consecutive rows are
+one run of memory. For pooled results the strip is two rows, of which 2x2 pixels become one.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from tvm import tirx
 
 from bnntvm.schedules import tir
 from bnntvm.schedules.transpose import square
-from bnntvm.spec import WORD_BITS
+from bnntvm.spec import POOLED, WORD_BITS
 
 #: A strip is as many rows as stay below this number of pixels: 16 KiB.
 _PIXELS = 128
 
 
 class Strips:
-    """The strips of a task, one for each planar output; nothing for an epilogue without any.
+    """The strips of a task, one for each planar or pooled output; nothing for an epilogue without any. There are not both.
 
     Parameters
     ----------
@@ -37,9 +38,10 @@ class Strips:
 
     def __init__(self, emitter, width, row_counts, words=1):
         self.emitter, self.width, self.lanes = emitter, width, emitter.lanes
-        self.numbers = [i for i, output in enumerate(emitter.epilogue.outputs) if output.kind == "planar"]
+        self.numbers = [i for i, output in enumerate(emitter.epilogue.outputs) if output.kind in ("planar", *POOLED)]
+        self.pools = any(output.kind in POOLED for output in emitter.epilogue.outputs)
         self.allocation, self.first = [], None
-        self.rows = _strip_rows(max(row_counts), width, self.lanes)
+        self.rows = 2 if self.pools else _strip_rows(max(row_counts), width, self.lanes)
         rests = [count % self.rows for count in row_counts if count % self.rows]
         #: Whether rows that are left over belong to the last strip of a task, because they are too few for a strip of their own.
         self.joined = any(rest * width < self.lanes for rest in rests)
@@ -73,7 +75,7 @@ class Strips:
         A strip is written at once, faster than lines come from the second-level cache; asked for while it is computed they are there.
         """
         statements, each = [], WORD_BITS // self.lanes
-        for number in self.numbers:
+        for number in [] if self.pools else self.numbers:
             within = pixel - self.first
             channel = block * WORD_BITS + tirx.floormod(within, tir.i64(self.lanes)) * each
             first = pixel - tirx.floormod(within, tir.i64(self.lanes))
@@ -104,7 +106,9 @@ class Strips:
         return [body(), self.flush(image, block, count)]
 
     def flush(self, image, block, count, word=0):
-        """Bring the strips' ``count`` pixels into the planes."""
+        """Make the output of the strips' ``count`` pixels."""
+        if self.pools:
+            return [self._pool(output, image, block) for output in self.numbers]
         groups = tirx.floordiv(count + (self.lanes - 1), tir.i64(self.lanes))
 
         def group(number, output, part):
@@ -120,6 +124,24 @@ class Strips:
             for part in range(0, WORD_BITS, self.lanes)
         ]
 
+    def _pool(self, number, image, block):
+        """Make one pixel of every 2x2 of a strip of two rows."""
+        strip, target, width = self.emitter.strips[number], self.emitter.outputs[number], self.width
+        kind, channels = self.emitter.epilogue.outputs[number].kind, self.emitter.channels
+        row = tirx.floordiv(self.first, tir.i64(2 * width))
+
+        def vector(x, part):
+            taps = [tir.load_vector(strip, [(y * width + 2 * x + s) * WORD_BITS + part], self.lanes) for y in (0, 1) for s in (0, 1)]
+            channel = block * WORD_BITS + part
+            place, left = [image, row, x, channel], tir.i64(channels) - channel
+            if channels % self.lanes == 0:
+                store = tir.store_vector(target, place, _pooled(kind, taps, self.lanes))
+                return store if channels % WORD_BITS == 0 else tir.when(left > 0, store)
+            mask = tir.prefix_mask(tirx.min(left, tir.i64(self.lanes)), self.lanes)
+            return tir.when(left > 0, tir.store_masked(target, place, _pooled(kind, taps, self.lanes), mask))
+
+        return tir.for_("x", width // 2, lambda x: [vector(x, part) for part in range(0, WORD_BITS, self.lanes)])
+
     def _square(self, number, place, at, part, mask):
         """Transpose ``lanes`` pixels from pixel ``at`` of a strip on, channels ``part`` ... ``part + lanes - 1`` of the block."""
         (image, block, word), strip, target = place, self.emitter.strips[number], self.emitter.outputs[number]
@@ -133,6 +155,14 @@ class Strips:
             stores.append(tir.when(exists, store))
         some = channels % WORD_BITS == 0 or channels % self.lanes != 0 or block * WORD_BITS + part < channels
         return tir.when(some, [body, stores])
+
+
+def _pooled(kind, taps, lanes):
+    """Four vectors made one, in the order of :mod:`.pool2d`."""
+    total = taps[0]
+    for tap in taps[1:]:
+        total = tirx.Max(total, tap) if kind == "max_pool" else total + tap
+    return total if kind == "max_pool" else total * tir.splat(0.25, "float32", lanes)
 
 
 def _strip_rows(rows, width, lanes):

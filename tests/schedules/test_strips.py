@@ -1,4 +1,4 @@
-"""Convolutions that store in channel order, against the reference; nothing is written beside the result."""
+"""Convolutions that store in channel order or pool their results, against the reference; nothing is written beside the result."""
 
 from dataclasses import replace
 
@@ -47,20 +47,57 @@ def square(height, width, kernel, inputs, outputs):
 def test_equals_the_reference(isa, spec, task_rows):
     schedule = binary_conv2d.default_schedule(spec, isa)
     schedule = replace(schedule, task_rows=min(task_rows, schedule.task_rows))
+    check(spec, schedule, isa)
+
+
+def check(spec, schedule, isa, some_zeros=False):
+    """The kernel's results are the reference's, bit for bit, and what lies around them is as it was."""
     func = binary_conv2d.build(spec, schedule, isa).with_attr("global_symbol", "kernel")
     kernel = tvm.compile(tvm.IRModule({"kernel": func}), target=tvm_target(isa))
     rng, w, batch = np.random.default_rng(0), spec.window, 2
     data = tail.pack(rng.random((batch, w.in_height, w.in_width, spec.in_channels)) < 0.5)
     weights = tail.pack(rng.random((spec.out_channels, *w.kernel, spec.in_channels)) < 0.5)
-    shape = (batch, w.out_height, w.out_width)
-    inputs = epilogue_inputs(rng, spec.epilogue, spec.out_channels, shape)
-    (want,) = binary_conv2d.reference(spec, [data, weights], inputs)
-    memory = np.full(want.size + 2 * GUARD, 77, np.float32)
-    got = memory[GUARD:-GUARD].reshape(want.shape)
+    zeros = tail.pack(rng.random((batch, w.in_height, w.in_width, spec.in_channels)) < 0.01 * some_zeros)
+    masks = [zeros] if spec.zeros else []
+    inputs = epilogue_inputs(rng, spec.epilogue, spec.out_channels, (batch, w.out_height, w.out_width))
+    wanted = binary_conv2d.reference(spec, [data & ~zeros if masks else data, weights, *masks], inputs)
+    memories = [np.full(want.size + 2 * GUARD, 77, want.dtype) for want in wanted]
+    results = [memory[GUARD:-GUARD].reshape(want.shape) for memory, want in zip(memories, wanted)]
     packed = binary_conv2d.pack_weights(spec, schedule, isa, weights)
-    kernel["kernel"](*(tvm_ffi.from_dlpack(a) for a in (data, packed, *inputs, got)))
-    np.testing.assert_array_equal(got, want)
-    assert (memory[:GUARD] == 77).all() and (memory[-GUARD:] == 77).all()
+    operands = (data & ~zeros if masks else data, packed, *masks, *inputs, *results)
+    kernel["kernel"](*(tvm_ffi.from_dlpack(a) for a in operands))
+    for memory, got, want in zip(memories, results, wanted):
+        np.testing.assert_array_equal(got, want)
+        assert (memory[:GUARD] == 77).all() and (memory[-GUARD:] == 77).all()
+
+
+@st.composite
+def pooled(draw):
+    """Convolutions of even results, with a residual, pooled results, and bits and tensors beside them in any order."""
+    kernel, stride = draw(st.sampled_from([1, 3])), draw(st.integers(1, 2))
+    size = st.integers(1, 10).map(lambda n: 2 * n * stride)
+    window = specs.Window(draw(size), draw(size), (kernel, kernel), (stride, stride), (kernel // 2,) * 4)
+    outputs = [specs.Output(draw(st.sampled_from(specs.POOLED)), 6), *draw(st.sets(st.sampled_from([
+        specs.Output("tensor", 6), specs.Output("bits", 7, "uint32"), specs.Output("max_pool", 5), specs.Output("avg_pool", 5),
+    ]), max_size=3))]  # fmt: skip
+    epilogue = specs.Epilogue(
+        (specs.EpilogueInput("channel"), specs.EpilogueInput("tensor"), specs.EpilogueInput("channel")),
+        (specs.Step("cast", (0,)), specs.Step("multiply", (4, 1)), specs.Step("add", (5, 2)), specs.Step("less", (6, 3), "bool")),
+        tuple(draw(st.permutations(outputs))),
+    )
+    channels = draw(st.sampled_from([1, 16, 31, 32, 33, 40, 64, 100]))
+    return specs.BinaryConv2d(window, draw(st.sampled_from([32, 33, 64])), channels, zeros=draw(st.booleans()), epilogue=epilogue)
+
+
+@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(spec=pooled(), number=st.integers(0, 10000), some_zeros=st.booleans())
+def test_pooled_results(isa, spec, number, some_zeros):
+    if not binary_conv2d.stores_pooled(spec, isa):  # products of tiles are faster: the pool stays a kernel of its own
+        return
+    space = binary_conv2d.space(spec, isa)
+    assert all(schedule.task_rows % 2 == 0 for schedule in space)
+    check(spec, space[number % len(space)], isa, some_zeros)
 
 
 def test_a_single_layer_needs_no_transpose():
