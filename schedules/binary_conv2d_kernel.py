@@ -110,6 +110,20 @@ class Kernel:
         rows, per_task = self.geometry.out_height, self.schedule.task_rows
         return Strips(self.emitter, self.geometry.out_width, [per_task, rows % per_task] if rows % per_task else [per_task])
 
+    @property
+    def tail(self):
+        """Output channels of the last block."""
+        return self.spec.out_channels - (self.blocks - 1) * BLOCK
+
+    def live_parts(self, block):
+        """How many of a block's parts hold channels that exist: in the last block there may be fewer, which are all that is computed."""
+        last = min(self.parts, -(-self.tail // self.step))
+        if self.blocks == 1 or last == self.parts:
+            return last
+        if T.static(block) is not None:
+            return last if T.static(block) == self.blocks - 1 else self.parts
+        return tirx.Select(block == T.i64(self.blocks - 1), T.i64(last), T.i64(self.parts))
+
     @staticmethod
     def _count(total, per_task, first):
         return per_task if total % per_task == 0 else tirx.min(T.i64(per_task), total - first)
@@ -287,7 +301,7 @@ class Kernel:
                 statement = T.when(condition, self.reduce(adder, place, x, pattern, number), statement)
             return [self.fetch_weights(place[0], tile, number), statement]
 
-        return [bind, self.prefetch(place, x), T.for_("part", self.parts, part), self.epilogue(adder, place, x, plan.pixels)]
+        return [bind, self.prefetch(place, x), T.for_("part", self.live_parts(place[0]), part), self.epilogue(adder, place, x, plan.pixels)]
 
     def fetch_weights(self, block, tile, part):
         """Statements that ask for some lines of the next block's weights, evenly over the tiles of a task.
@@ -320,20 +334,33 @@ class Kernel:
         first, last, bind_taps = self._taps(1, x)
         columns = (Segment(first, last, (0,)),)
         count = self.correct_point(*place[2:4], first, last)
-        parts = T.for_("part", self.parts, lambda part: self.reduce(adder, place, x, ((first, last),), part, columns))
+        live = self.live_parts(place[0])
+        parts = T.for_("part", live, lambda part: self.reduce(adder, place, x, ((first, last),), part, columns))
         return [bind, bind_taps, count, parts, self.epilogue(adder, place, x, 1)]
 
     def epilogue(self, adder, place, x, pixels):
+        """Statements that finish a tile. The last block has code of its own where it is not full: it computes no vector that is not there,
+        and no other block masks any."""
+        if self.tail == BLOCK:
+            return self._finish(adder, place, x, pixels, place[0] * BLOCK, BLOCK)
+        last = self._finish(adder, place, x, pixels, T.i64((self.blocks - 1) * BLOCK), self.tail)
+        if self.blocks == 1:
+            return last
+        return T.when(place[0] == T.i64(self.blocks - 1), last, self._finish(adder, place, x, pixels, place[0] * BLOCK, BLOCK))
+
+    def _finish(self, adder, place, x, pixels, first_channel, channels):
+        """The epilogue of a tile for the ``channels`` channels from ``first_channel`` on, all of which exist."""
         block, y = place[:2]
         g = self.geometry
 
         def pixel(p):
-            values = [self.result(p * BLOCK + lane) for lane in range(0, BLOCK, self.lanes)]
+            values = [self.result(p * BLOCK + lane) for lane in range(0, channels, self.lanes)]
             place = self._position(y, x + p)
-            scope = self._half_thresholds(block * BLOCK) if self.halves(adder) else {}
+            scope = self._half_thresholds(first_channel) if self.halves(adder) else {}
             strip = self.strips.place(y * g.out_width + (x + p))
             fetch = self.strips.fetch(self.image, block, y * g.out_width + (x + p))
-            return [fetch, self.emitter.emit(values, (self.image, *place), block * BLOCK, scope, strip=strip)]
+            whole = channels == BLOCK or None
+            return [fetch, self.emitter.emit(values, (self.image, *place), first_channel, scope, whole, strip=strip)]
 
         return T.for_("p", pixels, pixel)
 

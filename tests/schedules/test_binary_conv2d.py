@@ -170,6 +170,31 @@ def test_depthwise_arrays_of_one_size_stay_apart(isa):
     check(spec, isa)
 
 
+@pytest.mark.parametrize("outputs", [8, 16, 24, 48, 72, 80])
+@pytest.mark.parametrize("vectors", [1, 2])
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_last_block_that_is_not_full(isa, vectors, outputs):
+    """Vectors without a channel are not computed, those with some are; results and packed words beside them stay as they were."""
+    spec = BinaryConv2d(Window(5, 11, (3, 3), (1, 1), (1, 1, 1, 1)), 40, outputs, epilogue=SCALED)
+    first = next(s for s in binary_conv2d.space(spec, isa) if s.adder == "plain")
+    check(spec, isa, replace(first, vectors=vectors, pixels=min(first.pixels, 12 // vectors), task_blocks=1), seed=outputs)
+    check(replace(spec, zeros=True), isa, replace(first, vectors=vectors, pixels=2, task_blocks=9), seed=outputs)
+
+
+def test_tiles_of_one_vector_where_half_a_block_is_left():
+    """48 channels are three vectors of 16, not four; a full block has tiles of two where they were faster."""
+    isa = next(level for level in LEVELS if level.name == "x86-64-v4-vpopcnt")
+    for vendor in ("AMD", "Intel"):
+        for outputs in (16, 48, 112):
+            spec = BinaryConv2d(Window(20, 20, (3, 3), (1, 1), (1, 1, 1, 1)), 32, outputs, epilogue=DOTS)
+            schedule = binary_conv2d.default_schedule(spec, replace(isa, vendor=vendor))
+            kernel = binary_conv2d.Kernel(spec, schedule, isa)
+            assert (schedule.vectors, kernel.blocks, kernel.parts) == (1, -(-outputs // 32), 2)
+            assert [kernel.live_parts(b) for b in range(kernel.blocks)] == [2] * (kernel.blocks - 1) + [1]
+        full = BinaryConv2d(Window(20, 20, (3, 3), (1, 1), (1, 1, 1, 1)), 32, 64, epilogue=DOTS)
+        assert binary_conv2d.default_schedule(full, replace(isa, vendor=vendor)).vectors == 2
+
+
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
 def test_unipolar_arrays_of_one_size_stay_apart(isa):
     """The results of four pixels are as large as the sums of weights."""
