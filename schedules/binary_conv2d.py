@@ -91,7 +91,8 @@ def _counting_schedule(spec, isa):
         vectors, most = (2 if _two_blocks_fit(geometry) else 1), 13
     else:
         vectors, most = (1, 7) if _carry_save_fits(spec) else (2, 12)
-    if vectors == 2 and half_a_block_is_left(spec.out_channels, isa):
+    # Tiles of one vector leave the other out of the last block, a quarter of the work for 48 channels.
+    if vectors == 2 and epilogue.half_a_word_is_left(spec.out_channels, isa):
         vectors, most = 1, 13
     adder = "carry_save" if carry_save else "plain"
     task_rows, task_blocks = _tasks(geometry, words(spec.out_channels))
@@ -103,12 +104,6 @@ def _counting_schedule(spec, isa):
     # Layers of few channels, as of dense blocks, read their data once or twice: wide tiles make them 1 to 2 % faster on Zen 4.
     pixels = _tile_width(geometry, most, 7 if zen and words(spec.out_channels) <= 2 else 4)
     return Schedule(pixels, vectors, adder, task_rows, task_blocks, zen and _leaves_the_cache(spec, geometry), fetch)
-
-
-def half_a_block_is_left(channels, isa):
-    """Whether the last block of 32 output channels needs one of two vectors only: tiles of one vector then leave the other out, which is a
-    quarter of the work for 48 channels."""
-    return 2 * isa.lanes == WORD_BITS and 0 < channels % WORD_BITS <= isa.lanes
 
 
 def _is_zen4(isa):

@@ -11,7 +11,7 @@ import numpy as np
 
 from bnntvm.schedules import bitserial_lookup as lookup
 from bnntvm.schedules import by_bytes, epilogue, neon
-from bnntvm.schedules.binary_conv2d import _convolve, _tasks, _tile_width, half_a_block_is_left
+from bnntvm.schedules.binary_conv2d import _convolve, _tasks, _tile_width
 from bnntvm.schedules.binary_conv2d_tiles import Geometry
 from bnntvm.schedules.bitserial_conv2d_kernel import PlanesKernel
 from bnntvm.schedules.bitserial_conv2d_lookup import MOST_UNROLLED, LookupKernel
@@ -57,7 +57,7 @@ def _counting_schedule(spec, isa):
     if isa.popcount != "vector":  # table look-ups need the registers
         vectors, most = (1, 7) if isa.registers == 32 else (1, 2)
     else:
-        narrow = adder == "pairs" or half_a_block_is_left(spec.out_channels, isa)
+        narrow = adder == "pairs" or epilogue.half_a_word_is_left(spec.out_channels, isa)
         vectors, most = (1, 13) if narrow else (2, 12 if spec.planes.words_per_weight == 1 else 11)
     return Schedule(_tile_width(geometry, most), vectors, adder, *_tasks(geometry, words(spec.out_channels)))
 
