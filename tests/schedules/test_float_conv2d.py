@@ -1,6 +1,7 @@
 """The float convolution against its reference, at every instruction-set level that this machine has."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,20 @@ def test_no_vector_of_a_tile_is_empty():
             vectors = float_conv2d.default_schedule(spec, isa).vectors
             if epilogue == "plain" or outputs <= 48:
                 assert -(-outputs // 16) % vectors == 0, outputs
+
+
+def test_tiles_of_one_vector_share_loads_where_two_multiply_in_a_cycle():
+    """And everywhere for stems in channel order, whose pixels are no neighbours in memory."""
+    level = next(level for level in LEVELS if level.name == "x86-64-v4-vpopcnt")
+    window = specs.Window(20, 20, (3, 3), (1, 1), (1, 1, 1, 1))
+    for outputs, planar, vendor, shared in [
+        (80, False, "AMD", False),
+        (80, False, "Intel", True),
+        (80, True, "AMD", True),
+        (64, False, "AMD", True),
+    ]:
+        spec = specs.FloatConv2d(window, 8, outputs, 1, EPILOGUES["plain"], planar)
+        assert float_conv2d.default_schedule(spec, replace(level, vendor=vendor)).shared == shared
 
 
 @given(window=geometries(most=40, kernel=7), most=st.integers(1, 14))
