@@ -325,6 +325,15 @@ class _ChannelsLast(Rewriter):
         axes = [stored.perm.index(a % len(stored.perm)) for a in axes]
         return Stored(self.emit(relax.op.strided_slice(stored.expr, axes, begin, end, strides)), stored.perm)
 
+    def on_take(self, _var, call):
+        """Rows, columns or channels by a list of indices, as of ``Resize`` to the nearest pixel: along the axis where they are stored."""
+        stored = self.stored(call.args[0])
+        if stored.plain or stored.order is not None or call.attrs["axis"] is None or len(dims(call.args[1])) != 1:
+            return None
+        axis = stored.perm.index(int(call.attrs["axis"]) % len(stored.perm))
+        out = relax.op.take(stored.expr, self.substitute(call.args[1]), axis=axis, mode=str(call.attrs["mode"]))
+        return Stored(self.emit(out), stored.perm)
+
     def on_nn_pad(self, _var, call):
         stored = self.stored(call.args[0])
         if stored.plain or stored.order is not None:

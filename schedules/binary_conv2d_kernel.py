@@ -7,6 +7,7 @@ task use them. There is no im2col buffer and no padded copy.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 from tvm import tirx
@@ -21,6 +22,21 @@ from bnntvm.spec import WORD_BITS, EpilogueInput, words
 
 BLOCK = WORD_BITS
 _LINE_BYTES = 64
+
+
+#: Groups in a vector up to which their words are broadcast and merged by masks; from more they are gathered, one load for each lane, and so
+#: they are where vectors are not counted by one instruction: for AVX-512 without it LLVM 22 never finishes some of such kernels.
+MOST_MERGED = 4
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Where the words of the few groups of a vector are: ``first`` for its first lanes, ``others[i]`` from a lane on, set in
+    ``from_lanes[i]``."""
+
+    first: object
+    others: tuple
+    from_lanes: tuple
 
 
 class Kernel:
@@ -109,6 +125,20 @@ class Kernel:
         """Where results in channel order are collected."""
         rows, per_task = self.geometry.out_height, self.schedule.task_rows
         return Strips(self.emitter, self.geometry.out_width, [per_task, rows % per_task] if rows % per_task else [per_task])
+
+    @property
+    def tail(self):
+        """Output channels of the last block."""
+        return self.spec.out_channels - (self.blocks - 1) * BLOCK
+
+    def live_parts(self, block):
+        """How many of a block's parts hold channels that exist: in the last block there may be fewer, which are all that is computed."""
+        last = min(self.parts, -(-self.tail // self.step))
+        if self.blocks == 1 or last == self.parts:
+            return last
+        if T.static(block) is not None:
+            return last if T.static(block) == self.blocks - 1 else self.parts
+        return tirx.Select(block == T.i64(self.blocks - 1), T.i64(last), T.i64(self.parts))
 
     @staticmethod
     def _count(total, per_task, first):
@@ -287,7 +317,7 @@ class Kernel:
                 statement = T.when(condition, self.reduce(adder, place, x, pattern, number), statement)
             return [self.fetch_weights(place[0], tile, number), statement]
 
-        return [bind, self.prefetch(place, x), T.for_("part", self.parts, part), self.epilogue(adder, place, x, plan.pixels)]
+        return [bind, self.prefetch(place, x), T.for_("part", self.live_parts(place[0]), part), self.epilogue(adder, place, x, plan.pixels)]
 
     def fetch_weights(self, block, tile, part):
         """Statements that ask for some lines of the next block's weights, evenly over the tiles of a task.
@@ -320,20 +350,33 @@ class Kernel:
         first, last, bind_taps = self._taps(1, x)
         columns = (Segment(first, last, (0,)),)
         count = self.correct_point(*place[2:4], first, last)
-        parts = T.for_("part", self.parts, lambda part: self.reduce(adder, place, x, ((first, last),), part, columns))
+        live = self.live_parts(place[0])
+        parts = T.for_("part", live, lambda part: self.reduce(adder, place, x, ((first, last),), part, columns))
         return [bind, bind_taps, count, parts, self.epilogue(adder, place, x, 1)]
 
     def epilogue(self, adder, place, x, pixels):
+        """Statements that finish a tile. The last block has code of its own where it is not full: it computes no vector that is not there,
+        and no other block masks any."""
+        if self.tail == BLOCK:
+            return self._finish(adder, place, x, pixels, place[0] * BLOCK, BLOCK)
+        last = self._finish(adder, place, x, pixels, T.i64((self.blocks - 1) * BLOCK), self.tail)
+        if self.blocks == 1:
+            return last
+        return T.when(place[0] == T.i64(self.blocks - 1), last, self._finish(adder, place, x, pixels, place[0] * BLOCK, BLOCK))
+
+    def _finish(self, adder, place, x, pixels, first_channel, channels):
+        """The epilogue of a tile for the ``channels`` channels from ``first_channel`` on, all of which exist."""
         block, y = place[:2]
         g = self.geometry
 
         def pixel(p):
-            values = [self.result(p * BLOCK + lane) for lane in range(0, BLOCK, self.lanes)]
+            values = [self.result(p * BLOCK + lane) for lane in range(0, channels, self.lanes)]
             place = self._position(y, x + p)
-            scope = self._half_thresholds(block * BLOCK) if self.halves(adder) else {}
+            scope = self._half_thresholds(first_channel) if self.halves(adder) else {}
             strip = self.strips.place(y * g.out_width + (x + p))
             fetch = self.strips.fetch(self.image, block, y * g.out_width + (x + p))
-            return [fetch, self.emitter.emit(values, (self.image, *place), block * BLOCK, scope, strip=strip)]
+            whole = channels == BLOCK or None
+            return [fetch, self.emitter.emit(values, (self.image, *place), first_channel, scope, whole, strip=strip)]
 
         return T.for_("p", pixels, pixel)
 
@@ -460,17 +503,26 @@ class Kernel:
         return [self._activation(plane, at + word, groups[v]) for word in range(count) for plane in planes]
 
     def _activation(self, plane, at, group):
+        return self._word_of_groups(lambda index: tirx.BufferLoad(plane, [self.image, T.i64(0), T.i64(0), index]), at, group)
+
+    def _word_of_groups(self, load, at, group):
+        """A word for every lane, from ``load(index)`` of an index or a vector of them."""
         offset, mask = group
-        if T.lanes_of(offset) == 1:
-            value = T.broadcast(T.load(plane, self.image, 0, 0, at + offset), self.lanes)
+        if isinstance(offset, Merged):
+            value = T.broadcast(load(at + offset.first), self.lanes)
+            for other, from_lane in zip(offset.others, offset.from_lanes):
+                value = T.select(from_lane, T.broadcast(load(at + other), self.lanes), value)
+        elif T.lanes_of(offset) == 1:
+            value = T.broadcast(load(at + offset), self.lanes)
         else:
-            value = tirx.BufferLoad(plane, [self.image, T.i64(0), T.i64(0), offset + T.broadcast(at, self.lanes)])
+            value = load(offset + T.broadcast(at, self.lanes))
         return value if mask is None else value & mask
 
     def _groups(self, block, part):
         """Per vector, where its group's bits are in a pixel: ``(offset, mask)``.
 
-        The offset of its words is a scalar where all lanes have the same, else one per lane. The mask is None but where groups share words.
+        The offset of its words is a scalar where all lanes have the same, :class:`Merged` where they have a few, else one per lane. The
+        mask is None but where groups share words.
         """
         g = self.geometry
         outputs, size, last = self.group_channels, g.group_words, g.groups - 1
@@ -485,11 +537,14 @@ class Kernel:
                 offset = block // (outputs // BLOCK) * size
             elif outputs % self.lanes == 0:
                 offset = tirx.min(first // outputs, T.i64(last)) * size
+            elif self.isa.popcount == "vector" and self._most_groups(outputs) <= MOST_MERGED:
+                offset, bind = self._merged(first, outputs, size, last)
+                binds.append(bind)
             else:
                 channels = tirx.Ramp(first, T.i64(1), self.lanes)
                 channels = tirx.min(channels, T.broadcast(T.i64(self.spec.out_channels - 1), self.lanes))
                 offset = channels // T.broadcast(T.i64(outputs), self.lanes) * T.broadcast(T.i64(size), self.lanes)
-            if T.static(offset) is None:
+            if not isinstance(offset, Merged) and T.static(offset) is None:
                 offset, bind = T.bind("group", offset)
                 binds.append(bind)
             offsets.append(offset)
@@ -498,6 +553,26 @@ class Kernel:
             masks, bind_masks = zip(*(self._group_mask(block * BLOCK + part * self.step + v * self.lanes) for v in range(self.vectors)))
             binds += bind_masks
         return list(zip(offsets, masks)), binds
+
+    def _most_groups(self, outputs):
+        """Groups of ``outputs`` channels that a vector touches at most."""
+        firsts = range(0, self.spec.out_channels, self.lanes)
+        return max((min(first + self.lanes, self.spec.out_channels) - 1) // outputs - first // outputs + 1 for first in firsts)
+
+    def _merged(self, first, outputs, size, last):
+        """:class:`Merged` offsets for the channels from ``first`` on, and the statements that bind them."""
+        group, bind_group = T.bind("group", first // outputs)
+        binds, offsets, masks = [bind_group], [], []
+        for i in range(self._most_groups(outputs)):
+            offset, bind = T.bind("offset", tirx.min(group + i, T.i64(last)) * size)
+            offsets.append(offset)
+            binds.append(bind)
+            if i:
+                lane = T.broadcast(tirx.Cast("int32", (group + i) * outputs - first), self.lanes)
+                mask, bind = T.bind("from", T.lane_numbers(self.lanes) >= lane)
+                masks.append(mask)
+                binds.append(bind)
+        return Merged(offsets[0], tuple(offsets[1:]), tuple(masks)), binds
 
     def _group_mask(self, first):
         """The bits of a lane's group in its word, for the channels from ``first`` on."""

@@ -57,7 +57,8 @@ def _counting_schedule(spec, isa):
     if isa.popcount != "vector":  # table look-ups need the registers
         vectors, most = (1, 7) if isa.registers == 32 else (1, 2)
     else:
-        vectors, most = (1, 13) if adder == "pairs" else (2, 12 if spec.planes.words_per_weight == 1 else 11)
+        narrow = adder == "pairs" or epilogue.half_a_word_is_left(spec.out_channels, isa)
+        vectors, most = (1, 13) if narrow else (2, 12 if spec.planes.words_per_weight == 1 else 11)
     return Schedule(_tile_width(geometry, most), vectors, adder, *_tasks(geometry, words(spec.out_channels)))
 
 

@@ -99,12 +99,7 @@ class PlanesKernel(Kernel):
         """One word of the data, for the lanes that need it."""
         if self.copied is None:
             return self._activation(self.data, at, group)
-        offset, mask = group
-        if T.lanes_of(offset) == 1:
-            value = T.broadcast(T.load(self.copied, at + offset), self.lanes)
-        else:
-            value = tirx.BufferLoad(self.copied, [offset + T.broadcast(at, self.lanes)])
-        return value if mask is None else value & mask
+        return self._word_of_groups(lambda index: tirx.BufferLoad(self.copied, [index]), at, group)
 
     # Corrections: base class hooks -----------------------------------------------------------------------------------------------------
 

@@ -161,6 +161,11 @@ class Emitter:
         return 1 <= other <= len(self.epilogue.inputs) and self.epilogue.inputs[other - 1].kind == "channel"
 
 
+def half_a_word_is_left(channels, isa):
+    """Whether two vectors hold the 32 channels of a word, and the last word of ``channels`` needs one of them only."""
+    return 2 * isa.lanes == spec.WORD_BITS and 0 < channels % spec.WORD_BITS <= isa.lanes
+
+
 def input_shape(operand, channels, dims):
     """Shape of an epilogue input's buffer; ``dims`` as in :class:`Emitter`."""
     padded = spec.words(channels) * spec.WORD_BITS

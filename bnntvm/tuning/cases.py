@@ -62,11 +62,11 @@ def resized(operand, array, images):
 def _tails(spec, count):
     """Mask of ``count`` words that keeps the bits of channels, where the specification says how many there are."""
     channels = getattr(spec, "in_channels", getattr(spec, "in_features", getattr(spec, "channels", None)))
-    groups = getattr(spec, "groups", 1)
     if not isinstance(channels, int):
         return np.full(count, 2**32 - 1, np.uint32)
-    if words(channels) == count:
-        groups = 1
+    # Two groups of 24 channels take two words, packed densely or not.
+    dense = getattr(spec, "dense_groups", words(channels) == count)
+    groups = 1 if dense else spec.groups
     each = channels // groups
     bits = np.zeros((groups, words(each) * WORD_BITS), np.uint8)
     bits[:, :each] = 1

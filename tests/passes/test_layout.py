@@ -182,6 +182,20 @@ def test_concatenation_splitting_and_slicing(axis):
     checked(network, (2, 4, 4, 4), (2, 4, 4, 4))
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2, 3, -1])
+def test_picking_rows_columns_or_channels(axis):
+    """As Resize to the nearest pixel does: nothing is turned for it."""
+    indices = np.array([0, 0, 1, 1, 3, 2] if axis else [1, 0, 0], np.int64)
+
+    def network(emit, x):
+        y = emit(nchw(x, ints(6, 4, 3, 3), layer="a"))
+        y = emit(r.take(y, c(indices, "int64"), axis=axis, mode="clip"))
+        return emit(nchw(y, ints(5, 6, 1, 1), layer="b"))
+
+    after = checked(network, (2, 4, 6, 6))
+    assert moves(after) == 2
+
+
 @pytest.mark.parametrize("mode, value", [("constant", 1.0), ("constant", -1.0), ("reflect", 0.0)])
 def test_padding(mode, value):
     def network(emit, x):

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from bnntvm.schedules import binary_conv2d, epilogue
+from bnntvm.schedules.binary_conv2d_kernel import Merged
 from bnntvm.spec import BinaryConv2d, Epilogue, EpilogueInput, Output, Step, Window, store
 from bnntvm.targets.x86 import LEVELS
 from tests.schedules.machines import LEVELS as ISAS
@@ -168,6 +169,52 @@ def test_depthwise_arrays_of_one_size_stay_apart(isa):
     """Rows as wide as makes the counters take as much memory as the repeated weights: TVM must not store them in one place."""
     spec = BinaryConv2d(Window(2, 9 * isa.lanes // 4, (3, 3), (1, 1), (1, 1, 1, 1)), 32, 32, 32, epilogue=DOTS, dense_groups=True)
     check(spec, isa)
+
+
+@pytest.mark.parametrize("outputs", [8, 16, 24, 48, 72, 80])
+@pytest.mark.parametrize("vectors", [1, 2])
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_last_block_that_is_not_full(isa, vectors, outputs):
+    """Vectors without a channel are not computed, those with some are; results and packed words beside them stay as they were."""
+    spec = BinaryConv2d(Window(5, 11, (3, 3), (1, 1), (1, 1, 1, 1)), 40, outputs, epilogue=SCALED)
+    first = next(s for s in binary_conv2d.space(spec, isa) if s.adder == "plain")
+    check(spec, isa, replace(first, vectors=vectors, pixels=min(first.pixels, 12 // vectors), task_blocks=1), seed=outputs)
+    check(replace(spec, zeros=True), isa, replace(first, vectors=vectors, pixels=2, task_blocks=9), seed=outputs)
+
+
+@pytest.mark.parametrize("groups, inputs, outputs, dense", [
+    (4, 40, 50, False), (3, 33, 20, False), (5, 64, 7, False), (9, 33, 3, False), (12, 16, 10, True),
+])  # fmt: skip
+@pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)
+def test_groups_that_share_vectors(isa, groups, inputs, outputs, dense):
+    """Two groups in a vector, several, and as many as are gathered; the last vectors hold channels that do not exist."""
+    spec = BinaryConv2d(Window(4, 9, (3, 3), (1, 1), (1, 1, 1, 1)), groups * inputs, groups * outputs, groups, False, True, SCALED, dense)
+    check(spec, isa, seed=groups)
+    check(replace(spec, zeros=False), isa, next(s for s in binary_conv2d.space(spec, isa) if s.adder == "plain"), seed=outputs)
+
+
+def test_words_of_few_groups_are_merged():
+    """By broadcasts under masks; lane by lane they took seven times as long for two groups."""
+    isa = next(level for level in LEVELS if level.name == "x86-64-v4-vpopcnt")
+    for groups, outputs, others in [(4, 50, 1), (3, 20, 1), (5, 6, 2), (5, 3, None), (4, 32, None)]:
+        spec = BinaryConv2d(Window(6, 14, (3, 3), (1, 1), (1, 1, 1, 1)), groups * 40, groups * outputs, groups, epilogue=DOTS)
+        kernel = binary_conv2d.Kernel(spec, binary_conv2d.default_schedule(spec, isa), isa)
+        (offset, _), *_ = kernel._groups(tvm.tirx.const(0, "int64"), 0)[0]
+        assert (len(offset.others) if isinstance(offset, Merged) else None) == others, (groups, outputs)
+
+
+def test_tiles_of_one_vector_where_half_a_block_is_left():
+    """48 channels are three vectors of 16, not four; a full block has tiles of two where they were faster."""
+    isa = next(level for level in LEVELS if level.name == "x86-64-v4-vpopcnt")
+    for vendor in ("AMD", "Intel"):
+        for outputs in (16, 48, 112):
+            spec = BinaryConv2d(Window(20, 20, (3, 3), (1, 1), (1, 1, 1, 1)), 32, outputs, epilogue=DOTS)
+            schedule = binary_conv2d.default_schedule(spec, replace(isa, vendor=vendor))
+            kernel = binary_conv2d.Kernel(spec, schedule, isa)
+            assert (schedule.vectors, kernel.blocks, kernel.parts) == (1, -(-outputs // 32), 2)
+            assert [kernel.live_parts(b) for b in range(kernel.blocks)] == [2] * (kernel.blocks - 1) + [1]
+        full = BinaryConv2d(Window(20, 20, (3, 3), (1, 1), (1, 1, 1, 1)), 32, 64, epilogue=DOTS)
+        assert binary_conv2d.default_schedule(full, replace(isa, vendor=vendor)).vectors == 2
 
 
 @pytest.mark.parametrize("isa", ISAS, ids=lambda isa: isa.name)

@@ -1,6 +1,7 @@
 """The float convolution against its reference, at every instruction-set level that this machine has."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from bnntvm import spec as specs
 from bnntvm.schedules import float_conv2d, windows
+from bnntvm.targets.x86 import LEVELS
 from tests.schedules.float_kernels import EPILOGUES, RUNNABLE, check, epilogue_names, geometries, sample, small_integers
 from tests.schedules.kernels import Kernel
 
@@ -65,6 +67,42 @@ def test_schedules_of_the_space_are_correct():
     isa, window = RUNNABLE[0], specs.Window(9, 30, (3, 3), (1, 1), (1, 1, 1, 1))
     for schedule in sample(float_conv2d.space(specs.FloatConv2d(window, 5, 40), isa)):
         run(isa, window, (5, 40), 1, "bias_relu", 1, 4, schedule)
+
+
+@pytest.mark.parametrize("epilogue", ["plain", "bias_relu", "residual_and_bits", "image_pixel"])
+@pytest.mark.parametrize("outputs, planar", [(33, True), (40, False), (48, True), (72, False), (80, False)])
+@pytest.mark.parametrize("isa", RUNNABLE, ids=lambda isa: isa.name)
+def test_channels_that_leave_half_a_word(isa, outputs, planar, epilogue):
+    """Default and other tiles, three vectors in one block among them, where two vectors at a time would compute one for nothing."""
+    window = specs.Window(9, 30, (3, 3), (2, 2), (1, 1, 1, 1))
+    spec = specs.FloatConv2d(window, 3, outputs, 1, EPILOGUES[epilogue], planar)
+    for schedule in sample(float_conv2d.space(spec, isa), 2):
+        run(isa, window, (3, outputs), 1, epilogue, 2, outputs, schedule, planar)
+
+
+def test_no_vector_of_a_tile_is_empty():
+    """By default, whatever the channels: of one block, or of more where no bits are packed."""
+    isa = next(level for level in LEVELS if level.name == "x86-64-v4-vpopcnt")
+    for outputs in range(1, 260):
+        for epilogue in ("plain", "bits"):
+            spec = specs.FloatConv2d(specs.Window(20, 20, (3, 3), (1, 1), (1, 1, 1, 1)), 8, outputs, 1, EPILOGUES[epilogue])
+            vectors = float_conv2d.default_schedule(spec, isa).vectors
+            if epilogue == "plain" or outputs <= 48:
+                assert -(-outputs // 16) % vectors == 0, outputs
+
+
+def test_tiles_of_one_vector_share_loads_where_two_multiply_in_a_cycle():
+    """And everywhere for stems in channel order, whose pixels are no neighbours in memory."""
+    level = next(level for level in LEVELS if level.name == "x86-64-v4-vpopcnt")
+    window = specs.Window(20, 20, (3, 3), (1, 1), (1, 1, 1, 1))
+    for outputs, planar, vendor, shared in [
+        (80, False, "AMD", False),
+        (80, False, "Intel", True),
+        (80, True, "AMD", True),
+        (64, False, "AMD", True),
+    ]:
+        spec = specs.FloatConv2d(window, 8, outputs, 1, EPILOGUES["plain"], planar)
+        assert float_conv2d.default_schedule(spec, replace(level, vendor=vendor)).shared == shared
 
 
 @given(window=geometries(most=40, kernel=7), most=st.integers(1, 14))
