@@ -157,9 +157,10 @@ def _counts(spec, vectors, isa):
 
 
 def _one_block(spec, isa):
-    """Three vectors where these are all of the channels, 33 to 48 with AVX-512: two blocks of two would compute one for nothing."""
+    """Three vectors where these are all of the channels, 33 to 48 with AVX-512, 17 to 24 in half vectors: two blocks of two would compute
+    one for nothing."""
     count = -(-spec.out_channels // isa.lanes)
-    return [count] if isa.lanes == 16 and spec.groups == 1 and count == 3 else []
+    return [count] if isa.machine == "x86_64" and isa.registers == 32 and spec.groups == 1 and count == 3 else []
 
 
 def _gathering(spec, window, vectors, isa):
