@@ -395,6 +395,10 @@ class Lower(Rewriter):
         """Whether the kernel for ``spec`` can store float images in the order of an ONNX file."""
         return getattr(families.of(spec, self.isa), "stores_planar", lambda _spec, _isa: False)(spec, self.isa)
 
+    def stores_pooled(self, spec):
+        """Whether the kernel for ``spec`` can pool 2x2 pixels of its float results."""
+        return getattr(families.of(spec, self.isa), "stores_pooled", lambda _spec, _isa: False)(spec, self.isa)
+
     def matmul_bits(self, call, ty):
         attrs, batch = call.attrs, dims(call.args[-1])[0]
         _, rows, columns = dims(ty)
@@ -449,16 +453,16 @@ class Lower(Rewriter):
 
     def pool(self, var, spec, types):
         """``spec``, and the types of its results, with those pooled that only pools read, where the family can."""
-        family, types = families.of(spec, self.isa), list(types)
-        if not hasattr(family, "stores_pooled") or not family.stores_pooled(spec, self.isa):
+        wanted = [i for value, i in self.to_pool if value.same_as(var)]
+        if not wanted or not self.stores_pooled(spec):
             return spec, types
-        outputs = list(spec.epilogue.outputs)
-        for i, output in enumerate(outputs):
-            data, kind = self.to_pool.get((var, i), (None, None))
-            if kind and output.kind == "tensor" and output.dtype == "float32":
+        outputs, types = list(spec.epilogue.outputs), list(types)
+        for i in wanted:
+            if outputs[i].kind == "tensor" and outputs[i].dtype == "float32":
+                data, kind = self.to_pool[var, i]
                 batch, height, width, channels = types[i].shape
                 types[i] = relax.TensorType([batch, int(height) // 2, int(width) // 2, channels], "float32")
-                outputs[i] = replace(output, kind=kind)
+                outputs[i] = replace(outputs[i], kind=kind)
                 self.pooled.add(data)
         return replace(spec, epilogue=replace(spec.epilogue, outputs=tuple(outputs))), types
 

@@ -34,6 +34,9 @@ class _Specify(Lower):
     def stores_planar(self, spec):
         return all(o.kind == "tensor" and o.dtype == "float32" for o in spec.epilogue.outputs)
 
+    def stores_pooled(self, spec):
+        return False
+
     def call(self, spec, operands, types, weights, layer=None):
         name = f"bnn_{len(self.specs)}"
         self.specs[name] = spec
