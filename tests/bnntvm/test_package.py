@@ -18,7 +18,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import bnntvm
-from bnntvm.package import check, package, package_c
+from bnntvm.package import _tensors, check, package, package_c
 from tests.emulation.userland import Userland
 
 #: Every way to use the interface wrongly; the last line is printed when nothing surprised.
@@ -229,6 +229,42 @@ def test_a_workspace_that_is_too_small_is_noticed(native, tmp_path):
     assert done.returncode == 1 and "Error: running the network failed: Invalid workspace" in done.stderr
 
 
+@pytest.mark.parametrize("standalone", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_outputs_of_several_rows_an_image(standalone, batch, tmp_path):
+    """What is as long as a multiple of the batch has its size in network.txt and network.h, and the room that it takes."""
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Reshape", ["r", "s"], ["y"])]
+    infos = [helper.make_tensor_value_info("x", 1, ["N", 4, 6]), helper.make_tensor_value_info("y", 1, ["M", 6])]
+    graph = helper.make_graph(nodes, "rows", infos[:1], infos[1:], [numpy_helper.from_array(np.array([-1, 6]), "s")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    module = bnntvm.build(model)
+    assert module.outputs[0].shape == ("n * 4", 6)
+    module.export(tmp_path / "network.bnn")
+    folder = tmp_path / "bundle"
+    package_c(model, folder, "x86", batch) if standalone else package(tmp_path / "network.bnn", folder, batch)
+    assert f"BNN_OUTPUT_BYTES {{{batch * 4 * 6 * 4}}}" in (folder / "include/network.h").read_text()
+    np.save(tmp_path / "x.npy", np.random.default_rng(batch).standard_normal((2, batch, 4, 6)).astype(np.float32))
+    done = run_all(folder, tmp_path)
+    assert done.returncode == 0, done.stderr
+    for x, y in zip(np.load(tmp_path / "x.npy"), np.load(tmp_path / "y.npy"), strict=True):
+        np.testing.assert_array_equal(y, module(x))
+
+
+@pytest.mark.parametrize(("dim", "size"), [
+    (7, 7), ("N", 3), ("n * 4", 12), ("n * T.int64(4)", 12), ("(n + 5) // 2", 4), ("n * 5 % 4 - 1", 2), ("rows", None), ("n / 2", None),
+    ("n * m", None), ("max(n, 2)", None), ("n // 0", None), ("n *", None), ("'n'", None), ("", None), (None, None),
+])  # fmt: skip
+def test_sizes(dim, size):
+    """Of outputs: a number, the batch by its name, or arithmetic on ``n``; anything else is refused."""
+    manifest = {"inputs": [{"name": "x", "shape": ["N", 2], "dtype": "float32"}]}
+    manifest["outputs"] = [{"name": "y", "shape": [dim], "dtype": "float32"}]
+    if size is None:
+        with pytest.raises(bnntvm.UnsupportedError, match="y, dimension"):
+            _tensors(manifest, 3)
+    else:
+        assert _tensors(manifest, 3)["outputs"] == [(np.float32, [size])]
+
+
 def run_all(folder, tmp_path):
     """Run a bundle on what x.npy holds, one after the other, in a process that has no runtime but the bundle's."""
     script = """
@@ -309,7 +345,6 @@ def test_no_bundle_for_a_gpu(model, tmp_path):
     with pytest.raises(bnntvm.UnsupportedError, match="(?s)no bundle for sm_80.*bnntvm.load"):
         package_c(model, tmp_path / "bundle", "sm_80")
     assert not (tmp_path / "bundle").exists()
-
 
 
 #: Runs the bundle ``argv[1]`` on ``x.npy`` with numpy and nothing else of Python's packages.
