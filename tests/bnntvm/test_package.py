@@ -278,6 +278,57 @@ with bnn.Network() as network:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+#: Runs the bundles ``argv[1:]`` on ones, all open at a time, and says what came of it.
+TOGETHER = """
+import importlib.util, sys, numpy as np
+opened = []
+for number, folder in enumerate(sys.argv[1:]):
+    spec = importlib.util.spec_from_file_location(f"bundle_{number}", folder + "/bnn.py")
+    bnn = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bnn)
+    try:
+        opened.append(bnn.Network(folder))
+    except bnn.Error as error:
+        print(error.code, error)
+for network in opened + opened:
+    print(network.run({"x": np.ones((1, 64, 6, 6), np.float32)})["y"].tobytes().hex())
+"""
+
+
+def run_together(folders, before=""):
+    command = [sys.executable, "-c", before + TOGETHER, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_bundles_in_one_process(native, model, tmp_path):
+    """They share a runtime: that of the first, or of the bnntvm or TVM that is at work there."""
+    doubled = onnx.ModelProto.FromString(model.SerializeToString())
+    doubled.graph.node[-1].output[0] = "half"
+    doubled.graph.node.append(helper.make_node("Add", ["half", "half"], ["y"]))
+    (tmp_path / "doubled").mkdir()
+    folders = [native, bundle(doubled, "x86", tmp_path / "doubled")]
+    once, twice = (bnntvm.build(m)(np.ones((1, 64, 6, 6), np.float32)).tobytes().hex() for m in (model, doubled))
+    assert once != twice
+    assert run_together(folders) == [once, twice] * 2
+    assert run_together(folders, "import bnntvm.runtime\nbnntvm.runtime.ffi()\n") == [once, twice] * 2
+    assert run_together(folders, "import tvm\n") == [once, twice] * 2
+
+
+def test_another_runtime_in_the_process(native, tmp_path):
+    """Two versions of the runtime would end the process: the second is refused."""
+    folder = shutil.copytree(native, tmp_path / "bundle")
+    library, text = folder / "lib/libtvm_runtime.so", folder / "network.txt"
+    old, data = (hashlib.sha256(d).hexdigest() for d in (library.read_bytes(), library.read_bytes() + b" "))
+    library.write_bytes(library.read_bytes() + b" ")
+    described = text.read_text().partition("check ")[0].replace(old, data)
+    text.write_text(described + f"check {hashlib.sha256(described.encode()).hexdigest()}\n")
+    first, *others = run_together([native, folder])
+    assert first.startswith("3 this process has loaded another libtvm_runtime.so, ") and str(native) in first
+    assert len(others) == 2 and len(run_together([folder])) == 2
+
+
 def test_same_artefact_same_bytes(native, tmp_path):
     """And the manifest lists every file but itself."""
     again = package(native.parent / "network.bnn", tmp_path / "another" / "name")
