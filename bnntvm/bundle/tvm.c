@@ -73,6 +73,9 @@ static void *load(bnn *net, const char *folder, const char *name) {
 }
 
 static int load_runtime(bnn *net, const char *folder) {
+  /* As bnntvm/runtime.py: TVM would set its workers' affinity and the caller's, and workers would spin for long before they sleep, or end. */
+  setenv("TVM_BIND_THREADS", "0", 0);
+  setenv("TVM_THREAD_POOL_SPIN_COUNT", "20000", 0);
   void *ffi = load(net, folder, "libtvm_ffi.so");
   if (!ffi || !load(net, folder, "libtvm_runtime.so")) return BNN_FILE;
   *(void **)&function_global = dlsym(ffi, "TVMFFIFunctionGetGlobal");

@@ -18,6 +18,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import bnntvm
+from benchmarks.layers import Layer
 from bnntvm.package import _tensors, check, package, package_c
 from tests.emulation.userland import Userland
 
@@ -314,6 +315,28 @@ def test_bundles_in_one_process(native, model, tmp_path):
     assert run_together(folders) == [once, twice] * 2
     assert run_together(folders, "import bnntvm.runtime\nbnntvm.runtime.ffi()\n") == [once, twice] * 2
     assert run_together(folders, "import tvm\n") == [once, twice] * 2
+
+
+def test_the_caller_keeps_its_affinity(tmp_path):
+    """TVM's pool of threads would move it to all processors."""
+    processors = sorted(os.sched_getaffinity(0))
+    if len(processors) < 2:
+        pytest.skip("there is one processor")
+    bnntvm.build(Layer(256, 14).chain(1), threads=1).export(tmp_path / "network.bnn")
+    folder = package(tmp_path / "network.bnn", tmp_path / "bundle")
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(folder)!r})
+import bnn, numpy as np
+with bnn.Network() as network:
+    (info,) = network.inputs
+    network.run({{info.name: np.ones(info.shape, np.float32)}})
+print(sorted(os.sched_getaffinity(0)), len(os.listdir("/proc/self/task")))
+"""
+    limits = dict(preexec_fn=lambda: os.sched_setaffinity(0, processors[:1]))
+    environment = os.environ | {"TVM_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, **limits)
+    assert done.stdout == f"{processors[:1]} 2\n", done.stdout + done.stderr  # it and a worker
 
 
 def test_another_runtime_in_the_process(native, tmp_path):
