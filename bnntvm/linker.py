@@ -89,7 +89,8 @@ def _compiler_setting():
 def _run_linker(compiler, out, objects):
     """Link ``objects``; the compiler's own words where it fails. It may be a command with options, as ``make`` takes it."""
     objects = [objects] if isinstance(objects, str) else objects
-    command = [*shlex.split(compiler), "-shared", "-fPIC", "-s", "-o", str(out), *objects, "-lm"]
+    # Every network defines functions of the same names: those of a library call each other.
+    command = [*shlex.split(compiler), "-shared", "-fPIC", "-s", "-Wl,-Bsymbolic", "-o", str(out), *objects, "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         words = (done.stderr or done.stdout).strip().splitlines()

@@ -19,10 +19,12 @@ The same artefact or model gives the same bytes, wherever and whenever it is pac
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import operator
 import os
 import pathlib
 import re
@@ -179,7 +181,8 @@ def _call(tensors):
 
 def _tensors(manifest, batch):
     """Inputs and outputs as the compiled network takes them, lists of ``(dtype, shape)``."""
-    tensors = {side: [_tensor(info, batch) for info in manifest[side]] for side in ("inputs", "outputs")}
+    names = {dim for info in manifest["inputs"] for dim in info["shape"] if not isinstance(dim, int)}
+    tensors = {side: [_tensor(info, names, batch) for info in manifest[side]] for side in ("inputs", "outputs")}
     for side, those in tensors.items():
         if len(those) > _MOST_TENSORS or any(len(shape) > _MOST_DIMS for _, shape in those):
             raise UnsupportedError(
@@ -218,10 +221,38 @@ def _write(path, data):
         raise BnnError("the bundle could not be written", where=str(path), why=error.strerror or str(error)) from error
 
 
-def _tensor(info, batch):
-    """``(dtype, shape)`` as the compiled network takes it: float16 inputs are float32."""
+def _tensor(info, names, batch):
+    """``(dtype, shape)`` as the compiled network takes it: float16 inputs are float32. ``names``: those that the batch has."""
     dtype = np.dtype(np.float32 if info["dtype"] == "float16" else info["dtype"])
-    return dtype, [dim if isinstance(dim, int) else batch for dim in info["shape"]]
+    return dtype, [batch if dim in names else _size(dim, batch, info["name"]) for dim in info["shape"]]
+
+
+#: Arithmetic on the batch that dimensions of outputs are.
+_ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod}
+
+
+def _size(dim, batch, name):
+    """The size of a dimension that is a number, or the text of arithmetic on the batch: "n * 4"."""
+
+    def value(term):
+        match term:
+            case ast.Constant(value=int(number)):
+                return number
+            case ast.Name(id="n"):
+                return batch
+            case ast.Call(func=ast.Attribute(attr="int64"), args=[own]):  # TVM's spelling of a number
+                return value(own)
+            case ast.BinOp(left=left, op=op, right=right):
+                return _ARITHMETIC[type(op)](value(left), value(right))
+        raise ValueError(ast.unparse(term))
+
+    try:
+        return dim if isinstance(dim, int) else value(ast.parse(dim, mode="eval").body)
+    except (SyntaxError, TypeError, ValueError, KeyError, ZeroDivisionError) as error:
+        raise UnsupportedError(
+            "the size of an output is not known before it is computed", where=f"{name}, dimension {dim!r}",
+            hint="fix the batch in the model: python -m onnxruntime.tools.make_dynamic_shape_fixed",
+        ) from error  # fmt: skip
 
 
 def _bytes(dtype, shape):

@@ -3,6 +3,7 @@
 #include "bundle.h"
 
 #include <dlfcn.h>
+#include <link.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,16 +40,42 @@ static int reported(bnn *net, const char *doing) {
   return strstr(net->message, "std::bad_alloc") ? BNN_MEMORY : BNN_RUNTIME;
 }
 
+static int same_file(const char *left, const char *right) {
+  FILE *files[2] = {fopen(left, "rb"), fopen(right, "rb")};
+  char data[2][4096];
+  size_t got = 0, other = 0;
+  int same = files[0] && files[1];
+  do {
+    if (same) got = fread(data[0], 1, sizeof data[0], files[0]), other = fread(data[1], 1, sizeof data[1], files[1]);
+    same = same && got == other && !memcmp(data[0], data[1], got);
+  } while (same && got);
+  same = same && !ferror(files[0]) && !ferror(files[1]);
+  for (int i = 0; i < 2; ++i)
+    if (files[i]) fclose(files[i]);
+  return same;
+}
+
+/* A process can hold one runtime: a second one ends it. The one of another bundle, or of Python's tvm_ffi, is as good if it is the same. */
 static void *load(bnn *net, const char *folder, const char *name) {
   char path[4096];
+  struct link_map *found;
   snprintf(path, sizeof path, "%s/lib/%s", folder, name);
-  /* A bundle without the runtime uses the system's. */
-  void *library = dlopen(access(path, F_OK) ? name : path, RTLD_NOW | RTLD_GLOBAL);
-  if (!library) bnn_fail(net, BNN_FILE, "%s", dlerror());
+  int own = !access(path, F_OK); /* a bundle without the runtime uses the system's */
+  void *library = dlopen(name, RTLD_NOW | RTLD_GLOBAL | RTLD_NOLOAD);
+  if (!library) {
+    if (!(library = dlopen(own ? path : name, RTLD_NOW | RTLD_GLOBAL))) bnn_fail(net, BNN_FILE, "%s", dlerror());
+  } else if (own && !dlinfo(library, RTLD_DI_LINKMAP, &found) && !same_file(found->l_name, path)) {
+    bnn_fail(net, BNN_FILE, "this process has loaded another %s, %s: use one version of the runtime", name, found->l_name);
+    dlclose(library);
+    library = NULL;
+  }
   return library;
 }
 
 static int load_runtime(bnn *net, const char *folder) {
+  /* As bnntvm/runtime.py: TVM would set its workers' affinity and the caller's, and workers would spin for long before they sleep, or end. */
+  setenv("TVM_BIND_THREADS", "0", 0);
+  setenv("TVM_THREAD_POOL_SPIN_COUNT", "20000", 0);
   void *ffi = load(net, folder, "libtvm_ffi.so");
   if (!ffi || !load(net, folder, "libtvm_runtime.so")) return BNN_FILE;
   *(void **)&function_global = dlsym(ffi, "TVMFFIFunctionGetGlobal");

@@ -1,5 +1,6 @@
 """The walk over an ONNX graph."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -312,6 +313,7 @@ def _parameter(info, batch):
 
 
 def _declared_shape(result, batch, inputs):
-    """Shape of an output; the batch by its name in the file."""
+    """Shape of an output; the batch by its name in the file, what is computed from it as arithmetic on ``n``: "n * 4"."""
     name = next((d for info in inputs for d in info.shape if isinstance(d, str)), "n")
-    return tuple(d if isinstance(d, int) else name if same_dim(d, batch) else str(d) for d in shape_of(result))
+    texts = [d if isinstance(d, int) else name if same_dim(d, batch) else str(d) for d in shape_of(result)]
+    return tuple(re.sub(r"T\.int64\((-?\d+)\)", r"\1", d) if isinstance(d, str) else d for d in texts)

@@ -1,5 +1,8 @@
 """Direct functions: the same results as the virtual machine's entry points, on memory that is shared out without overlap."""
 
+import subprocess
+import sys
+
 import hypothesis
 import numpy as np
 import onnx
@@ -167,6 +170,34 @@ def test_manifests_that_do_not_fit_their_library(exported):
         run(outputs=[[[1, 40, 7, 8], "float32", True], right["outputs"][1]])
     with pytest.raises(bnntvm.BnnError, match="failed while it ran"):
         run(outputs=right["outputs"][:1])
+
+
+GLOBALLY = """
+import ctypes, sys
+import numpy as np
+import bnntvm
+from bnntvm import runtime
+runtime.ffi()
+ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)
+module = bnntvm.load(sys.argv[2], threads=1)
+np.save(sys.argv[3], module(np.load(sys.argv[4])))
+"""
+
+
+def test_a_library_calls_its_own_kernels(tmp_path):
+    """Also where another network's are visible to all libraries of the process, under the same names."""
+    for operation in ("Add", "Mul"):
+        nodes = [helper.make_node("Sign", ["x"], ["a"]), helper.make_node("Conv", ["a", "w"], ["b"], pads=[1, 1, 1, 1])]
+        nodes += [helper.make_node(operation, ["b", "x"], ["y"])]
+        shape = [1, 32, 5, 5]
+        module = bnntvm.build(_model(nodes, {"x": (1, shape)}, {"y": (1, shape)}, w=_signs(32, 32, 3, 3)), threads=1)
+        module.export(tmp_path / f"{operation}.bnn")
+    x = module.random_feed()["x"]
+    np.save(tmp_path / "x.npy", x)
+    words = [str(tmp_path / name) for name in ("Add.bnn", "Mul.bnn", "y.npy", "x.npy")]
+    done = subprocess.run([sys.executable, "-c", GLOBALLY, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), module(x))
 
 
 @hypothesis.given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 12), st.integers(0, 6)), max_size=25))

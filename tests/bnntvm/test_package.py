@@ -18,7 +18,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 import bnntvm
-from bnntvm.package import check, package, package_c
+from benchmarks.layers import Layer
+from bnntvm.package import _tensors, check, package, package_c
 from tests.emulation.userland import Userland
 
 #: Every way to use the interface wrongly; the last line is printed when nothing surprised.
@@ -229,6 +230,42 @@ def test_a_workspace_that_is_too_small_is_noticed(native, tmp_path):
     assert done.returncode == 1 and "Error: running the network failed: Invalid workspace" in done.stderr
 
 
+@pytest.mark.parametrize("standalone", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_outputs_of_several_rows_an_image(standalone, batch, tmp_path):
+    """What is as long as a multiple of the batch has its size in network.txt and network.h, and the room that it takes."""
+    nodes = [helper.make_node("Relu", ["x"], ["r"]), helper.make_node("Reshape", ["r", "s"], ["y"])]
+    infos = [helper.make_tensor_value_info("x", 1, ["N", 4, 6]), helper.make_tensor_value_info("y", 1, ["M", 6])]
+    graph = helper.make_graph(nodes, "rows", infos[:1], infos[1:], [numpy_helper.from_array(np.array([-1, 6]), "s")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    module = bnntvm.build(model)
+    assert module.outputs[0].shape == ("n * 4", 6)
+    module.export(tmp_path / "network.bnn")
+    folder = tmp_path / "bundle"
+    package_c(model, folder, "x86", batch) if standalone else package(tmp_path / "network.bnn", folder, batch)
+    assert f"BNN_OUTPUT_BYTES {{{batch * 4 * 6 * 4}}}" in (folder / "include/network.h").read_text()
+    np.save(tmp_path / "x.npy", np.random.default_rng(batch).standard_normal((2, batch, 4, 6)).astype(np.float32))
+    done = run_all(folder, tmp_path)
+    assert done.returncode == 0, done.stderr
+    for x, y in zip(np.load(tmp_path / "x.npy"), np.load(tmp_path / "y.npy"), strict=True):
+        np.testing.assert_array_equal(y, module(x))
+
+
+@pytest.mark.parametrize(("dim", "size"), [
+    (7, 7), ("N", 3), ("n * 4", 12), ("n * T.int64(4)", 12), ("(n + 5) // 2", 4), ("n * 5 % 4 - 1", 2), ("rows", None), ("n / 2", None),
+    ("n * m", None), ("max(n, 2)", None), ("n // 0", None), ("n *", None), ("'n'", None), ("", None), (None, None),
+])  # fmt: skip
+def test_sizes(dim, size):
+    """Of outputs: a number, the batch by its name, or arithmetic on ``n``; anything else is refused."""
+    manifest = {"inputs": [{"name": "x", "shape": ["N", 2], "dtype": "float32"}]}
+    manifest["outputs"] = [{"name": "y", "shape": [dim], "dtype": "float32"}]
+    if size is None:
+        with pytest.raises(bnntvm.UnsupportedError, match="y, dimension"):
+            _tensors(manifest, 3)
+    else:
+        assert _tensors(manifest, 3)["outputs"] == [(np.float32, [size])]
+
+
 def run_all(folder, tmp_path):
     """Run a bundle on what x.npy holds, one after the other, in a process that has no runtime but the bundle's."""
     script = """
@@ -240,6 +277,79 @@ with bnn.Network() as network:
 """
     command = [sys.executable, "-c", script, str(folder), str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
     return subprocess.run(command, capture_output=True, text=True)
+
+
+#: Runs the bundles ``argv[1:]`` on ones, all open at a time, and says what came of it.
+TOGETHER = """
+import importlib.util, sys, numpy as np
+opened = []
+for number, folder in enumerate(sys.argv[1:]):
+    spec = importlib.util.spec_from_file_location(f"bundle_{number}", folder + "/bnn.py")
+    bnn = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bnn)
+    try:
+        opened.append(bnn.Network(folder))
+    except bnn.Error as error:
+        print(error.code, error)
+for network in opened + opened:
+    print(network.run({"x": np.ones((1, 64, 6, 6), np.float32)})["y"].tobytes().hex())
+"""
+
+
+def run_together(folders, before=""):
+    command = [sys.executable, "-c", before + TOGETHER, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_bundles_in_one_process(native, model, tmp_path):
+    """They share a runtime: that of the first, or of the bnntvm or TVM that is at work there."""
+    doubled = onnx.ModelProto.FromString(model.SerializeToString())
+    doubled.graph.node[-1].output[0] = "half"
+    doubled.graph.node.append(helper.make_node("Add", ["half", "half"], ["y"]))
+    (tmp_path / "doubled").mkdir()
+    folders = [native, bundle(doubled, "x86", tmp_path / "doubled")]
+    once, twice = (bnntvm.build(m)(np.ones((1, 64, 6, 6), np.float32)).tobytes().hex() for m in (model, doubled))
+    assert once != twice
+    assert run_together(folders) == [once, twice] * 2
+    assert run_together(folders, "import bnntvm.runtime\nbnntvm.runtime.ffi()\n") == [once, twice] * 2
+    assert run_together(folders, "import tvm\n") == [once, twice] * 2
+
+
+def test_the_caller_keeps_its_affinity(tmp_path):
+    """TVM's pool of threads would move it to all processors."""
+    processors = sorted(os.sched_getaffinity(0))
+    if len(processors) < 2:
+        pytest.skip("there is one processor")
+    bnntvm.build(Layer(256, 14).chain(1), threads=1).export(tmp_path / "network.bnn")
+    folder = package(tmp_path / "network.bnn", tmp_path / "bundle")
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(folder)!r})
+import bnn, numpy as np
+with bnn.Network() as network:
+    (info,) = network.inputs
+    network.run({{info.name: np.ones(info.shape, np.float32)}})
+print(sorted(os.sched_getaffinity(0)), len(os.listdir("/proc/self/task")))
+"""
+    limits = dict(preexec_fn=lambda: os.sched_setaffinity(0, processors[:1]))
+    environment = os.environ | {"TVM_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, **limits)
+    assert done.stdout == f"{processors[:1]} 2\n", done.stdout + done.stderr  # it and a worker
+
+
+def test_another_runtime_in_the_process(native, tmp_path):
+    """Two versions of the runtime would end the process: the second is refused."""
+    folder = shutil.copytree(native, tmp_path / "bundle")
+    library, text = folder / "lib/libtvm_runtime.so", folder / "network.txt"
+    old, data = (hashlib.sha256(d).hexdigest() for d in (library.read_bytes(), library.read_bytes() + b" "))
+    library.write_bytes(library.read_bytes() + b" ")
+    described = text.read_text().partition("check ")[0].replace(old, data)
+    text.write_text(described + f"check {hashlib.sha256(described.encode()).hexdigest()}\n")
+    first, *others = run_together([native, folder])
+    assert first.startswith("3 this process has loaded another libtvm_runtime.so, ") and str(native) in first
+    assert len(others) == 2 and len(run_together([folder])) == 2
 
 
 def test_same_artefact_same_bytes(native, tmp_path):
@@ -309,7 +419,6 @@ def test_no_bundle_for_a_gpu(model, tmp_path):
     with pytest.raises(bnntvm.UnsupportedError, match="(?s)no bundle for sm_80.*bnntvm.load"):
         package_c(model, tmp_path / "bundle", "sm_80")
     assert not (tmp_path / "bundle").exists()
-
 
 
 #: Runs the bundle ``argv[1]`` on ``x.npy`` with numpy and nothing else of Python's packages.
