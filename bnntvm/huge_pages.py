@@ -11,6 +11,7 @@ Everything here is an attempt: where it fails, networks run as they do on small 
 """
 
 import ctypes
+import errno
 import functools
 import os
 import sys
@@ -20,6 +21,7 @@ SIZE = 1 << 21
 _PAGE = 1 << 12
 _PAGES = SIZE // _PAGE
 _MADV_COLLAPSE = 25
+_TRIES = 4
 #: The largest block whose release moves glibc's limit between heap and mappings: DEFAULT_MMAP_THRESHOLD_MAX, less what malloc adds.
 _LARGEST = (1 << 25) - (1 << 16)
 #: Mappings above this size are not looked at: they hold somebody else's data, and a look takes a millisecond for every 100 MB.
@@ -36,7 +38,7 @@ def _libc():
     """The C library, if it is glibc on a 64-bit Linux with pages of 4 kB."""
     if sys.platform != "linux" or sys.maxsize < 1 << 32 or os.sysconf("SC_PAGESIZE") != _PAGE:
         return None
-    libc = ctypes.CDLL(None)
+    libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "gnu_get_libc_version"):
         return None
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
@@ -78,7 +80,17 @@ class Watch:
         if self.before is None:
             return 0
         found = [start for start, pages in _used().items() if pages - self.before.get(start, 0) > _PAGES // 4]
-        return sum(_libc().madvise(start, SIZE, _MADV_COLLAPSE) == 0 for start in found)
+        return sum(_collapsed(start) for start in found)
+
+
+def _collapsed(start):
+    """Whether 2 MB lie in a large page now. The kernel may be busy with some of them (EAGAIN), for a moment."""
+    for _ in range(_TRIES):
+        if _libc().madvise(start, SIZE, _MADV_COLLAPSE) == 0:
+            return True
+        if ctypes.get_errno() != errno.EAGAIN:
+            return False
+    return False
 
 
 def _used():
