@@ -284,12 +284,13 @@ class _Direct:
 
     def functions(self, vm, item):
         """Entry point to a function that takes and returns numpy arrays, with a workspace of its own."""
-        if self._constants is None:
-            found = vm["main_constants"]()
-            tensors = [item(found, i) for i in range(len(found))]
-            self._constants = tensors, ffi().from_dlpack(np.array([tensor.data_ptr() for tensor in tensors] or [0], np.int64))
+        with _lock:  # the first callers may be several
+            if self._constants is None:
+                found = vm["main_constants"]()
+                tensors = [item(found, i) for i in range(len(found))]
+                self._constants = tensors, _ffi.from_dlpack(np.array([tensor.data_ptr() for tensor in tensors] or [0], np.int64))
         try:
-            workspace, table = ffi().from_dlpack(aligned_empty((self._workspace_bytes,), np.uint8)), self._constants[1]
+            workspace, table = _ffi.from_dlpack(aligned_empty((self._workspace_bytes,), np.uint8)), self._constants[1]
         except (MemoryError, ValueError) as error:  # ValueError: beyond what an array can be
             raise BnnError("not enough memory for the network", why=str(error), hint=f"it takes {self._workspace_bytes} bytes") from error
         return {name: self._bound(function, workspace, table) for name, function in self._functions.items()}
