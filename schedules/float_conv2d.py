@@ -29,6 +29,8 @@ _RESIDENT_BYTES = 1 << 20
 
 #: Steps of the reduction that weights are asked for ahead.
 _AHEAD = (0, 8, 24)
+#: Whole vectors of channels up to which half vectors for the rest are faster on Zen 4.
+_FEW_VECTORS = 4
 #: Fields of a schedule that cut the work into parallel tasks.
 GRAIN = ("rows",)
 
@@ -80,8 +82,10 @@ def space(spec, isa):
     if not _may_halve(spec, isa):
         return whole
     halves = [replace(schedule, half=True) for schedule in of_length(spec, _isa(isa, half=True))]
-    # Half a vector's worth of channels takes no longer in half a vector anywhere, and Zen 4 multiplies two of them at a time.
-    return halves + whole if spec.out_channels <= isa.lanes // 2 or isa.vendor == "AMD" else whole + halves
+    # Half a vector's worth of channels takes no longer in half a vector anywhere, and Zen 4 multiplies two of them at a time: then a vector
+    # that is not computed outweighs that data are read for fewer channels at once, up to some four of them.
+    few = spec.out_channels <= isa.lanes // 2 or isa.vendor == "AMD" and spec.out_channels <= _FEW_VECTORS * isa.lanes + isa.lanes // 2
+    return halves + whole if few else whole + halves
 
 
 def _may_halve(spec, isa):
@@ -113,8 +117,9 @@ def of_length(spec, isa):
         tiles[:0] = [(planar[0], True)]
     elif shared:
         tiles[:0] = [(shared, True), (shared // 2 + 1, True)]
-    if vectors == 1 and shared and isa.vendor == "AMD" and contiguous(spec):
-        # One multiplication a cycle leaves time to load an operand for each: 1 to 10 % faster than shared ones, the more channels the more.
+    if vectors == 1 and shared and isa.vendor == "AMD" and isa.lanes == 16 and contiguous(spec):
+        # One multiplication of whole vectors a cycle leaves time to load an operand for each: 1 to 10 % faster than shared ones, the more
+        # channels the more.
         tiles[:0] = [(shared, False)]
     first = _task_rows(spec, window)
     rows = dict.fromkeys([first, min(4, window.out_height), window.out_height])
@@ -189,9 +194,15 @@ def _vectors(spec, isa):
         return 1
     if one := _one_block(spec, isa):
         return one[0]
-    if epilogues.half_a_word_is_left(spec.out_channels, isa) and spec.groups == 1 and not windows.has_bits(spec.epilogue):
+    if _second_is_empty(spec, isa) and spec.groups == 1 and not windows.has_bits(spec.epilogue):
         return 1
     return tile_vectors(spec.out_channels, spec.epilogue, isa)
+
+
+def _second_is_empty(spec, isa):
+    """Whether the second vector of the last tile of two would hold no channel; in half vectors, too."""
+    halves = isa.machine == "x86_64" and isa.registers == 32 and isa.lanes == 8
+    return halves and -(-spec.out_channels // isa.lanes) % 2 == 1 or epilogues.half_a_word_is_left(spec.out_channels, isa)
 
 
 def tile_vectors(out_channels, epilogue, isa):
@@ -202,7 +213,8 @@ def tile_vectors(out_channels, epilogue, isa):
 
 def _shared_pixels(window, vectors, isa):
     """Pixels of a tile that loads each input value once: enough independent sums to keep the multipliers busy. 0 where that cannot be."""
-    pixels = (14 if isa.registers == 32 else 8) // vectors
+    half = isa.registers == 32 and isa.lanes == 8  # two multiplications a cycle, with as many registers
+    pixels = (20 if half else 14 if isa.registers == 32 else 8) // vectors
     fits = (pixels + window.kernel[1]) * vectors + 2 <= isa.registers
     return pixels if fits and window.strides[1] < window.kernel[1] else 0
 
