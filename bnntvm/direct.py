@@ -235,10 +235,11 @@ class _Plan:
             Bytes of workspace.
         constants : _Constants
         """
-        workspace = tirx.decl_buffer((size,), "uint8", "workspace", data_alignment=_ALIGNMENT)
+        workspace = tir.buffer("workspace", (size,), "uint8", _ALIGNMENT)
         for kind, memories in (("input", self.inputs), ("output", self.outputs)):
             for i, memory in enumerate(memories):
-                memory.buffer = (tir.buffer if memory.anywhere else _aligned)(f"{kind}_{i}", memory.shape, memory.dtype)
+                alignment = None if memory.anywhere else _ALIGNMENT
+                memory.buffer = tir.buffer(f"{kind}_{i}", memory.shape, memory.dtype, alignment)
         operands = [[self._operand(operand, workspace, constants) for operand in operands] for _, operands in self.calls]
         body = [tirx.Evaluate(tirx.call_cpacked(kernel, *own)) for (kernel, _), own in zip(self.calls, operands)]
         params = [workspace, constants.table, *(memory.buffer for memory in [*self.inputs, *self.outputs])]
@@ -288,10 +289,6 @@ class _Constants:
 
 def _identity(constant):
     return constant.value.data_ptr(), _static(constant), dtype(constant)
-
-
-def _aligned(name, shape, kind):
-    return tirx.decl_buffer(tuple(tir.i64(d) for d in shape), kind, name, data_alignment=_ALIGNMENT)
 
 
 def _packed(data, shape, kind):

@@ -575,9 +575,8 @@ def _halving_pool(func):
     if kind is None or dtype(members[0].args[0]) != "float32" or any(not isinstance(d, int) for d in dims(members[0])[1:]):
         return None
     window = _pool_window(members[0], dims(members[0]))
-    even = window.in_height % 2 == 0 and window.in_width % 2 == 0
     plain = (window.kernel, window.strides, window.pads, window.dilations) == ((2, 2), (2, 2), (0, 0, 0, 0), (1, 1))
-    return kind if plain and even else None
+    return kind if plain else None
 
 
 def _planar(spec):

@@ -98,6 +98,11 @@ def _isa(isa, half):
     return replace(isa, lanes=isa.lanes // 2) if half else isa
 
 
+def _is_half(isa):
+    """Whether an instruction set is AVX-512 with vectors of half the length, as :func:`_isa` makes it."""
+    return isa.machine == "x86_64" and isa.registers == 32 and isa.lanes == 8
+
+
 def of_length(spec, isa):
     """Valid schedules on vectors as long as they are, the default one first."""
     vectors = _vectors(spec, isa)
@@ -201,8 +206,7 @@ def _vectors(spec, isa):
 
 def _second_is_empty(spec, isa):
     """Whether the second vector of the last tile of two would hold no channel; in half vectors, too."""
-    halves = isa.machine == "x86_64" and isa.registers == 32 and isa.lanes == 8
-    return halves and -(-spec.out_channels // isa.lanes) % 2 == 1 or epilogues.half_a_word_is_left(spec.out_channels, isa)
+    return _is_half(isa) and -(-spec.out_channels // isa.lanes) % 2 == 1 or epilogues.half_a_word_is_left(spec.out_channels, isa)
 
 
 def tile_vectors(out_channels, epilogue, isa):
@@ -213,8 +217,8 @@ def tile_vectors(out_channels, epilogue, isa):
 
 def _shared_pixels(window, vectors, isa):
     """Pixels of a tile that loads each input value once: enough independent sums to keep the multipliers busy. 0 where that cannot be."""
-    half = isa.registers == 32 and isa.lanes == 8  # two multiplications a cycle, with as many registers
-    pixels = (20 if half else 14 if isa.registers == 32 else 8) // vectors
+    # Half vectors: two multiplications a cycle, with as many registers.
+    pixels = (20 if _is_half(isa) else 14 if isa.registers == 32 else 8) // vectors
     fits = (pixels + window.kernel[1]) * vectors + 2 <= isa.registers
     return pixels if fits and window.strides[1] < window.kernel[1] else 0
 

@@ -75,9 +75,10 @@ def static(value):
 # Memory -------------------------------------------------------------------------------------------------------------------------------
 
 
-def buffer(name, shape, dtype):
-    """A parameter buffer, dense and row-major, aligned to an element: a network's inputs lie where the caller has them."""
-    return tirx.decl_buffer(tuple(i64(d) for d in shape), dtype, name, data_alignment=max(1, _bits(dtype) // 8))
+def buffer(name, shape, dtype, alignment=None):
+    """A parameter buffer, dense and row-major, aligned to ``alignment`` bytes, by default to an element: a network's inputs lie where the
+    caller has them."""
+    return tirx.decl_buffer(tuple(i64(d) for d in shape), dtype, name, data_alignment=alignment or max(1, _bits(dtype) // 8))
 
 
 #: TVM puts arrays of scope ``global`` on the stack if they are smaller than this, and everything else on a workspace heap.

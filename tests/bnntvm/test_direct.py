@@ -103,7 +103,7 @@ def test_a_direct_function_is_what_runs(exported, monkeypatch):
     assert len(called) == 1
 
 
-def test_batches_and_watched_machines_use_the_virtual_machine(exported):
+def test_batches_in_turn(exported):
     module, plain = exported(residual("N"))
     for batch in (1, 2, 1, 5):
         feed = module.random_feed(batch, batch=batch)
